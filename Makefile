@@ -1,0 +1,45 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# llama-cpp-python compiles from source; without these parts in under half the time.
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/tests/no_common.cmake
+# One busy thread pool at a time: two on the same cores can be ten times slower than one.
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+
+.PHONY: help install demo test check bench wheel clean
+
+help:  ## what there is to make
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(VENV)/installed  ## everything, pinned, in .venv (compiles llama.cpp: minutes)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[llama,hub,eval,train,test,check]'
+	@touch $@
+
+demo: install  ## the main job on the embedded pair: a small model answers, a large one steps in
+	@$(BIN)/fsgen-router demo
+
+test: install  ## all tests
+	$(BIN)/python -m pytest
+
+check: install wheel  ## lint, formatting, and types of the installed wheel
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	bash tests/check_wheel.sh $(abspath $(BIN)) $(abspath $(wildcard dist/*.whl))
+
+bench: install  ## every figure of the README (an hour and more)
+	bash benchmarks/run_all.sh $(abspath $(BIN))
+
+wheel: install  ## dist/*.whl
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
+
+clean:  ## remove what was built
+	rm -rf $(VENV) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Backends: one module each, loaded when a model string or an import asks for it."""

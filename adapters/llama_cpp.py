@@ -1,0 +1,474 @@
+"""Local GGUF models through llama.cpp's low-level API (extra ``llama``).
+
+``Llama.create_completion`` costs up to two milliseconds of Python a token and sees one sequence; this
+adapter calls ``llama_decode`` itself, keeps several sequences in one context, and reduces logits in
+place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from fsgen_router.errors import (
+    BackendError,
+    ConfigurationError,
+    ModelFileCorrupt,
+    ModelLoadError,
+    ModelNotFound,
+    NotEnoughMemory,
+)
+from fsgen_router.logs import log
+from fsgen_router.models import Capabilities, Opened, SequencePool, Work
+from fsgen_router.options import checked
+from fsgen_router.reading import Floats, Read, Row, Scratch, reduce_row
+from fsgen_router.tokenizer import Message
+
+try:
+    import psutil
+    from llama_cpp import llama_cpp as lib
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+except ImportError as error:
+    raise ImportError("the llama_cpp backend needs the extra 'llama': pip install 'fsgen-router[llama]'") from error
+
+_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+_KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
+_SMALL_MODEL = 50_000_000
+_MAX_OUTPUTS = 64  # rows of logits held at once: 39 MB at a vocabulary of 152,000
+
+_UNUSED, _CONTROL = 2, 8  # llama_token_attr
+
+
+class LlamaCppOptions(BaseModel):
+    """How a GGUF model is loaded. Memory grows with ``n_ctx * n_seq``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_ctx: int | None = Field(None, ge=16, description="tokens per sequence; None: the model's own, at most 4096")
+    n_seq: int = Field(1, ge=1, le=256, description="sequences (concurrent requests) held at once")
+    n_batch: int = Field(512, ge=1, description="tokens per decode")
+    n_threads: int | None = Field(
+        None, ge=1, description="threads; None: one for small models, else physical cores minus one"
+    )
+    n_gpu_layers: int = Field(0, ge=-1, description="layers on the GPU; -1: all")
+    flash_attn: bool = Field(False, description="flash attention; slows catch-up down on CPU")
+    type_k: Literal["f32", "f16", "q8_0"] = "f16"
+    type_v: Literal["f32", "f16", "q8_0"] = "f16"
+    mmap: bool = True
+
+
+# --- llama.cpp's log -----------------------------------------------------------------------------
+
+_last_errors: list[str] = []
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
+def _on_log(level: int, text: bytes, _data: object) -> None:
+    if level >= 4:  # GGML_LOG_LEVEL_ERROR
+        _last_errors.append(text.decode(errors="replace").strip())
+        del _last_errors[:-20]
+
+
+_backend_lock = threading.Lock()
+_backend_ready = False
+
+
+def _init_backend() -> None:
+    global _backend_ready
+    with _backend_lock:
+        if not _backend_ready:
+            lib.llama_log_set(_on_log, ctypes.c_void_p(0))
+            lib.llama_backend_init()
+            _backend_ready = True
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+_HUB = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+?)(?:@(?P<revision>[^@]+))?")
+
+
+def locate(where: str) -> Path:
+    """The local file behind ``where``: a path, or ``hf://owner/repo/file.gguf@revision``.
+
+    Hub files come through the hub client's cache; ``HF_HUB_OFFLINE=1`` keeps it off the network.
+    """
+    if where.startswith("hf://"):
+        return _from_hub(where)
+    path = Path(where).expanduser()
+    if not path.exists():
+        raise ModelNotFound(f"there is no model file {path}", hint="check the path, or use hf://owner/repo/file.gguf")
+    if path.is_dir():
+        inside = sorted(p.name for p in path.glob("*.gguf"))
+        raise ModelNotFound(
+            f"{path} is a folder", hint=f"name a file in it: {', '.join(inside)}" if inside else "no GGUF file is in it"
+        )
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ModelFileCorrupt(
+            f"{path} is not a GGUF file (it begins with {magic!r})",
+            hint="convert it with llama.cpp's convert_hf_to_gguf",
+        )
+    return path
+
+
+def _from_hub(where: str) -> Path:
+    found = _HUB.fullmatch(where)
+    if found is None:
+        raise ConfigurationError(f"{where!r} names no hub file", hint="write hf://owner/repo/file.gguf@revision")
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ImportError("hub models need the extra 'hub': pip install 'fsgen-router[hub]'") from error
+    try:
+        return locate(hf_hub_download(found["repo"], found["file"], revision=found["revision"]))
+    except LocalEntryNotFoundError:
+        raise ModelNotFound(
+            f"{where} is not in the local cache and the hub was not reached", hint="unset HF_HUB_OFFLINE, or use a path"
+        ) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ModelNotFound(f"the hub has no {where}: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise ModelLoadError(f"{where} could not be fetched: {error}") from None
+
+
+# --- the tokenizer -------------------------------------------------------------------------------
+
+
+class LlamaCppTokenizer:
+    """The vocabulary and chat template of a GGUF file."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        self._model, self._name = model, name
+        self._vocab = lib.llama_model_get_vocab(model)
+        self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        size = 256
+        buffer = ctypes.create_string_buffer(size)
+        pieces = []
+        for token in range(self.n_vocab):
+            count = lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+            if count < 0:
+                size = -count
+                buffer = ctypes.create_string_buffer(size)
+                count = lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+            pieces.append(buffer.raw[:count])
+        return pieces
+
+    @cached_property
+    def _attributes(self) -> list[int]:
+        return [lib.llama_vocab_get_attr(self._vocab, token) for token in range(self.n_vocab)]
+
+    @cached_property
+    def eog_ids(self) -> frozenset[int]:
+        return frozenset(t for t in range(self.n_vocab) if lib.llama_vocab_is_eog(self._vocab, t))
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(t for t, attributes in enumerate(self._attributes) if attributes & _CONTROL)
+
+    @cached_property
+    def unused_ids(self) -> frozenset[int]:
+        return frozenset(t for t, attributes in enumerate(self._attributes) if attributes & _UNUSED)
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        return self._pieces
+
+    def piece(self, token: int) -> bytes:
+        return self._pieces[token]
+
+    def encode(self, text: str, *, add_bos: bool, parse_special: bool = False) -> list[int]:
+        data = text.encode()
+        size = len(data) + 8
+        while True:
+            buffer = (lib.llama_token * size)()
+            count = lib.llama_tokenize(self._vocab, data, len(data), buffer, size, add_bos, parse_special)
+            if count >= 0:
+                return list(buffer[:count])
+            size = -count
+
+    @cached_property
+    def _formatter(self) -> Jinja2ChatFormatter:
+        template = lib.llama_model_chat_template(self._model, None)
+        if not template:
+            raise ConfigurationError(f"{self._name} has no chat template", hint="use complete() with a raw prompt")
+        names = [
+            self._pieces[token].decode(errors="replace") if 0 <= token < self.n_vocab else ""
+            for token in (lib.llama_vocab_eos(self._vocab), lib.llama_vocab_bos(self._vocab))
+        ]
+        return Jinja2ChatFormatter(template.decode(), eos_token=names[0], bos_token=names[1])
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """A user's text never becomes a control token, whatever it contains."""
+        control = [name for t in self.special_ids if len(name := self._pieces[t].decode(errors="replace")) > 1]
+        if any(name in m["content"] for m in messages for name in control):
+            ids = self._encode_split(messages)
+        else:
+            ids = self.encode(self._render(messages), add_bos=False, parse_special=True)
+        bos = lib.llama_vocab_bos(self._vocab)
+        if lib.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        try:
+            return str(self._formatter(messages=[dict(m) for m in messages]).prompt)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # whatever a template from a file raises
+            raise ConfigurationError(f"the chat template of {self._name} refuses these messages: {error}") from None
+
+    def _encode_split(self, messages: Sequence[Message]) -> list[int]:
+        """Template and contents apart: the template around stand-ins, then each content as plain text."""
+        stand_ins = [f"\x02{number}\x03" for number in range(len(messages))]
+        rendered = self._render([{**m, "content": s} for m, s in zip(messages, stand_ins, strict=True)])
+        contents = dict(zip(stand_ins, (m["content"].strip() for m in messages), strict=True))
+        parts = re.split("(\x02\\d+\x03)", rendered)
+        ids: list[int] = []
+        for part in filter(None, parts):
+            ids += self.encode(contents.get(part, part), add_bos=False, parse_special=part not in contents)
+        return ids
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+class LlamaCppModel:
+    """A :class:`~fsgen_router.models.TokenModel` on one llama.cpp context."""
+
+    def __init__(self, where: str | os.PathLike[str], **options: Any) -> None:
+        self.options = checked(LlamaCppOptions, options, error=ConfigurationError)
+        path = locate(os.fspath(where))
+        self.name = path.name
+        self._lock = threading.Lock()
+        self._context: Any = None
+        self._model = self._load(path)
+        try:
+            self._context = self._make_context()
+        except BaseException:
+            lib.llama_model_free(self._model)
+            raise
+        self._memory = lib.llama_get_memory(self._context)
+        self.tokenizer = LlamaCppTokenizer(self._model, self.name)
+        self.n_params: int = lib.llama_model_n_params(self._model)
+        self.n_seq = self.options.n_seq
+        self.capabilities = Capabilities(
+            rewind=not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
+        )
+        self._pool = SequencePool(self.n_seq, self.n_ctx)
+        self._scratch = Scratch(self.tokenizer.n_vocab)
+        self._batch = _Batch(self.options.n_batch)
+        # A pointer as a plain integer, without ctypes' own wrapping of every row.
+        self._logits_at = lib._lib["llama_get_logits_ith"]
+        self._logits_at.argtypes, self._logits_at.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
+        self._views: dict[int, Floats] = {}
+
+    def _load(self, path: Path) -> Any:
+        _init_backend()
+        _last_errors.clear()
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = self.options.n_gpu_layers
+        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if self.options.mmap else lib.LLAMA_LOAD_MODE_NONE
+        model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            said = "; ".join(_last_errors) or "no reason given"
+            raise ModelFileCorrupt(f"llama.cpp cannot load {path}: {said}", hint="is the download complete?")
+        return model
+
+    def _make_context(self) -> Any:
+        options, model = self.options, self._model
+        trained = lib.llama_model_n_ctx_train(model)
+        self.n_ctx: int = options.n_ctx or min(trained, 4096)
+        if self.n_ctx > trained:
+            log.warning("context_beyond_training", model=self.name, n_ctx=self.n_ctx, n_ctx_train=trained)
+        self._require_memory()
+        params = lib.llama_context_default_params()
+        params.n_ctx = self.n_ctx * options.n_seq
+        params.n_seq_max = options.n_seq
+        params.kv_unified = False
+        params.n_batch = params.n_ubatch = options.n_batch
+        params.n_threads = params.n_threads_batch = options.n_threads or self._default_threads()
+        params.flash_attn_type = int(options.flash_attn)
+        params.type_k, params.type_v = _KV_TYPES[options.type_k], _KV_TYPES[options.type_v]
+        params.no_perf = True
+        _last_errors.clear()
+        context = lib.llama_init_from_model(model, params)
+        if not context:
+            said = "; ".join(_last_errors) or "no reason given"
+            raise ModelLoadError(
+                f"llama.cpp cannot make a context of {self.n_ctx} x {options.n_seq} tokens for {self.name}: {said}",
+                hint="try a smaller n_ctx or n_seq, or f16 for type_k and type_v",
+            )
+        return context
+
+    def _default_threads(self) -> int:
+        # Two pools on the same cores are far slower than one: leave a core to the rest.
+        if lib.llama_model_n_params(self._model) < _SMALL_MODEL:
+            return 1
+        return max((psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1, 1)
+
+    def _require_memory(self) -> None:
+        model, options = self._model, self.options
+        if options.n_gpu_layers:
+            return  # the KV cache of those layers is not in this machine's memory
+        width = (
+            lib.llama_model_n_embd(model) // max(lib.llama_model_n_head(model), 1) * lib.llama_model_n_head_kv(model)
+        )
+        per_token = lib.llama_model_n_layer(model) * width * (_KV_BYTES[options.type_k] + _KV_BYTES[options.type_v])
+        needed = per_token * self.n_ctx * options.n_seq
+        available = psutil.virtual_memory().available
+        if needed > available:
+            fits = int(available * 0.8 / per_token / options.n_seq) if per_token else 0
+            raise NotEnoughMemory(
+                f"the KV cache of {self.name} needs {needed / 2**30:.1f} GiB for {options.n_seq} x {self.n_ctx} "
+                f"tokens, "
+                f"{available / 2**30:.1f} GiB are free",
+                hint=f"n_ctx={fits} would fit, or lower n_seq",
+            )
+
+    # --- sequences ---
+
+    def open(self, ids: Sequence[int]) -> Opened:
+        with self._lock:
+            self._require_alive()
+            return self._pool.open(ids)
+
+    def close(self, sequence: int) -> None:
+        with self._lock:
+            self._pool.close(sequence)
+
+    def shutdown(self) -> None:
+        with self._lock:
+            if self._context is not None:
+                lib.llama_free(self._context)
+                lib.llama_model_free(self._model)
+                self._context = None
+
+    def _require_alive(self) -> None:
+        if self._context is None:
+            raise BackendError(f"{self.name} was shut down")
+
+    # --- forward ---
+
+    def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+        with self._lock:
+            self._require_alive()
+            rows: list[list[Any]] = [[None] * len(work.reads) for work in works]
+            try:
+                for number, work in enumerate(works):
+                    self._pool.begin(work)
+                    self._add(work, rows[number])
+                self._flush()
+            except BaseException:
+                # What the KV cache holds now is not known (Ctrl-C too): both sides forget.
+                self._batch.clear()
+                for work in works:
+                    self._pool.forget(work.sequence)
+                    lib.llama_memory_seq_rm(self._memory, work.sequence, -1, -1)
+                raise
+            return rows
+
+    def _add(self, work: Work, rows: list[Any]) -> None:
+        """Put a work into the batch, decoding whenever it is full."""
+        ids, start, reads = work.ids, work.keep, work.reads
+        if not lib.llama_memory_seq_rm(self._memory, work.sequence, start, -1):
+            # Recurrent memory cannot go back: read the kept prefix again.
+            lib.llama_memory_seq_rm(self._memory, work.sequence, -1, -1)
+            reads = [(at + start, read) for at, read in reads]
+            ids, start = [*self._pool.held(work.sequence), *ids], 0
+        batch, at = self._batch, 0
+        pending = sorted(((index, slot, read) for slot, (index, read) in enumerate(reads)), key=lambda r: r[0])
+        while at < len(ids):
+            take = min(batch.room, len(ids) - at)
+            if len(pending) > _MAX_OUTPUTS:
+                take = min(take, pending[_MAX_OUTPUTS][0] - at)
+            base = batch.append(work.sequence, start + at, ids[at : at + take])
+            while pending and pending[0][0] < at + take:
+                index, slot, read = pending.pop(0)
+                batch.want(base + index - at, rows, slot, read)
+            at += take
+            if at < len(ids) or not batch.room or len(batch.wanted) >= _MAX_OUTPUTS:
+                self._flush()
+        self._pool.extend(work.sequence, work.ids)
+
+    def _flush(self) -> None:
+        batch = self._batch
+        if not batch.struct.n_tokens:
+            return
+        status = lib.llama_decode(self._context, batch.struct)
+        if status:
+            reason = {1: "the KV cache is full", 2: "it was aborted", -1: "a position is out of order"}.get(status, "")
+            raise BackendError(f"{self.name}: llama_decode returned {status} {reason}".rstrip())
+        for index, rows, slot, read in batch.wanted:
+            rows[slot] = reduce_row(self._row(index), read, self._scratch)
+        batch.clear()
+
+    def _row(self, index: int) -> Floats:
+        """A view of one row of logits, valid until the next decode."""
+        address = self._logits_at(self._context, index)
+        view = self._views.get(address)
+        if view is None:
+            if len(self._views) > 4096:
+                self._views.clear()
+            row = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+            view = self._views[address] = np.ctypeslib.as_array(row, (self.tokenizer.n_vocab,))
+        return view
+
+
+class _Batch:
+    """A ``llama_batch`` whose arrays are numpy's, so that filling it is a few slice assignments."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._token, self._pos, self._seq = (np.zeros(size, np.int32) for _ in range(3))
+        self._n_seq = np.ones(size, np.int32)
+        self._logits = np.zeros(size, np.int8)
+        self._seq_at = self._seq.ctypes.data + 4 * np.arange(size, dtype=np.uint64)
+        fields = dict(lib.llama_batch._fields_)
+        arrays: dict[str, Any] = {
+            "token": self._token,
+            "pos": self._pos,
+            "n_seq_id": self._n_seq,
+            "seq_id": self._seq_at,
+            "logits": self._logits,
+        }
+        self.struct = lib.llama_batch(
+            n_tokens=0, **{name: ctypes.cast(array.ctypes.data, fields[name]) for name, array in arrays.items()}
+        )
+        self.wanted: list[tuple[int, list[Any], int, Read]] = []
+
+    @property
+    def room(self) -> int:
+        return self.size - int(self.struct.n_tokens)
+
+    def append(self, sequence: int, position: int, ids: Sequence[int]) -> int:
+        """Add tokens of one sequence; returns the batch index of the first."""
+        base = int(self.struct.n_tokens)
+        end = base + len(ids)
+        self._token[base:end] = ids
+        self._pos[base:end] = range(position, position + len(ids))
+        self._seq[base:end] = sequence
+        self._logits[base:end] = 0
+        self.struct.n_tokens = end
+        return base
+
+    def want(self, index: int, rows: list[Any], slot: int, read: Read) -> None:
+        self._logits[index] = 1
+        self.wanted.append((index, rows, slot, read))
+
+    def clear(self) -> None:
+        self.struct.n_tokens = 0
+        self.wanted.clear()

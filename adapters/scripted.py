@@ -1,0 +1,128 @@
+"""The public test double: a function is the model.
+
+    def logits(ids):             # every token so far -> one row of shape (n_vocab,)
+        ...
+    model = ScriptedModel(logits, ScriptedTokenizer([b"a", b"b", b"<end>"], eog=[2]))
+
+It keeps the whole contract (sequences, rewind, prefix reuse, reductions, errors), so what passes
+with it fails on a real backend only for the backend's own reasons.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
+from fsgen_router.models import Capabilities, Opened, SequencePool, Work
+from fsgen_router.reading import Floats, Row, Scratch, reduce_row
+from fsgen_router.tokenizer import Message
+
+Script = Callable[[Sequence[int]], Floats]
+
+
+class ScriptedTokenizer:
+    """A vocabulary given as a list of pieces; text is cut by the longest matching piece."""
+
+    def __init__(self, pieces: Sequence[bytes], *, eog: Iterable[int], special: Iterable[int] = ()) -> None:
+        self.pieces = tuple(pieces)
+        self.eog_ids = frozenset(eog)
+        self.special_ids = frozenset(special) | self.eog_ids
+        self.unused_ids: frozenset[int] = frozenset()
+
+    @property
+    def n_vocab(self) -> int:
+        return len(self.pieces)
+
+    def piece(self, token: int) -> bytes:
+        return self.pieces[token]
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        return {p: i for i, p in enumerate(self.pieces) if i not in self.special_ids}
+
+    def encode(self, text: str, *, add_bos: bool, parse_special: bool = False) -> list[int]:
+        data, at, ids = text.encode(), 0, []
+        longest = max(map(len, self._ids))
+        while at < len(data):
+            for size in range(min(longest, len(data) - at), 0, -1):
+                token = self._ids.get(data[at : at + size])
+                if token is not None:
+                    ids.append(token)
+                    at += size
+                    break
+            else:
+                raise InvalidRequest(f"the scripted vocabulary has no piece for {data[at : at + 1]!r}")
+        return ids
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        return [token for m in messages for token in self.encode(m["content"], add_bos=False)]
+
+
+class ScriptedModel:
+    """A :class:`~fsgen_router.models.TokenModel` whose logits are ``script(ids)``.
+
+    ``works`` records every work of every forward, for tests that count them. ``fail_after`` makes
+    the forward with that number (from 0) and all later ones raise :class:`BackendError`.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        tokenizer: ScriptedTokenizer,
+        *,
+        name: str = "scripted",
+        n_ctx: int = 4096,
+        n_seq: int = 4,
+        n_params: int = 1000,
+        fail_after: int | None = None,
+    ) -> None:
+        self.script, self.tokenizer, self.name = script, tokenizer, name
+        self.n_ctx, self.n_seq, self.n_params = n_ctx, n_seq, n_params
+        self.capabilities = Capabilities()
+        self.works: list[Work] = []
+        self._fail_after = fail_after
+        self._forwards = 0
+        self._pool = SequencePool(n_seq, n_ctx)
+        self._scratch = Scratch(tokenizer.n_vocab)
+        self._lock = threading.Lock()
+
+    def open(self, ids: Sequence[int]) -> Opened:
+        with self._lock:
+            return self._pool.open(ids)
+
+    def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+        with self._lock:
+            number, self._forwards = self._forwards, self._forwards + 1
+            if self._fail_after is not None and number >= self._fail_after:
+                for work in works:
+                    self._pool.forget(work.sequence)
+                raise BackendError(f"{self.name} was told to fail")
+            self.works.extend(works)
+            return [self._run(work) for work in works]
+
+    def _run(self, work: Work) -> list[Row]:
+        self._pool.begin(work)
+        rows: dict[int, Row] = {}
+        held = self._pool.held(work.sequence)
+        reads = dict(enumerate(work.reads))
+        for index, token in enumerate(work.ids):
+            if not 0 <= token < self.tokenizer.n_vocab:
+                raise BackendError(f"token {token} is not in the vocabulary")
+            self._pool.extend(work.sequence, [token])
+            for number in [n for n, (at, _) in reads.items() if at == index]:
+                logits = np.asarray(self.script(held), np.float32)
+                if logits.shape != (self.tokenizer.n_vocab,):
+                    raise ConfigurationError(f"the script gave shape {logits.shape}, not ({self.tokenizer.n_vocab},)")
+                rows[number] = reduce_row(logits, reads.pop(number)[1], self._scratch)
+        return [rows[number] for number in range(len(work.reads))]
+
+    def close(self, sequence: int) -> None:
+        with self._lock:
+            self._pool.close(sequence)
+
+    def shutdown(self) -> None:
+        return None

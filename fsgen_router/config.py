@@ -1,0 +1,87 @@
+"""What a caller may set: small frozen models that reject unknown options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from .engine import Constraint
+from .errors import InvalidRequest
+from .reading import Mask, Warp
+
+
+class RequestOptions(BaseModel):
+    """Options of one request, for ``complete``, ``stream``, ``chat`` and their async twins."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    max_tokens: int = Field(256, ge=1, description="tokens to write at most")
+    temperature: float = Field(0.0, ge=0.0, le=100.0, allow_inf_nan=False, description="0 is greedy")
+    top_k: int = Field(0, ge=0, description="sample among the k best; 0: all")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="sample among the best that hold this probability")
+    min_p: float = Field(0.0, ge=0.0, le=1.0, description="sample above this share of the best probability")
+    seed: int | None = Field(None, description="same seed and prompt, same text; None: the Router's, or a new one")
+    stop: tuple[str, ...] = Field((), description="end before any of these strings")
+    stop_tokens: tuple[int, ...] = Field((), description="end at any of these token ids")
+    logit_bias: Mapping[int, float] = Field(default_factory=dict, description="token id to what is added to its logit")
+    constraint: Any = Field(None, description="masks logits: an object with mask(answer_ids)")
+    max_slow_calls: int | None = Field(None, ge=0, description="cap on escalations")
+    max_slow_tokens: int | None = Field(None, ge=0, description="cap on tokens that the slow model writes")
+    baseline: bool = Field(False, description="also run the slow model alone, so that savings are measured")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value):
+            raise ValueError("a stop string is empty")
+        return value
+
+    @property
+    def warp(self) -> Warp:
+        return Warp(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+
+    def make_constraint(self, n_vocab: int) -> Constraint | None:
+        """Logit bias and the caller's constraint as one."""
+        if self.constraint is not None and not callable(getattr(self.constraint, "mask", None)):
+            raise InvalidRequest(f"constraint={self.constraint!r} has no mask()")
+        if not self.logit_bias:
+            constraint: Constraint | None = self.constraint
+            return constraint
+        if wrong := [token for token in self.logit_bias if not 0 <= token < n_vocab]:
+            raise InvalidRequest(
+                f"logit_bias names token {wrong[0]}, the vocabulary has 0 to {n_vocab - 1}", hint="use token ids"
+            )
+        return LogitBias(self.logit_bias, self.constraint)
+
+
+class LogitBias:
+    """Adds a bias to chosen tokens' logits, on top of another constraint if there is one."""
+
+    def __init__(self, bias: Mapping[int, float], inner: Constraint | None = None) -> None:
+        self._ids = np.fromiter(bias.keys(), np.int64)
+        self._bias = np.fromiter(bias.values(), np.float32)
+        self._inner = inner
+
+    def mask(self, answer: Any) -> Mask:
+        inner = self._inner.mask(answer) if self._inner else None
+        if inner is None:
+            return Mask(ids=self._ids, bias=self._bias)
+        if inner.ids is None:
+            return Mask(ids=self._ids, bias=self._bias, allowed=inner.allowed)
+        # One entry per id, because adding at a repeated index counts once.
+        both = dict(zip(inner.ids.tolist(), inner.bias.tolist() if inner.bias is not None else [], strict=True))
+        for token, value in zip(self._ids.tolist(), self._bias.tolist(), strict=True):
+            both[token] = both.get(token, 0.0) + value
+        return Mask(
+            ids=np.fromiter(both.keys(), np.int64),
+            bias=np.fromiter(both.values(), np.float32),
+            allowed=inner.allowed,
+        )

@@ -1,0 +1,104 @@
+"""Drivers pump an engine: they carry out its commands on real models and feed the outcomes back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from concurrent.futures import Executor
+
+from .engine import Command, Done, Emit, Engine, Event, Failed, Open, Start
+from .errors import FsgenError
+from .models import TokenModel
+from .records import Role
+
+Models = Mapping[Role, TokenModel]
+
+
+def _steps(engine: Engine) -> Generator[Command, Event | None, None]:
+    """The engine's commands in order. Time that the consumer of an ``Emit`` takes is not counted."""
+    usage = engine.state.usage
+    resumed = time.perf_counter()
+    commands = deque(engine.start())
+    while commands:
+        command = commands.popleft()
+        if isinstance(command, Emit):
+            usage.seconds += time.perf_counter() - resumed
+            if usage.first_token_seconds is None:
+                usage.first_token_seconds = usage.seconds
+            yield command
+            resumed = time.perf_counter()
+        else:
+            event = yield command
+            assert event is not None
+            commands.extend(engine.send(event))
+    usage.seconds += time.perf_counter() - resumed - usage.audit_seconds
+
+
+def perform(model: TokenModel, command: Start) -> Event:
+    """Carry out one job; what the backend failed with becomes an event."""
+    began = time.perf_counter()
+    try:
+        work = command.work
+        result = model.open(work.ids) if isinstance(work, Open) else model.forward([work])[0]
+    except FsgenError as error:
+        return Failed(command.job, error)
+    return Done(command.job, result, time.perf_counter() - began)
+
+
+def _close(engine: Engine, models: Models) -> None:
+    for role, sequence in engine.sequences:
+        models[role].close(sequence)
+
+
+def run(engine: Engine, models: Models) -> Iterator[Emit]:
+    """The synchronous driver. Closing the iterator early leaves the models usable."""
+    steps = _steps(engine)
+    try:
+        command = next(steps, None)
+        while command is not None:
+            event = None
+            if isinstance(command, Emit):
+                yield command
+            else:
+                event = perform(models[command.role], command)
+            try:
+                command = steps.send(event)
+            except StopIteration:
+                command = None
+    finally:
+        _close(engine, models)
+
+
+async def arun(engine: Engine, models: Models, executors: Mapping[Role, Executor]) -> AsyncIterator[Emit]:
+    """The asynchronous driver: each model works on the one thread of its executor."""
+    loop = asyncio.get_running_loop()
+    steps = _steps(engine)
+    try:
+        command = next(steps, None)
+        while command is not None:
+            event = None
+            if isinstance(command, Emit):
+                yield command
+            else:
+                job = loop.run_in_executor(executors[command.role], perform, models[command.role], command)
+                try:
+                    event = await asyncio.shield(job)
+                except asyncio.CancelledError:
+                    # A forward cannot be broken off; its sequence must not be closed under it.
+                    await asyncio.wait([job])
+                    _remember(engine, command, job.result())
+                    raise
+            try:
+                command = steps.send(event)
+            except StopIteration:
+                command = None
+    finally:
+        _close(engine, models)
+
+
+def _remember(engine: Engine, command: Start, event: Event) -> None:
+    """A sequence that was opened while the request was cancelled has to be closed too."""
+    if isinstance(command.work, Open) and isinstance(event, Done):
+        engine.send(event)

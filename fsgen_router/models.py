@@ -1,0 +1,160 @@
+"""The contract of a local model, and the bookkeeping that every adapter shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .errors import BackendError, NoFreeSequence
+from .reading import Read, Row
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One sequence's share of a forward.
+
+    Keep the first ``keep`` tokens that the sequence holds (fewer than it holds is a rewind), append
+    ``ids`` (at least one), and read the rows named in ``reads``: pairs of an index into ``ids`` and
+    what to read of the row behind that token.
+    """
+
+    sequence: int
+    keep: int
+    ids: Sequence[int]
+    reads: Sequence[tuple[int, Read]]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A sequence that was opened, and how many tokens of the wanted prefix it still holds."""
+
+    sequence: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a model can do beyond the contract."""
+
+    rewind: bool = True
+    """A rewind costs nothing. Without it (recurrent memory), the kept prefix is read again."""
+
+
+class TokenModel(Protocol):
+    """A local model that reads token ids and gives reduced rows of logits.
+
+    Calls are safe from several threads; a model serialises its own forwards.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def n_params(self) -> int: ...
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that one sequence can hold."""
+
+    @property
+    def n_seq(self) -> int:
+        """Sequences that can be open at once."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def open(self, ids: Sequence[int]) -> Opened:
+        """Start a sequence on the longest prefix of ``ids`` that an idle one still holds.
+
+        Raises :class:`NoFreeSequence` when ``n_seq`` are open.
+        """
+
+    def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+        """Run a batch: for each work its rows, in the order of its ``reads``.
+
+        A call costs what the new tokens cost, however long the prefix. After a
+        :class:`BackendError` the sequences named in it are empty and may be used again.
+        """
+
+    def close(self, sequence: int) -> None:
+        """Give a sequence back. Its KV cache stays for a later ``open`` with the same beginning."""
+
+    def shutdown(self) -> None:
+        """Free the model. Closing twice is allowed."""
+
+
+# --- shared by adapters --------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Slot:
+    ids: list[int] = field(default_factory=list)
+    open: bool = False
+    last_used: int = 0
+
+
+class SequencePool:
+    """Which tokens each of a model's ``n_seq`` sequences holds: prefix reuse, rewind, eviction."""
+
+    def __init__(self, n_seq: int, n_ctx: int) -> None:
+        self._slots = [_Slot() for _ in range(n_seq)]
+        self._n_ctx = n_ctx
+        self._clock = 0
+
+    def open(self, ids: Sequence[int]) -> Opened:
+        """The idle slot that holds the longest prefix of ``ids``; the least recently used of equals."""
+        idle = [index for index, slot in enumerate(self._slots) if not slot.open]
+        if not idle:
+            raise NoFreeSequence(
+                f"all {len(self._slots)} sequences of the model are in use", hint="load it with a larger n_seq"
+            )
+        kept = {index: _common_prefix(self._slots[index].ids, ids) for index in idle}
+        best = max(idle, key=lambda index: (kept[index], -self._slots[index].last_used))
+        self._slots[best].open = True
+        return Opened(best, kept[best])
+
+    def begin(self, work: Work) -> None:
+        """Check a work against what its sequence holds and rewind the record of it."""
+        slot = self._slots[work.sequence]
+        if not slot.open:
+            raise BackendError(f"sequence {work.sequence} is not open")
+        if not 0 <= work.keep <= len(slot.ids):
+            raise BackendError(f"sequence {work.sequence} holds {len(slot.ids)} tokens, {work.keep} cannot be kept")
+        if not work.ids:
+            raise BackendError("a work has no new tokens")
+        if work.keep + len(work.ids) > self._n_ctx:
+            raise BackendError(
+                f"{work.keep + len(work.ids)} tokens do not fit the context of {self._n_ctx}",
+                hint="load the model with a larger n_ctx",
+            )
+        del slot.ids[work.keep :]
+
+    def held(self, sequence: int) -> list[int]:
+        """The tokens of a sequence, not to be changed."""
+        return self._slots[sequence].ids
+
+    def extend(self, sequence: int, ids: Sequence[int]) -> None:
+        self._slots[sequence].ids.extend(ids)
+
+    def forget(self, sequence: int) -> None:
+        """After a failure: nothing is known to be held."""
+        self._slots[sequence].ids.clear()
+
+    def close(self, sequence: int) -> None:
+        slot = self._slots[sequence]
+        slot.open = False
+        self._clock += 1
+        slot.last_used = self._clock
+
+
+def _common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
+    size = min(len(held), len(wanted))
+    for index in range(size):
+        if held[index] != wanted[index]:
+            return index
+    return size

@@ -1,0 +1,91 @@
+"""The contract of a policy: when the slow model is asked, and for how much."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeAlias
+
+from .signals import Signals
+
+REST: Final = -1
+"""Extent of an escalation that hands over the rest of the answer."""
+
+PolicyState: TypeAlias = Any
+"""An immutable value, kept per position: a rewind restores it by keeping the older one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Accept the fast model's token, or escalate.
+
+    ``extent`` is the number of tokens that the slow model then writes (``REST``: all that follow).
+    ``score`` and ``threshold`` are what was compared, in the policy's own unit.
+    """
+
+    escalate: bool
+    extent: int = 1
+    score: float | None = None
+    threshold: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a policy may know beside the signals.
+
+    ``position`` counts the answer's tokens from 0; ``since_escalation`` those since the slow model
+    last wrote (or since the beginning); ``slow_calls`` and ``slow_tokens`` are this request's so far;
+    ``uniform()`` is a number in [0, 1) that depends on seed, request and position alone.
+    """
+
+    position: int
+    since_escalation: int
+    slow_calls: int
+    slow_tokens: int
+    uniform: Callable[[], float]
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What is never rewound: a Router's running totals, and policies' memory across requests."""
+
+    requests: int = 0
+    audits: int = 0
+    tokens: int = 0
+    slow_tokens: int = 0
+    decisions: int = 0
+    escalations: int = 0
+    memory: dict[str, float] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def recall(self, key: str, default: float) -> float:
+        with self.lock:
+            return self.memory.get(key, default)
+
+    def adjust(self, key: str, change: float, default: float) -> None:
+        """Add to a remembered number. Sums commute, so concurrent requests lose nothing."""
+        with self.lock:
+            self.memory[key] = self.memory.get(key, default) + change
+
+
+class Policy(Protocol):
+    """Maps (state, signals, context) to (state, decision); one object serves every request."""
+
+    @property
+    def name(self) -> str:
+        """The short form that makes this policy again, or a description."""
+
+    @property
+    def asks(self) -> bool:
+        """False when it never escalates, so that no slow model is needed."""
+
+    def begin(self, ledger: Ledger) -> PolicyState:
+        """The state before a request's first token."""
+
+    def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
+        """Called once for each position at which the fast model proposes a token."""
+
+    def end(self, state: PolicyState, ledger: Ledger) -> None:
+        """Called once with the last state when a request is over."""

@@ -1,0 +1,214 @@
+"""What is read of a row of logits, reduced where the logits live.
+
+A row has one entry per token of the vocabulary (up to 152,000 and more). No such row leaves an
+adapter unless asked for: :func:`reduce_row` turns it into a :class:`Row` of a few numbers. This is
+the numpy reduction; adapters on other devices give the same numbers to 1e-5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.floating]
+Ints: TypeAlias = npt.NDArray[np.integer]
+
+FORBIDDEN = np.float32(-1e9)
+"""Logit of a token that a mask forbids. Finite, so that 0 * log 0 stays 0 in the entropy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Changes logits before anything is read of them.
+
+    ``bias`` is added at ``ids``; where ``allowed`` (bool, shape (n_vocab,)) is False the token is
+    forbidden.
+    """
+
+    ids: Ints | None = None
+    bias: Floats | None = None
+    allowed: npt.NDArray[np.bool_] | None = None
+
+    def forced(self) -> int | None:
+        """The only allowed token, if there is just one."""
+        if self.allowed is None:
+            return None
+        allowed = np.flatnonzero(self.allowed)
+        return int(allowed[0]) if len(allowed) == 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warp:
+    """How a distribution is changed before a token is drawn from it.
+
+    Applied in the order of transformers: temperature, top-k, top-p (Holtzman et al.,
+    arXiv 1904.09751), min-p (arXiv 2407.01082). Temperature 0 is greedy.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+GREEDY = Warp()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """What to read of one row.
+
+    ``signals`` asks for entropy, varentropy and the ``top_k`` best; ``ids`` for the log-probabilities
+    of given tokens; ``uniform`` in [0, 1) decides the draw when ``warp`` is not greedy; ``full`` for
+    a copy of the masked logits.
+    """
+
+    signals: bool = False
+    top_k: int = 0
+    ids: tuple[int, ...] = ()
+    warp: Warp = GREEDY
+    uniform: float = 0.0
+    mask: Mask | None = None
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was read of one row. Log-probabilities are natural, after masks, before temperature.
+
+    ``token`` is what was drawn (the argmax when greedy), ``logprob`` its log-probability;
+    ``top_ids`` and ``top_logprobs`` are sorted, best first, ties by lower id; entropy and varentropy
+    (variance of -log p, in nats squared) are NaN unless signals were read.
+    """
+
+    token: int
+    logprob: float
+    argmax: int
+    argmax_logprob: float
+    log_partition: float
+    entropy: float = math.nan
+    varentropy: float = math.nan
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+    id_logprobs: tuple[float, ...] = ()
+    logits: Floats | None = None
+
+
+class Scratch:
+    """Buffers for :func:`reduce_row`, so that a row costs no allocation of its size."""
+
+    def __init__(self, n_vocab: int) -> None:
+        self.centred = np.empty(n_vocab, np.float32)
+        self.weights = np.empty(n_vocab, np.float32)
+
+
+def reduce_row(logits: Floats, read: Read, scratch: Scratch) -> Row:
+    """Read one row of shape (n_vocab,). ``logits`` is not changed."""
+    centred, weights = scratch.centred, scratch.weights
+    if read.mask is not None:
+        logits = _masked(logits, read.mask)
+    argmax = int(logits.argmax())
+    peak = float(logits[argmax])
+    np.subtract(logits, np.float32(peak), out=centred)
+    np.exp(centred, out=weights)
+    total = float(weights.sum())
+    log_total = math.log(total)
+    entropy = varentropy = math.nan
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+    token = argmax
+    if not read.warp.greedy:
+        kept, probabilities = warped(logits, read.warp)
+        token = draw(kept, probabilities, read.uniform)
+    if read.signals:
+        # -inf (a backend's own mask) times a weight of 0 would be NaN.
+        np.maximum(centred, FORBIDDEN, out=centred)
+        np.multiply(weights, centred, out=weights)
+        mean = float(weights.sum()) / total
+        np.multiply(weights, centred, out=weights)
+        entropy = max(log_total - mean, 0.0)
+        varentropy = max(float(weights.sum()) / total - mean * mean, 0.0)
+    if read.top_k:
+        best = top_ids_of(centred, read.top_k)
+        top_ids = tuple(best.tolist())
+        top_logprobs = tuple((centred[best] - np.float32(log_total)).tolist())
+    return Row(
+        token=token,
+        logprob=float(centred[token]) - log_total,
+        argmax=argmax,
+        argmax_logprob=-log_total,
+        log_partition=peak + log_total,
+        entropy=entropy,
+        varentropy=varentropy,
+        top_ids=top_ids,
+        top_logprobs=top_logprobs,
+        id_logprobs=tuple(float(centred[i]) - log_total for i in read.ids),
+        logits=np.array(logits) if read.full else None,
+    )
+
+
+def _masked(logits: Floats, mask: Mask) -> Floats:
+    logits = np.array(logits, np.float32)
+    if mask.ids is not None and mask.bias is not None:
+        logits[mask.ids] += mask.bias
+    if mask.allowed is not None:
+        logits[~mask.allowed] = FORBIDDEN
+    return logits
+
+
+_BLOCKS = 64
+
+
+def top_ids_of(values: Floats, k: int) -> Ints:
+    """Ids of the ``k`` largest values, best first, ties by lower id.
+
+    ``argpartition`` over a whole vocabulary costs as much as everything else together. The k-th
+    largest of the maxima of interleaved blocks is a lower bound of the k-th largest value, so one
+    vectorised maximum and one comparison leave a handful of candidates, on flat rows too.
+    """
+    k = min(k, len(values))
+    columns = len(values) // _BLOCKS
+    if columns >= k:
+        maxima = values[: columns * _BLOCKS].reshape(_BLOCKS, columns).max(axis=0)
+        candidates = np.flatnonzero(values >= np.partition(maxima, columns - k)[columns - k])
+    else:
+        candidates = np.arange(len(values))
+    order = np.argsort(-values[candidates], kind="stable")[:k]
+    return candidates[order]
+
+
+def warped(logits: Floats, warp: Warp) -> tuple[Ints, Floats]:
+    """The distribution that is sampled from: ids (best first) and probabilities that sum to 1."""
+    scaled = np.asarray(logits, np.float64) / warp.temperature
+    ids = top_ids_of(scaled, warp.top_k) if warp.top_k else np.argsort(-scaled, kind="stable")
+    probabilities = np.exp(scaled[ids] - scaled[ids[0]])
+    probabilities /= probabilities.sum()
+    if warp.top_p < 1.0:
+        before = np.cumsum(probabilities) - probabilities
+        keep = before < warp.top_p
+        ids, probabilities = ids[keep], probabilities[keep]
+    if warp.min_p > 0.0:
+        keep = probabilities >= warp.min_p * probabilities[0]
+        ids, probabilities = ids[keep], probabilities[keep]
+    return ids, probabilities / probabilities.sum()
+
+
+def draw(ids: Ints, probabilities: Floats, uniform: float) -> int:
+    """Inverse-CDF sampling with one uniform number in [0, 1)."""
+    at = int(np.searchsorted(np.cumsum(probabilities), uniform, side="right"))
+    return int(ids[min(at, len(ids) - 1)])
+
+
+def hashed_uniform(seed: int, request: str, position: int, purpose: str) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments, so any driver draws the same."""
+    digest = hashlib.blake2b(f"{seed}/{request}/{position}/{purpose}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53

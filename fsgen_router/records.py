@@ -1,0 +1,213 @@
+"""What comes out: tokens, spans, counters, and the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from .policy import Decision
+from .signals import Signals
+
+if TYPE_CHECKING:
+    from .report import Report
+
+Role: TypeAlias = Literal["fast", "slow"]
+FinishReason: TypeAlias = Literal["eog", "stop", "length", "context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One emitted token: what it is, who wrote it and why.
+
+    ``logprob`` (nats) is under the model that wrote it, after masks and before temperature.
+    ``signals`` are the fast model's; None where it was not asked (inside a slow span, or where a
+    mask left one choice). ``fast_choice`` and ``slow_choice`` are both models' greedy choices where
+    they are known.
+    """
+
+    id: int
+    piece: bytes
+    source: Role
+    logprob: float | None
+    signals: Signals | None
+    decision: Decision | None
+    fast_choice: int | None
+    slow_choice: int | None
+
+    @property
+    def text(self) -> str:
+        return self.piece.decode(errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens ``start`` to ``stop`` (exclusive) of an answer that one model wrote."""
+
+    start: int
+    stop: int
+    source: Role
+
+
+@dataclass(slots=True)
+class ModelUsage:
+    """One model's counters in one request; tokens unless said otherwise.
+
+    ``prefill``: prompt tokens read; ``cached``: prompt tokens still in the KV cache; ``decode``:
+    answer tokens read in a step for the row behind them; ``catchup``: other answer tokens read;
+    ``forwards``: sequential steps; ``seconds``: measured in those steps.
+    """
+
+    prefill: int = 0
+    cached: int = 0
+    catchup: int = 0
+    decode: int = 0
+    forwards: int = 0
+    seconds: float = 0.0
+
+    @property
+    def positions(self) -> int:
+        """Tokens that the model read."""
+        return self.prefill + self.catchup + self.decode
+
+
+@dataclass(slots=True)
+class Usage:
+    """Counters of one request, and the rates made of them. A rate is None where it is undefined."""
+
+    fast: ModelUsage = field(default_factory=ModelUsage)
+    slow: ModelUsage = field(default_factory=ModelUsage)
+    prompt_tokens: int = 0
+    tokens: int = 0
+    slow_tokens: int = 0
+    decisions: int = 0
+    escalations: int = 0
+    discarded_tokens: int = 0
+    corrections: int = 0
+    bonus_tokens: int = 0
+    round_trips: int = 0
+    audited: bool = False
+    audit_positions: int = 0
+    audit_seconds: float = 0.0
+    compared: int = 0
+    """Positions at which both models' choices are known."""
+    disagreements: int = 0
+    seconds: float = 0.0
+    """Wall time of the request, audits excluded."""
+    first_token_seconds: float | None = None
+
+    @property
+    def slow_forwards(self) -> int:
+        """Sequential steps of the slow model: the figure behind latency."""
+        return self.slow.forwards
+
+    @property
+    def slow_positions(self) -> int:
+        """Tokens that the slow model read: the figure behind its FLOPs."""
+        return self.slow.positions
+
+    @property
+    def escalation_rate(self) -> float | None:
+        """Escalations per decision."""
+        return self.escalations / self.decisions if self.decisions else None
+
+    @property
+    def slow_token_share(self) -> float | None:
+        """Emitted tokens that the slow model wrote."""
+        return self.slow_tokens / self.tokens if self.tokens else None
+
+    @property
+    def slow_position_share(self) -> float | None:
+        """Prompt and answer tokens that the slow model read."""
+        total = self.prompt_tokens + self.tokens
+        return min(self.slow_positions / total, 1.0) if total else None
+
+    @property
+    def disagreement_rate(self) -> float | None:
+        """FS-GEN's CoF: positions at which the models' greedy choices differ.
+
+        Known only where both models' choices are known at every position (an audited answer, or one
+        whose every token was escalated); otherwise None.
+        """
+        return self.disagreements / self.compared if self.tokens and self.compared == self.tokens else None
+
+    def to_dict(self) -> dict[str, Any]:
+        rates = ("escalation_rate", "slow_token_share", "slow_position_share", "disagreement_rate")
+        return asdict(self) | {
+            "slow_forwards": self.slow_forwards,
+            "slow_positions": self.slow_positions,
+            **{name: getattr(self, name) for name in rates},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A finished answer. ``tokens`` ends with the end-of-generation token where there was one."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    usage: Usage
+    finish_reason: FinishReason
+    seed: int
+    policy: str
+    method: str
+    degraded: str | None = None
+    """Why the slow model was given up in mid-answer; None when all went well."""
+    baseline: Generation | None = None
+    """The slow model's own answer to the same prompt, where it was asked for."""
+    models: Mapping[str, ModelCard] = field(default_factory=dict)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Runs of tokens by one model."""
+        spans: list[Span] = []
+        for index, token in enumerate(self.tokens):
+            if spans and spans[-1].source == token.source:
+                spans[-1] = Span(spans[-1].start, index + 1, token.source)
+            else:
+                spans.append(Span(index, index + 1, token.source))
+        return tuple(spans)
+
+    def report(self) -> Report:
+        """What routing saved, against the slow model alone; prints as text, ``to_dict()`` for JSON."""
+        from .report import make_report
+
+        return make_report(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a report needs to know of a model. Prices are in US dollars per million tokens."""
+
+    name: str
+    n_params: int
+    step_seconds: float | None = None
+    """Measured time of a forward with one new token (median), where any was seen."""
+    prices: Prices | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """US dollars per million tokens; ``cached_input`` for tokens that the endpoint's cache held."""
+
+    input: float
+    output: float
+    cached_input: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A stream event: ``token`` was emitted, and ``text`` may now be shown (perhaps none yet)."""
+
+    text: str
+    token: Token | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last stream event."""
+
+    generation: Generation
+
+
+StreamEvent: TypeAlias = TextDelta | Finished

@@ -1,0 +1,59 @@
+"""Model strings: ``backend:where``, with ``?option=value&option=value`` behind it where needed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qsl
+
+from .errors import ConfigurationError
+from .models import TokenModel
+
+
+def _llama_cpp(where: str, options: dict[str, Any]) -> TokenModel:
+    from .adapters.llama_cpp import LlamaCppModel
+
+    return LlamaCppModel(where, **options)
+
+
+def _reference(where: str, options: dict[str, Any]) -> TokenModel:
+    from . import reference
+
+    return reference.load(where, **options)
+
+
+BACKENDS: dict[str, Callable[[str, dict[str, Any]], TokenModel]] = {
+    "llama_cpp": _llama_cpp,
+    "reference": _reference,
+}
+EXAMPLES = (
+    "llama_cpp:small.gguf",
+    "llama_cpp:small.gguf?n_ctx=8192&n_seq=4",
+    "llama_cpp:hf://owner/repo/file.gguf@revision",
+    "reference:fast",
+    "reference:slow",
+)
+
+
+def make_model(model: TokenModel | str) -> TokenModel:
+    """A model from an object or a string; :class:`ConfigurationError` lists what exists."""
+    if not isinstance(model, str):
+        if not callable(getattr(model, "forward", None)):
+            raise ConfigurationError(f"{model!r} is not a model", hint=f"pass a string like {EXAMPLES[0]!r}")
+        return model
+    backend, colon, rest = model.partition(":")
+    if not colon or backend not in BACKENDS:
+        close = difflib.get_close_matches(backend, BACKENDS, 1)
+        raise ConfigurationError(
+            f"unknown backend in model {model!r}",
+            hint=(f"did you mean {close[0]!r}? " if close else "") + f"examples: {', '.join(EXAMPLES)}",
+        )
+    where, _, query = rest.partition("?")
+    if not where:
+        raise ConfigurationError(f"model {model!r} names no file", hint=f"examples: {', '.join(EXAMPLES)}")
+    try:
+        options = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+    except ValueError:
+        raise ConfigurationError(f"{query!r} in model {model!r} is not option=value&option=value") from None
+    return BACKENDS[backend](where, options)

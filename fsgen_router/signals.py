@@ -1,0 +1,55 @@
+"""What a policy looks at. One function makes it, in training and in serving."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .reading import Row
+
+TOP_K = 8
+"""How many of the best tokens signals hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """The fast model's view of one next token: after masks, before temperature.
+
+    Probabilities are in [0, 1], entropy in nats, varentropy in nats squared; ``top_ids`` and
+    ``top_logprobs`` are the ``TOP_K`` best, best first. ``token_id`` is the token that the fast model
+    would write and ``token_class`` its :class:`~fsgen_router.tokenizer.TokenClass`.
+    """
+
+    token_id: int
+    token_class: int
+    entropy_nats: float
+    varentropy: float
+    max_prob: float
+    margin: float
+    log_partition: float
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+    @property
+    def argmax(self) -> int:
+        return self.top_ids[0]
+
+
+def make_signals(row: Row, token_class: int) -> Signals:
+    """Signals of a row that was read with ``signals=True`` and ``top_k=TOP_K``.
+
+    ``margin`` is the probability of the best token minus that of the second.
+    """
+    best = math.exp(row.top_logprobs[0])
+    second = math.exp(row.top_logprobs[1]) if len(row.top_logprobs) > 1 else 0.0
+    return Signals(
+        token_id=row.token,
+        token_class=token_class,
+        entropy_nats=row.entropy,
+        varentropy=row.varentropy,
+        max_prob=best,
+        margin=best - second,
+        log_partition=row.log_partition,
+        top_ids=row.top_ids,
+        top_logprobs=row.top_logprobs,
+    )

@@ -1,0 +1,212 @@
+"""What the core needs to know of a vocabulary, and the text that streams out of token bytes."""
+
+from __future__ import annotations
+
+import codecs
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from .errors import ConfigurationError, InvalidRequest, VocabularyMismatch
+
+Message = Mapping[str, str]
+"""One chat message: ``role`` (system, user or assistant) and ``content``."""
+
+ROLES = ("system", "user", "assistant")
+
+
+class TokenClass(enum.IntEnum):
+    """What kind of text a token is; a signal for policies."""
+
+    SPECIAL = 0
+    WORD_START = 1
+    WORD_INNER = 2
+    DIGIT = 3
+    PUNCTUATION = 4
+    SPACE = 5
+    BYTE = 6
+
+
+class Tokenizer(Protocol):
+    """One model's vocabulary and chat template."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the model's output, padding included."""
+
+    @property
+    def eog_ids(self) -> frozenset[int]:
+        """Ids that end a generation; there may be several."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Control tokens, which are no part of a text."""
+
+    @property
+    def unused_ids(self) -> frozenset[int]:
+        """Padding rows, which mean nothing and may differ between models of one family."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token (a control token's name)."""
+
+    def encode(self, text: str, *, add_bos: bool, parse_special: bool = False) -> list[int]:
+        """Ids of ``text``. ``parse_special`` only for text that no user wrote."""
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation in this model's template, up to where the assistant begins."""
+
+
+def vocabulary_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 over id and bytes of every token that means something.
+
+    Sizes are not compared: models of one family differ in padding rows.
+    """
+    digest = hashlib.sha256()
+    skipped = tokenizer.unused_ids
+    for token in range(tokenizer.n_vocab):
+        if token not in skipped:
+            piece = tokenizer.piece(token)
+            digest.update(f"{token}:{len(piece)}:{token in tokenizer.special_ids}:".encode())
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def require_same_vocabulary(fast: Tokenizer, slow: Tokenizer, *, fast_name: str, slow_name: str) -> None:
+    """Raise :class:`VocabularyMismatch` unless equal ids mean equal bytes in both."""
+    if vocabulary_hash(fast) == vocabulary_hash(slow):
+        return
+    skipped = fast.unused_ids | slow.unused_ids
+    for token in range(max(fast.n_vocab, slow.n_vocab)):
+        if token in skipped:
+            continue
+        ours = fast.piece(token) if token < fast.n_vocab else None
+        theirs = slow.piece(token) if token < slow.n_vocab else None
+        if ours != theirs or (token in fast.special_ids) != (token in slow.special_ids):
+            difference = f"id {token} is {ours!r} in {fast_name} and {theirs!r} in {slow_name}"
+            break
+    else:
+        difference = "they use different ids as padding"
+    raise VocabularyMismatch(
+        f"{fast_name} and {slow_name} have different vocabularies: {difference}",
+        hint="take two models of one family: token-level routing needs identical vocabularies",
+    )
+
+
+def token_classes(tokenizer: Tokenizer) -> np.ndarray:
+    """int8 of shape (n_vocab,): the :class:`TokenClass` of every id."""
+    classes = np.empty(tokenizer.n_vocab, np.int8)
+    special, unused = tokenizer.special_ids, tokenizer.unused_ids
+    for token in range(tokenizer.n_vocab):
+        classes[token] = (
+            TokenClass.SPECIAL if token in special or token in unused else _class_of(tokenizer.piece(token))
+        )
+    return classes
+
+
+def _class_of(piece: bytes) -> TokenClass:
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        return TokenClass.BYTE
+    stripped = text.strip()
+    if not stripped:
+        return TokenClass.SPACE
+    if stripped.isnumeric():
+        return TokenClass.DIGIT
+    if not any(c.isalnum() for c in stripped):
+        return TokenClass.PUNCTUATION
+    return TokenClass.WORD_START if text[0].isspace() else TokenClass.WORD_INNER
+
+
+def require_text(text: object, what: str = "prompt") -> str:
+    """``text`` itself, or :class:`InvalidRequest` when it is no valid, non-empty text."""
+    if not isinstance(text, str):
+        raise InvalidRequest(f"the {what} must be a str, not {type(text).__name__}", hint="decode bytes first")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"the {what} is not valid text: character {error.start} is a lone surrogate, which UTF-8 cannot hold",
+            hint="read the input as UTF-8 with errors='strict' or 'replace'",
+        ) from None
+    if not text:
+        raise InvalidRequest(f"the {what} is empty", hint="give at least one character")
+    return text
+
+
+def require_messages(messages: object) -> list[dict[str, str]]:
+    """A checked copy of chat messages; :class:`InvalidRequest` names the one that is wrong."""
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
+        raise InvalidRequest("messages must be a non-empty list", hint='like [{"role": "user", "content": "..."}]')
+    checked = []
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InvalidRequest(f"message {number} is {type(message).__name__}, not a mapping")
+        if unknown := set(message) - {"role", "content"}:
+            raise InvalidRequest(
+                f"message {number} has unsupported fields: {', '.join(sorted(map(str, unknown)))}",
+                hint="only role and content are supported; tools and images are not",
+            )
+        if message.get("role") not in ROLES:
+            raise InvalidRequest(f"message {number} has role {message.get('role')!r}, not one of {', '.join(ROLES)}")
+        checked.append(
+            {"role": message["role"], "content": require_text(message.get("content"), f"content of message {number}")}
+        )
+    if checked[-1]["role"] == "assistant":
+        raise InvalidRequest("the last message is the assistant's", hint="end with a user message")
+    return checked
+
+
+class TextStream:
+    """Token bytes in, text out: never half a character, never past a stop string.
+
+    ``push`` returns what may be shown now. A tail that could be the beginning of a stop string, or
+    of a character, waits for the next token.
+    """
+
+    def __init__(self, stop: Iterable[str] = ()) -> None:
+        self.stop = tuple(stop)
+        if not all(self.stop):
+            raise ConfigurationError("a stop string is empty", hint="leave it out")
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: bytes) -> str:
+        return self._release(self._decoder.decode(piece))
+
+    def flush(self) -> str:
+        """What was still held back when the answer ended."""
+        text = self._release(self._decoder.decode(b"", final=True))
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+        return text
+
+    def _release(self, text: str) -> str:
+        if self.stopped or not self.stop:
+            return "" if self.stopped else text
+        text = self._held + text
+        found = [at for at in (text.find(word) for word in self.stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max(_overlap(text, word) for word in self.stop)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def copy(self) -> TextStream:
+        twin = TextStream(self.stop)
+        twin._decoder.setstate(self._decoder.getstate())
+        twin._held, twin.stopped = self._held, self.stopped
+        return twin
+
+
+def _overlap(text: str, word: str) -> int:
+    """Length of the longest end of ``text`` that begins ``word``."""
+    for size in range(min(len(word) - 1, len(text)), 0, -1):
+        if text.endswith(word[:size]):
+            return size
+    return 0

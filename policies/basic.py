@@ -1,0 +1,206 @@
+"""Policies that need no training."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from fsgen_router.errors import ConfigurationError
+from fsgen_router.policy import REST, Context, Decision, Ledger, Policy, PolicyState
+from fsgen_router.signals import Signals
+
+SignalName: TypeAlias = Literal["entropy", "varentropy", "max_prob", "margin"]
+SIGNALS: tuple[SignalName, ...] = get_args(SignalName)
+
+_READERS: dict[SignalName, Callable[[Signals], float]] = {
+    "entropy": operator.attrgetter("entropy_nats"),
+    "varentropy": operator.attrgetter("varentropy"),
+    "max_prob": operator.attrgetter("max_prob"),
+    "margin": operator.attrgetter("margin"),
+}
+
+
+def read_signal(name: SignalName) -> Callable[[Signals], float]:
+    """The function that reads one signal: entropy (nats), varentropy, max_prob or margin."""
+    if name not in _READERS:
+        raise ConfigurationError(f"unknown signal {name!r}", hint=f"available: {', '.join(SIGNALS)}")
+    return _READERS[name]
+
+
+def _check_extent(extent: int) -> None:
+    if extent < 1 and extent != REST:
+        raise ConfigurationError(f"an extent of {extent} tokens", hint="at least 1, or REST")
+
+
+def _suffix(extent: int, window: int = 1) -> str:
+    span = "" if extent == 1 else f",span={'rest' if extent == REST else extent}"
+    return span + (f",window={window}" if window > 1 else "")
+
+
+class _Stateless:
+    """A policy that remembers nothing."""
+
+    asks = True
+
+    def begin(self, ledger: Ledger) -> PolicyState:
+        return None
+
+    def end(self, state: PolicyState, ledger: Ledger) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Never(_Stateless):
+    """The fast model alone."""
+
+    asks = False
+
+    @property
+    def name(self) -> str:
+        return "never"
+
+    def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
+        return state, _ACCEPT_NEVER
+
+
+_ACCEPT_NEVER = Decision(False, reason="never")
+
+
+@dataclass(frozen=True)
+class Always(_Stateless):
+    """The slow model at every token; ``extent=REST`` hands the whole answer over."""
+
+    extent: int = 1
+
+    def __post_init__(self) -> None:
+        _check_extent(self.extent)
+
+    @property
+    def name(self) -> str:
+        return "always" + _suffix(self.extent)
+
+    def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
+        return state, Decision(True, self.extent, reason="always")
+
+
+@dataclass(frozen=True)
+class Every(_Stateless):
+    """Escalate after every ``interval - 1`` tokens of the fast model."""
+
+    interval: int
+    extent: int = 1
+
+    def __post_init__(self) -> None:
+        _check_extent(self.extent)
+        if self.interval < 1:
+            raise ConfigurationError(f"every:{self.interval}", hint="the interval is at least 1")
+
+    @property
+    def name(self) -> str:
+        return f"every:{self.interval}" + _suffix(self.extent)
+
+    def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
+        due = context.since_escalation + 1 >= self.interval
+        return state, Decision(due, self.extent, context.since_escalation + 1, self.interval, "every")
+
+
+@dataclass(frozen=True)
+class Random(_Stateless):
+    """Escalate with a fixed probability: the baseline that any signal has to beat."""
+
+    rate: float
+    extent: int = 1
+
+    def __post_init__(self) -> None:
+        _check_extent(self.extent)
+        if not 0.0 <= self.rate <= 1.0:
+            raise ConfigurationError(f"random:{self.rate}", hint="the rate is between 0 and 1")
+
+    @property
+    def name(self) -> str:
+        return f"random:{self.rate:g}" + _suffix(self.extent)
+
+    def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
+        drawn = context.uniform()
+        return state, Decision(drawn < self.rate, self.extent, drawn, self.rate, "random")
+
+
+@dataclass(frozen=True)
+class Threshold(_Stateless):
+    """Escalate where a signal, averaged over the last ``window`` tokens, is beyond a threshold.
+
+    ``above`` says on which side: entropy and varentropy are uncertain above, ``max_prob`` and
+    ``margin`` below. With ``window`` > 1 the mean over a span of the fast model's own tokens is
+    compared; an escalation begins a new span.
+    """
+
+    signal: SignalName
+    value: float
+    above: bool
+    extent: int = 1
+    window: int = 1
+
+    def __post_init__(self) -> None:
+        _check_extent(self.extent)
+        if self.window < 1:
+            raise ConfigurationError(f"a window of {self.window} tokens", hint="at least 1")
+        read_signal(self.signal)
+
+    @property
+    def name(self) -> str:
+        return f"{self.signal}{'>' if self.above else '<'}{self.value:g}" + _suffix(self.extent, self.window)
+
+    def begin(self, ledger: Ledger) -> PolicyState:
+        return ()
+
+    def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
+        score = _READERS[self.signal](signals)
+        if self.window > 1:
+            state = (*state, score)[-self.window :]
+            score = sum(state) / len(state)
+        beyond = score > self.value if self.above else score < self.value
+        return (() if beyond else state), Decision(beyond, self.extent, score, self.value, self.signal)
+
+
+@dataclass(frozen=True)
+class Capped:
+    """A guard around any policy: at most so many escalations and slow tokens in one request."""
+
+    inner: Policy
+    max_calls: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for limit in (self.max_calls, self.max_tokens):
+            if limit is not None and limit < 0:
+                raise ConfigurationError(f"a cap of {limit}", hint="at least 0, or None for no cap")
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def asks(self) -> bool:
+        return self.inner.asks
+
+    def begin(self, ledger: Ledger) -> PolicyState:
+        return self.inner.begin(ledger)
+
+    def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
+        state, decision = self.inner.decide(state, signals, context)
+        if not decision.escalate:
+            return state, decision
+        if self.max_calls is not None and context.slow_calls >= self.max_calls:
+            return state, Decision(False, 1, decision.score, decision.threshold, "cap on slow calls")
+        if self.max_tokens is None:
+            return state, decision
+        left = self.max_tokens - context.slow_tokens
+        if left <= 0:
+            return state, Decision(False, 1, decision.score, decision.threshold, "cap on slow tokens")
+        extent = left if decision.extent == REST else min(decision.extent, left)
+        return state, Decision(True, extent, decision.score, decision.threshold, decision.reason)
+
+    def end(self, state: PolicyState, ledger: Ledger) -> None:
+        self.inner.end(state, ledger)

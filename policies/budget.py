@@ -1,0 +1,67 @@
+"""Hold an escalation rate over a Router's requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fsgen_router.errors import ConfigurationError
+from fsgen_router.policy import Context, Decision, Ledger, PolicyState
+from fsgen_router.signals import Signals
+
+from .basic import SignalName, _check_extent, _suffix, read_signal
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Escalate the most uncertain share ``rate`` of decisions, by online quantile tracking.
+
+    The threshold q follows the (1 - rate) quantile of the score: after each decision
+    ``q += step * (escalated - rate)``, the adaptive conformal update of Gibbs and Candes
+    (arXiv 2106.00170) in the quantile form of Angelopoulos et al. (arXiv 2307.16895). Summing it up,
+    the rate over T decisions differs from ``rate`` by |q_T - q_0| / (step * T), whatever the texts
+    are, as long as nothing else (a cap, a failure) overrules the policy.
+
+    Each request works on its own copy of q and adds its change to the Router's when it ends, so
+    concurrent requests are independent of each other's timing. One short answer may be far from the
+    rate; that is what caps are for.
+    """
+
+    rate: float
+    signal: SignalName = "entropy"
+    step: float = 0.05
+    start: float = 0.5
+    extent: int = 1
+
+    def __post_init__(self) -> None:
+        _check_extent(self.extent)
+        if not 0.0 <= self.rate <= 1.0:
+            raise ConfigurationError(f"budget:{self.rate}", hint="the rate is between 0 and 1")
+        if self.signal not in ("entropy", "varentropy"):
+            raise ConfigurationError(f"a budget cannot follow {self.signal!r}", hint="entropy or varentropy")
+        if self.step <= 0:
+            raise ConfigurationError(f"a step of {self.step}", hint="above 0, in the signal's unit")
+
+    @property
+    def name(self) -> str:
+        return f"budget:{self.rate:g}" + _suffix(self.extent)
+
+    @property
+    def asks(self) -> bool:
+        return True
+
+    @property
+    def _key(self) -> str:
+        return f"budget/{self.signal}/{self.rate:g}"
+
+    def begin(self, ledger: Ledger) -> PolicyState:
+        return (ledger.recall(self._key, self.start), 0.0)
+
+    def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
+        first, change = state
+        score, threshold = read_signal(self.signal)(signals), first + change
+        escalate = score > threshold
+        change += self.step * (escalate - self.rate)
+        return (first, change), Decision(escalate, self.extent, score, threshold, "budget")
+
+    def end(self, state: PolicyState, ledger: Ledger) -> None:
+        ledger.adjust(self._key, state[1], self.start)

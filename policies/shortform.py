@@ -1,0 +1,87 @@
+"""Policies from their short forms."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from fsgen_router.errors import ConfigurationError
+from fsgen_router.policy import REST, Policy
+
+from .basic import SIGNALS, Always, Every, Never, Random, Threshold
+from .budget import Budget
+
+SHORT_FORMS = (
+    "never",
+    "always",
+    "every:8",
+    "random:0.1",
+    "entropy>1.2",
+    "varentropy>2",
+    "max_prob<0.6",
+    "margin<0.4",
+    "budget:0.2",
+)
+_HINT = (
+    f"one of {', '.join(SHORT_FORMS)} with your own numbers; add ',span=8' (or span=rest) for what the slow model "
+    "then writes, and ',window=4' to a threshold to average over the last tokens"
+)
+_HEAD = re.compile(r"(?P<kind>[a-z_]+)\s*(?:(?P<mark>[:<>])\s*(?P<value>[-+.\w]+))?")
+# On which side of its threshold a signal says "uncertain".
+_UNCERTAIN = {"entropy": ">", "varentropy": ">", "max_prob": "<", "margin": "<"}
+
+
+def make_policy(policy: Policy | str) -> Policy:
+    """A policy from an object or a short form; :class:`ConfigurationError` lists what exists."""
+    if not isinstance(policy, str):
+        if not callable(getattr(policy, "decide", None)):
+            raise ConfigurationError(f"{policy!r} is not a policy", hint="pass a short form or an object with decide()")
+        return policy
+    head, *options = (part.strip() for part in policy.split(","))
+    found = _HEAD.fullmatch(head)
+    if found is None:
+        raise ConfigurationError(f"unknown policy {policy!r}", hint=_HINT)
+    kind, mark, value = found["kind"], found["mark"], found["value"]
+    settings = _options(policy, options)
+    window, extent = settings.pop("window", None), settings.pop("span", 1)
+    if window is not None and kind not in SIGNALS:
+        raise ConfigurationError(f"window does not go with {kind!r}", hint=_HINT)
+    match kind, mark:
+        case "never", None if extent == 1:
+            return Never()
+        case "always", None:
+            return Always(extent)
+        case "every", ":":
+            return Every(int(_number(policy, value, whole=True)), extent)
+        case "random", ":":
+            return Random(_number(policy, value), extent)
+        case "budget", ":":
+            return Budget(_number(policy, value), extent=extent)
+        case (("entropy" | "varentropy" | "max_prob" | "margin"), ("<" | ">")):
+            if mark != _UNCERTAIN[kind]:
+                raise ConfigurationError(
+                    f"{policy!r} would escalate where the fast model is sure", hint=f"write {kind}{_UNCERTAIN[kind]}..."
+                )
+            return Threshold(kind, _number(policy, value), mark == ">", extent, window or 1)
+    raise ConfigurationError(f"unknown policy {policy!r}", hint=_HINT)
+
+
+def _number(policy: str, value: str, *, whole: bool = False) -> float:
+    try:
+        number = int(value) if whole else float(value)
+        if math.isfinite(number):
+            return number
+        raise ValueError(value)
+    except ValueError:
+        kind = "a whole number" if whole else "a number"
+        raise ConfigurationError(f"{value!r} in policy {policy!r} is not {kind}", hint=_HINT) from None
+
+
+def _options(policy: str, options: list[str]) -> dict[str, int]:
+    settings: dict[str, int] = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        if name not in ("span", "window") or not value:
+            raise ConfigurationError(f"unknown option {option!r} in policy {policy!r}", hint=_HINT)
+        settings[name] = REST if (name, value) == ("span", "rest") else int(_number(policy, value, whole=True))
+    return settings
