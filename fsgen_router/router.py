@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import os
 import statistics
@@ -146,6 +147,24 @@ class Router:
     def astream_chat(self, messages: Sequence[Message], **options: Any) -> AsyncIterator[StreamEvent]:
         """The asynchronous :meth:`stream_chat`."""
         return self._astream(self._chat(messages), options)
+
+    def with_policy(self, policy: Policy | str, *, method: Method | str | None = None) -> Router:
+        """A Router over the same models with another policy, and a ledger of its own.
+
+        Loads and checks nothing again. The models stay this Router's: keep it open meanwhile, and
+        closing the twin frees nothing.
+        """
+        from .policies import make_policy
+
+        self._require_open()
+        twin = copy.copy(self)
+        twin.policy = make_policy(policy)
+        twin.method = self.method if method is None else make_method(method)
+        twin.ledger, twin._owned = Ledger(), []
+        # Its own threads, so that closing one leaves the other's; the slots count the models' sequences
+        # and stay shared.
+        twin.__dict__.pop("_executors", None)
+        return twin
 
     def measure_steps(self, count: int = 8) -> None:
         """Time the slow model's steps of one token, so that reports can estimate its seconds alone.
