@@ -268,7 +268,7 @@ class LlamaCppModel:
         self.capabilities = Capabilities(
             rewind=not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
         )
-        self._pool = SequencePool(self.n_seq, self.n_ctx)
+        self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab)
         self._scratch = Scratch(self.tokenizer.n_vocab)
         self._batch = _Batch(self.options.n_batch)
         # A pointer as a plain integer, without ctypes' own wrapping of every row.
@@ -376,8 +376,8 @@ class LlamaCppModel:
                 # What the KV cache holds now is not known (Ctrl-C too): both sides forget.
                 self._batch.clear()
                 for work in works:
-                    self._pool.forget(work.sequence)
-                    lib.llama_memory_seq_rm(self._memory, work.sequence, -1, -1)
+                    if self._pool.forget(work.sequence):
+                        lib.llama_memory_seq_rm(self._memory, work.sequence, -1, -1)
                 raise
             return rows
 
@@ -394,7 +394,8 @@ class LlamaCppModel:
         while at < len(ids):
             take = min(batch.room, len(ids) - at)
             if len(pending) > _MAX_OUTPUTS:
-                take = min(take, pending[_MAX_OUTPUTS][0] - at)
+                # At least one token, however many reads it has.
+                take = max(min(take, pending[_MAX_OUTPUTS][0] - at), 1)
             base = batch.append(work.sequence, start + at, ids[at : at + take])
             while pending and pending[0][0] < at + take:
                 index, slot, read = pending.pop(0)

@@ -86,7 +86,7 @@ class ScriptedModel:
         self.works: list[Work] = []
         self._fail_after = fail_after
         self._forwards = 0
-        self._pool = SequencePool(n_seq, n_ctx)
+        self._pool = SequencePool(n_seq, n_ctx, tokenizer.n_vocab)
         self._scratch = Scratch(tokenizer.n_vocab)
         self._lock = threading.Lock()
 
@@ -97,12 +97,16 @@ class ScriptedModel:
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
         with self._lock:
             number, self._forwards = self._forwards, self._forwards + 1
-            if self._fail_after is not None and number >= self._fail_after:
+            try:
+                if self._fail_after is not None and number >= self._fail_after:
+                    raise BackendError(f"{self.name} was told to fail")
+                rows = [self._run(work) for work in works]
+            except BaseException:
                 for work in works:
                     self._pool.forget(work.sequence)
-                raise BackendError(f"{self.name} was told to fail")
+                raise
             self.works.extend(works)
-            return [self._run(work) for work in works]
+            return rows
 
     def _run(self, work: Work) -> list[Row]:
         self._pool.begin(work)
@@ -110,8 +114,6 @@ class ScriptedModel:
         held = self._pool.held(work.sequence)
         reads = dict(enumerate(work.reads))
         for index, token in enumerate(work.ids):
-            if not 0 <= token < self.tokenizer.n_vocab:
-                raise BackendError(f"token {token} is not in the vocabulary")
             self._pool.extend(work.sequence, [token])
             for number in [n for n, (at, _) in reads.items() if at == index]:
                 logits = np.asarray(self.script(held), np.float32)

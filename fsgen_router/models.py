@@ -101,9 +101,9 @@ class _Slot:
 class SequencePool:
     """Which tokens each of a model's ``n_seq`` sequences holds: prefix reuse, rewind, eviction."""
 
-    def __init__(self, n_seq: int, n_ctx: int) -> None:
+    def __init__(self, n_seq: int, n_ctx: int, n_vocab: int) -> None:
         self._slots = [_Slot() for _ in range(n_seq)]
-        self._n_ctx = n_ctx
+        self._n_ctx, self._n_vocab = n_ctx, n_vocab
         self._clock = 0
 
     def open(self, ids: Sequence[int]) -> Opened:
@@ -120,13 +120,19 @@ class SequencePool:
 
     def begin(self, work: Work) -> None:
         """Check a work against what its sequence holds and rewind the record of it."""
-        slot = self._slots[work.sequence]
-        if not slot.open:
+        if not (self._exists(work.sequence) and self._slots[work.sequence].open):
             raise BackendError(f"sequence {work.sequence} is not open")
+        slot = self._slots[work.sequence]
         if not 0 <= work.keep <= len(slot.ids):
             raise BackendError(f"sequence {work.sequence} holds {len(slot.ids)} tokens, {work.keep} cannot be kept")
         if not work.ids:
             raise BackendError("a work has no new tokens")
+        for token in (min(work.ids), max(work.ids)):
+            if not 0 <= token < self._n_vocab:
+                raise BackendError(f"token {token} is not in the vocabulary of {self._n_vocab}")
+        for index, _ in work.reads:
+            if not 0 <= index < len(work.ids):
+                raise BackendError(f"row {index} cannot be read, the work has {len(work.ids)} tokens")
         if work.keep + len(work.ids) > self._n_ctx:
             raise BackendError(
                 f"{work.keep + len(work.ids)} tokens do not fit the context of {self._n_ctx}",
@@ -141,9 +147,15 @@ class SequencePool:
     def extend(self, sequence: int, ids: Sequence[int]) -> None:
         self._slots[sequence].ids.extend(ids)
 
-    def forget(self, sequence: int) -> None:
-        """After a failure: nothing is known to be held."""
+    def forget(self, sequence: int) -> bool:
+        """After a failure: nothing is known to be held. False where there is no such sequence."""
+        if not self._exists(sequence):
+            return False
         self._slots[sequence].ids.clear()
+        return True
+
+    def _exists(self, sequence: int) -> bool:
+        return 0 <= sequence < len(self._slots)
 
     def close(self, sequence: int) -> None:
         slot = self._slots[sequence]
