@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 
 import llama_cpp
-from common import HALF_BILLION, TENTH, BareLoop, block_ratio, random_model, save, timed
 
 from fsgen_router import Router
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
+
+from common import HALF_BILLION, TENTH, BareLoop, block_ratio, random_model, save, timed
 
 PROMPT_TOKENS = 100
 

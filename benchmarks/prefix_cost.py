@@ -13,10 +13,11 @@ import statistics
 from collections import deque
 
 import numpy as np
-from common import block_ratio, save, timed
 
 from fsgen_router import Router
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
+
+from common import block_ratio, save, timed
 
 
 def main() -> None:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import HALF_BILLION, TENTH, BareLoop, Recorder, block_ratio, random_model, save, timed
 from tqdm import tqdm
 
 from fsgen_router import Router
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.policies import Random
+
+from common import HALF_BILLION, TENTH, BareLoop, Recorder, block_ratio, random_model, save, timed
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192)
 SHARES = (0.05, 0.1, 0.2)

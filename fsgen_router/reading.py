@@ -130,13 +130,9 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch) -> Row:
         kept, probabilities = warped(logits, read.warp)
         token = draw(kept, probabilities, read.uniform)
     if read.signals:
-        # -inf (a backend's own mask) times a weight of 0 would be NaN.
-        np.maximum(centred, FORBIDDEN, out=centred)
-        np.multiply(weights, centred, out=weights)
-        mean = float(weights.sum()) / total
-        np.multiply(weights, centred, out=weights)
+        mean, square = _moments(centred, weights, total)
         entropy = max(log_total - mean, 0.0)
-        varentropy = max(float(weights.sum()) / total - mean * mean, 0.0)
+        varentropy = max(square - mean * mean, 0.0)
     if read.top_k:
         best = top_ids_of(centred, read.top_k)
         top_ids = tuple(best.tolist())
@@ -154,6 +150,20 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch) -> Row:
         id_logprobs=tuple(float(centred[i]) - log_total for i in read.ids),
         logits=np.array(logits) if read.full else None,
     )
+
+
+def _moments(centred: Floats, weights: Floats, total: float) -> tuple[float, float]:
+    """Mean and mean square of ``centred`` under weights / total; ``weights`` is used up."""
+    with np.errstate(invalid="ignore"):
+        np.multiply(weights, centred, out=weights)
+        mean = float(weights.sum()) / total
+    if math.isnan(mean):
+        # -inf (a backend's own mask) times a weight of 0. Rare, and clipping every row costs a fifth.
+        np.maximum(centred, FORBIDDEN, out=centred)
+        np.multiply(np.exp(centred, out=weights), centred, out=weights)
+        mean = float(weights.sum()) / total
+    np.multiply(weights, centred, out=weights)
+    return mean, float(weights.sum()) / total
 
 
 def _masked(logits: Floats, mask: Mask) -> Floats:

@@ -15,9 +15,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
+from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.models import Work
 from fsgen_router.reading import Read
 from fsgen_router.reference import world

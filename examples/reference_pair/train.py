@@ -22,11 +22,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizer import ASSISTANT, BOS, END, SYSTEM, USER, build
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from fsgen_router.reference import world
+
+from tokenizer import ASSISTANT, BOS, END, SYSTEM, USER, build
 
 # name: (width, layers, heads, feed-forward width)
 SIZES = {
