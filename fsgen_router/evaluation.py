@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ConfigurationError, InvalidRequest
+from .policies.basic import SIGNALS, read_signal
 from .policy import Policy
 from .records import Generation
 from .reference import world
@@ -348,7 +349,7 @@ def run_baselines(
     fast = run_items(router, items, "never", concurrency=concurrency, on_answer=on_answer, **options)
     alone = router.with_policy(SLOW_ONLY, method="replace")
     slow = run_items(alone, items, concurrency=concurrency, on_answer=on_answer, **options)
-    return fast, replace(slow, policy="slow only")
+    return replace(fast, policy="fast alone"), replace(slow, policy="slow alone")
 
 
 def whole_query(fast: Run, slow: Run, to_slow: npt.NDArray[np.bool_], *, name: str = "whole query") -> Run:
@@ -600,8 +601,6 @@ def sweep_policies(
         return [f"{signal}:{rate:g}{suffix}" for rate in rates]
     if signal == "every":
         return [f"every:{gap}{suffix}" for gap in sorted({max(round(1 / r), 1) for r in rates}, reverse=True)]
-    from .policies.basic import SIGNALS
-
     if signal not in SIGNALS:
         available = ", ".join((*SIGNALS, "random", "budget", "every"))
         raise ConfigurationError(f"{signal!r} cannot be swept", hint=f"available: {available}")
@@ -629,12 +628,11 @@ def signal_values(
 
 def signal_collector(signal: str) -> tuple[OnAnswer, list[float]]:
     """An ``on_answer`` that appends a signal of every token to the list beside it."""
-    from .policies.basic import SIGNALS, read_signal
-
     name = next((known for known in SIGNALS if known == signal), None)
     if name is None:
         raise ConfigurationError(f"unknown signal {signal!r}", hint=f"available: {', '.join(SIGNALS)}")
-    read, values = read_signal(name), []
+    read = read_signal(name)
+    values: list[float] = []
 
     def collect(_item: Item, answer: Generation) -> None:
         values.extend(read(token.signals) for token in answer.tokens if token.signals is not None)

@@ -1,0 +1,67 @@
+"""The command line: one module per command, what they share in ``terminal`` and ``options``.
+
+Standard output carries the answer (or one JSON value with ``--json``), standard error everything
+else. Exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import chat, complete, demo, doctor, evaluate, trace
+from .terminal import Group
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    # A traceback with local variables would print prompts.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "A small model writes; a large one is called in only where the next tokens are uncertain.\n\n"
+        "Every command runs on the embedded [bold]reference pair[/] until you name your own models with "
+        "[cyan]--fast[/] and [cyan]--slow[/]. Start with [cyan]fsgen-router demo[/]."
+    ),
+    epilog=(
+        "Answers go to standard output, messages and progress to standard error. "
+        "Exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted."
+    ),
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fsgen-router {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+app.command("demo")(demo.demo)
+app.command("complete")(complete.complete)
+app.command("chat")(chat.chat)
+app.command("eval")(evaluate.evaluate)
+app.command("trace")(trace.trace)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """The ``fsgen-router`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal in an old encoding shows "?" instead of ending the program.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app(prog_name="fsgen-router")

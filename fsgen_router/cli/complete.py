@@ -1,0 +1,114 @@
+"""``fsgen-router complete``: one answer, streamed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ..records import Finished, Generation
+from . import options as o
+from .terminal import err, read_prompt, say, write, write_json
+from .tokens import token_records
+
+
+def complete(
+    prompt: o.Prompt = None,
+    fast: o.Fast = None,
+    slow: o.Slow = None,
+    policy: o.Policy = o.POLICY,
+    method: o.Method = o.METHOD,
+    max_slow_calls: o.MaxSlowCalls = None,
+    max_slow_tokens: o.MaxSlowTokens = None,
+    audit: o.Audit = 0.0,
+    max_tokens: o.MaxTokens = o.MAX_TOKENS,
+    temperature: o.Temperature = 0.0,
+    top_k: o.TopK = 0,
+    top_p: o.TopP = 1.0,
+    min_p: o.MinP = 0.0,
+    stop: o.Stop = None,
+    seed: o.Seed = None,
+    as_chat: o.Chat = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Print what routing saved to standard error.", rich_help_panel="Output")
+    ] = False,
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline",
+            help="Also run the slow model alone, so that savings are measured, not estimated.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="With --json: every token, who wrote it and why.", rich_help_panel="Output")
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Continue a prompt, and write the text as it comes.
+
+    The prompt is continued as raw text; --chat asks it as a user's message instead.
+    From standard input, one newline at the end is dropped.
+
+    Examples:
+
+      fsgen-router complete "How many coins do 3 lamps cost in Saltby?"
+
+      echo "Who ...?" | fsgen-router complete --policy "entropy>0.5" --report
+
+      fsgen-router complete --fast llama_cpp:a.gguf --slow llama_cpp:b.gguf "..."
+    """
+    text = read_prompt(prompt)
+    request = o.make_request(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop,
+        max_slow_calls=max_slow_calls,
+        max_slow_tokens=max_slow_tokens,
+    )
+    with o.open_router(fast, slow, policy, method, audit=audit) as router:
+        request["baseline"] = baseline
+        events = (
+            router.stream_chat([{"role": "user", "content": text}], **request)
+            if as_chat
+            else router.stream(text, **request)
+        )
+        ends_line, answer = True, None
+        try:
+            for event in events:
+                if isinstance(event, Finished):
+                    answer = event.generation
+                elif event.text and not as_json:
+                    write(event.text)
+                    ends_line = event.text.endswith("\n")
+        finally:
+            if not ends_line:
+                write("\n")
+        assert answer is not None
+        if as_json:
+            record = answer_record(answer)
+            if tokens:
+                record["tokens"] = token_records(answer, router)
+            write_json(record)
+        if answer.degraded:
+            say(f"Degraded: the slow model was given up ({answer.degraded}).", "bold red")
+        if report:
+            err().print(answer.report())
+
+
+def answer_record(answer: Generation) -> dict[str, Any]:
+    """An answer for JSON, without its tokens."""
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "seed": answer.seed,
+        "policy": answer.policy,
+        "method": answer.method,
+        "degraded": answer.degraded,
+        "usage": answer.usage.to_dict(),
+        "report": answer.report().to_dict(),
+    }

@@ -1,0 +1,259 @@
+"""``fsgen-router doctor``: what works here, and why not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from .. import __version__
+from ..errors import FsgenError
+from . import options as o
+from .terminal import EXIT_FAILED, out, write_json
+
+Status = Literal["ok", "note", "missing", "fail"]
+_STYLES: dict[Status, tuple[str, str]] = {
+    "ok": ("✓", "green"),
+    "note": ("!", "yellow"),
+    "missing": ("-", "dim"),
+    "fail": ("✗", "bold red"),
+}
+_EXTRAS = {
+    "llama": ("llama-cpp-python", "psutil"),
+    "hub": ("huggingface_hub",),
+    "eval": ("matplotlib", "scipy"),
+    "train": ("torch", "transformers", "gguf", "safetensors"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding: ``hint`` says what to do about it."""
+
+    name: str
+    status: Status
+    detail: str
+    hint: str | None = None
+
+
+def doctor(fast: o.Fast = None, slow: o.Slow = None, as_json: o.Json = False) -> None:
+    """Say what works here and why not: packages, backends, cores, memory, models.
+
+    Exit code 1 when the pair (the reference pair, or --fast and --slow) cannot answer.
+
+    Examples:
+
+      fsgen-router doctor
+
+      fsgen-router doctor --fast llama_cpp:small.gguf --slow llama_cpp:large.gguf
+    """
+    checks: list[Check] = []
+    for section in (_python, _extras, _llama_cpp, _processor, _threads, _memory, _accelerator, _hub):
+        checks.extend(_guarded(section))
+    checks.extend(_guarded(lambda: _pair(fast, slow), name="pair"))
+    able = not any(check.status == "fail" for check in checks)
+    if as_json:
+        write_json({"ok": able, "version": __version__, "checks": [asdict(check) for check in checks]})
+    else:
+        _show(checks, able=able)
+    if not able:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _guarded(section: Callable[[], Iterator[Check]], name: str = "") -> Iterator[Check]:
+    """A check that fails is a finding, not the end of the others."""
+    try:
+        yield from section()
+    except FsgenError as error:
+        yield Check(name or section.__name__.strip("_"), "fail", error.message, error.hint)
+    except Exception as error:  # whatever a half-installed package raises when it is looked at
+        what = f"{type(error).__name__}: {error}"
+        yield Check(name or section.__name__.strip("_"), "fail" if name else "note", what)
+
+
+# --- packages ------------------------------------------------------------------------------------
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> Iterator[Check]:
+    yield Check("fsgen-router", "ok", __version__)
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}")
+    versions = {name: _version_of(name) for name in ("numpy", "pydantic", "typer", "rich", "structlog")}
+    yield Check("base packages", "ok", ", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def _extras() -> Iterator[Check]:
+    for extra, packages in _EXTRAS.items():
+        versions = {name: _version_of(name) for name in packages}
+        missing = [name for name, version in versions.items() if version is None]
+        if missing:
+            hint = f"pip install 'fsgen-router[{extra}]'"
+            yield Check(f"extra {extra}", "missing", f"not installed: {', '.join(missing)}", hint)
+        else:
+            yield Check(f"extra {extra}", "ok", ", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def _llama_cpp() -> Iterator[Check]:
+    if util.find_spec("llama_cpp") is None:
+        hint = "pip install 'fsgen-router[llama]' (compiles llama.cpp: needs a C++ compiler and CMake)"
+        yield Check("backend llama_cpp", "missing", "llama-cpp-python is not installed", hint)
+        return
+    from llama_cpp import llama_cpp as lib
+
+    yield Check("backend llama_cpp", "ok", "loads")
+    features = lib.llama_print_system_info().decode(errors="replace")
+    enabled = [
+        part.split("=")[0].split(":")[-1].strip() for part in features.split("|") if part.strip().endswith("= 1")
+    ]
+    yield Check("instructions", "ok", ", ".join(enabled) or "none reported")
+    if lib.llama_supports_gpu_offload():
+        yield Check("GPU offload", "ok", "llama.cpp was built with it: llama_cpp:model.gguf?n_gpu_layers=-1")
+    else:
+        hint = "CMAKE_ARGS=-DGGML_CUDA=on (or -DGGML_METAL=on) pip install --no-binary :all: llama-cpp-python"
+        yield Check("GPU offload", "missing", "llama.cpp was built without it, models run on the CPU", hint)
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: affinity and the container's quota counted."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup, or no quota ("max")
+        return cores
+
+
+def _processor() -> Iterator[Check]:
+    cores = usable_cores()
+    yield Check("cores", "ok", f"{cores} usable of {os.cpu_count()}")
+    if hasattr(os, "getloadavg"):
+        load = os.getloadavg()[0]
+        busy = load > 0.75 * cores
+        yield Check(
+            "load",
+            "note" if busy else "ok",
+            f"{load:.1f} over the last minute",
+            "other work competes for the cores: expect longer times than on an idle machine" if busy else None,
+        )
+
+
+def _threads() -> Iterator[Check]:
+    threads, waiting = os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")
+    set_to = f"OMP_NUM_THREADS={threads or 'unset'}, OMP_WAIT_POLICY={waiting or 'unset'}"
+    if threads is None and (waiting or "").lower() != "passive":
+        hint = (
+            "two thread pools on the same cores can be ten times slower than one: set OMP_NUM_THREADS=1 for small "
+            "models or beside other work, or OMP_WAIT_POLICY=passive"
+        )
+        yield Check("threads", "note", set_to, hint)
+    else:
+        yield Check("threads", "ok", set_to)
+
+
+def _memory() -> Iterator[Check]:
+    available = _available_bytes()
+    if available is None:
+        yield Check("memory", "missing", "unknown", "pip install 'fsgen-router[llama]' brings psutil, which reads it")
+    else:
+        yield Check("memory", "ok" if available > 2**29 else "note", f"{available / 2**30:.1f} GiB free")
+
+
+def _available_bytes() -> int | None:
+    if util.find_spec("psutil") is None:
+        return None
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:  # a container's own limit is below the machine's
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return min(free, max(limit - used, 0))
+    except (OSError, ValueError):
+        return free
+
+
+def _accelerator() -> Iterator[Check]:
+    if util.find_spec("torch") is None:
+        yield Check("accelerators", "missing", "torch is not installed, so none was looked for")
+        return
+    import torch
+
+    found = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    if torch.backends.mps.is_available():
+        found.append("Apple MPS")
+    yield Check("accelerators", "ok" if found else "missing", ", ".join(found) or "torch sees none")
+
+
+def _hub() -> Iterator[Check]:
+    if util.find_spec("huggingface_hub") is None:
+        yield Check("hub", "missing", "hf:// models need the hub client", "pip install 'fsgen-router[hub]'")
+        return
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    mode = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "online"
+    yield Check("hub", "ok", f"{mode}, cache {cache}{'' if cache.is_dir() else ' (empty)'}")
+
+
+# --- the pair ------------------------------------------------------------------------------------
+
+
+def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
+    name = "reference pair" if fast is None and slow is None else "pair"
+    try:
+        # Vocabularies are compared when the Router is built.
+        router = o.open_router(fast, slow, "every:2")
+    except (FsgenError, ImportError) as error:
+        hint = error.hint if isinstance(error, FsgenError) else "pip install 'fsgen-router[llama]'"
+        yield Check(name, "fail", error.message if isinstance(error, FsgenError) else str(error), hint)
+        return
+    with router:
+        sizes = f"{router.fast.n_params:,} and {router.slow.n_params:,} parameters"
+        yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}, one vocabulary")
+        try:
+            answer = router.complete("How many coins do 3 lamps cost in Saltby?", max_tokens=16)
+        except FsgenError as error:
+            yield Check("answers", "fail", error.message, error.hint)
+            return
+        if answer.degraded:
+            yield Check("answers", "fail", answer.degraded)
+            return
+        usage = answer.usage
+        yield Check("answers", "ok", f"{usage.tokens} tokens, {usage.slow_tokens} by the slow model")
+
+
+def _show(checks: list[Check], *, able: bool) -> None:
+    console = out()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for check in checks:
+        sign, style = _STYLES[check.status]
+        detail = Text(check.detail)
+        if check.hint:
+            detail.append(f"\n{check.hint}", style="dim")
+        table.add_row(Text(sign, style=style), check.name, detail)
+    console.print(table)
+    verdict = ("Ready.", "bold green") if able else ("Not ready: see ✗ above.", "bold red")
+    console.print(Text.assemble("\n", verdict, f"  ({sys.executable})"))

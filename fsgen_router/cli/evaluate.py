@@ -1,0 +1,406 @@
+"""``fsgen-router eval``: quality beside cost, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .. import evaluation as ev
+from ..errors import ConfigurationError
+from ..policies import make_policy
+from ..policies.basic import SIGNALS
+from ..records import Generation
+from ..reference import world
+from ..router import Router
+from . import options as o
+from .terminal import err, out, say, write_json
+
+_CALIBRATION = 100
+_PROBLEMS, _STATISTICS = "Problems", "Statistics"
+
+
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """Everything that was run, and what it comes to."""
+
+    fast: ev.Run
+    slow: ev.Run
+    runs: tuple[ev.Run, ...]
+    sweeps: dict[str, tuple[ev.Run, ...]]
+    summaries: tuple[ev.Summary, ...]
+    recovery: dict[str, dict[float, ev.Estimate]]
+
+
+def evaluate(
+    fast: o.Fast = None,
+    slow: o.Slow = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="POLICY",
+            help="A policy to evaluate; may be repeated.",
+            show_default=o.POLICY,
+            rich_help_panel="Routing",
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIGNAL",
+            help=f"Also a sweep of about {len(ev.SWEEP_RATES)} settings of {', '.join(SIGNALS)} (thresholds at "
+            "quantiles of the signal), random, budget or every; [cyan]entropy,span=8[/] for spans; may be repeated.",
+            show_default=False,
+            rich_help_panel="Routing",
+        ),
+    ] = None,
+    method: o.Method = o.METHOD,
+    max_slow_calls: o.MaxSlowCalls = None,
+    max_slow_tokens: o.MaxSlowTokens = None,
+    audit: o.Audit = 0.0,
+    split: Annotated[
+        str, typer.Option(help=f"Of the reference world: {', '.join(world.SPLITS)}.", rich_help_panel=_PROBLEMS)
+    ] = "test",
+    count: Annotated[int, typer.Option(min=1, help="How many problems.", rich_help_panel=_PROBLEMS)] = 200,
+    start: Annotated[int, typer.Option(min=0, help="The first one's number.", rich_help_panel=_PROBLEMS)] = 0,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help='Your own problems: {"prompt": ..., "answer": ...} or {"messages": [...], "answer": ...} a line.',
+            show_default=False,
+            rich_help_panel=_PROBLEMS,
+        ),
+    ] = None,
+    match: Annotated[
+        str,
+        typer.Option(
+            help="When a text of your own problems is right: answer (behind the last 'Answer:', else all of it), "
+            "exact, contains, number (the last one).",
+            rich_help_panel=_PROBLEMS,
+        ),
+    ] = "answer",
+    max_tokens: o.MaxTokens = o.MAX_TOKENS,
+    temperature: o.Temperature = 0.0,
+    top_k: o.TopK = 0,
+    top_p: o.TopP = 1.0,
+    min_p: o.MinP = 0.0,
+    stop: o.Stop = None,
+    seed: Annotated[
+        int, typer.Option(help="Of the bootstrap, of random policies and of sampling.", rich_help_panel=_STATISTICS)
+    ] = 0,
+    resamples: Annotated[
+        int, typer.Option(min=100, help="Bootstrap draws, by prompt.", rich_help_panel=_STATISTICS)
+    ] = 2000,
+    concurrency: Annotated[int, typer.Option(min=1, help="Problems asked at once.", rich_help_panel=_STATISTICS)] = 1,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="Plot accuracy against escalation.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Measure quality and cost of policies on problems with checkable answers.
+
+    Both models alone are run once and every policy is compared to them, paired by prompt. Intervals
+    are 95%, by a bootstrap over prompts. The recovered gap, (accuracy - fast) / (slow - fast), is
+    given only where the interval of slow - fast excludes 0.
+
+    Examples:
+
+      fsgen-router eval --policy "entropy>0.7" --policy random:0.1
+
+      fsgen-router eval --sweep entropy --sweep random --plot curve.png
+
+      fsgen-router eval --prompts mine.jsonl --match number --json
+    """
+    request = o.make_request(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop,
+        max_slow_calls=max_slow_calls,
+        max_slow_tokens=max_slow_tokens,
+    )
+    policies = [make_policy(form) for form in (policy or ([] if sweep else [o.POLICY]))]
+    signals = [_check_sweep(form) for form in sweep or []]
+    if plot is not None:
+        from ..plots import check_plot_path
+
+        check_plot_path(plot)
+    items = _items(prompts, match, split, count, start)
+    with o.open_router(fast, slow, method=method, audit=audit) as router:
+        results = _run(
+            router,
+            items,
+            [p.name for p in policies],
+            signals,
+            None if prompts else split,
+            concurrency=concurrency,
+            seed=seed,
+            resamples=resamples,
+            request=request,
+        )
+    if plot is not None:
+        _plot(plot, results)
+    source = str(prompts) if prompts else f"{world.VERSION} {split} {start} to {start + count - 1}"
+    head = {
+        "pair": {"fast": router.fast.name, "slow": router.slow.name},
+        "problems": source,
+        "n": len(items),
+        "seed": seed,
+        "resamples": resamples,
+        "method": router.method.name,
+    }
+    if as_json:
+        write_json(head | _record(results, single=len(policies) == 1 and not signals))
+    else:
+        _show(head, results)
+
+
+def _check_sweep(form: str) -> tuple[str, str]:
+    """A sweep's signal and its suffix (",span=8"), checked before anything runs."""
+    signal, comma, rest = form.replace(" ", "").partition(",")
+    for example in ev.sweep_policies(signal, ev.np.ones(1), rates=(0.5,), suffix=comma + rest):
+        make_policy(example)
+    return signal, comma + rest
+
+
+def _items(prompts: Path | None, match: str, split: str, count: int, start: int) -> list[ev.Item]:
+    known = next((name for name in ev.MATCHES if name == match), None)
+    if known is None:
+        raise ConfigurationError(f"unknown match {match!r}", hint=f"available: {', '.join(ev.MATCHES)}")
+    if prompts is not None:
+        return ev.read_items(prompts, match=known)
+    return ev.reference_items(_split(split), count, start)
+
+
+def _split(name: str) -> world.Split:
+    for split in world.SPLITS:
+        if split == name:
+            return split
+    raise ConfigurationError(f"unknown split {name!r}", hint=f"available: {', '.join(world.SPLITS)}")
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+class _Progress:
+    """A bar over all answers on a terminal; a line per policy elsewhere."""
+
+    def __init__(self, bars: Progress, task: TaskID) -> None:
+        self._bars, self._task = bars, task
+
+    def advance(self, _item: ev.Item, _answer: Generation) -> None:
+        self._bars.advance(self._task)
+
+    def begin(self, what: str) -> None:
+        self._bars.update(self._task, description=what)
+
+    def more(self, answers: int) -> None:
+        self._bars.update(self._task, total=(self._bars.tasks[self._task].total or 0) + answers)
+
+    def end(self, run: ev.Run) -> None:
+        if not self._bars.console.is_terminal:
+            say(f"{run.policy}: {run.accuracy:.1%} right of {len(run)}")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[_Progress]:
+    console = err()
+    columns = (
+        TextColumn("{task.description:<24.24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield _Progress(bars, bars.add_task("loading", total=total))
+
+
+def _run(
+    router: Router,
+    items: Sequence[ev.Item],
+    policies: Sequence[str],
+    signals: Sequence[tuple[str, str]],
+    split: str | None,
+    *,
+    concurrency: int,
+    seed: int,
+    resamples: int,
+    request: dict[str, Any],
+) -> _Results:
+    collectors = {signal: ev.signal_collector(signal) for signal, _ in signals if signal in SIGNALS}
+    swept = len(signals) * len(ev.SWEEP_RATES)
+    with _progress(len(items) * (2 + len(policies) + swept)) as progress:
+
+        def advance(item: ev.Item, answer: Generation) -> None:
+            progress.advance(item, answer)
+
+        def collect(item: ev.Item, answer: Generation) -> None:
+            progress.advance(item, answer)
+            if answer.policy == "never":
+                for add, _ in collectors.values():
+                    add(item, answer)
+
+        if collectors and split is not None:
+            # Thresholds from problems that no result is reported on.
+            progress.begin("thresholds")
+            other = ev.reference_items("fit" if split == "calibration" else "calibration", _CALIBRATION)
+            progress.more(len(other))
+            ev.run_items(router, other, "never", on_answer=collect, concurrency=concurrency, **request)
+        progress.begin("each model alone")
+        fast, slow = ev.run_baselines(
+            router, items, on_answer=advance if split else collect, concurrency=concurrency, **request
+        )
+        progress.end(fast)
+        progress.end(slow)
+
+        def run(form: str) -> ev.Run:
+            progress.begin(form)
+            done = ev.run_items(router, items, form, on_answer=advance, concurrency=concurrency, **request)
+            progress.end(done)
+            return done
+
+        runs = [run(form) for form in policies]
+        sweeps = {}
+        for signal, suffix in signals:
+            values = ev.np.array(collectors[signal][1]) if signal in collectors else None
+            forms = ev.sweep_policies(signal, values, suffix=suffix)
+            progress.more((len(forms) - len(ev.SWEEP_RATES)) * len(items))
+            sweeps[signal + suffix] = tuple(run(form) for form in forms)
+        progress.begin("intervals")
+        for swept_runs in sweeps.values():
+            runs += swept_runs
+        return _Results(
+            fast,
+            slow,
+            tuple(runs),
+            sweeps,
+            tuple(ev.summarise(r, fast, slow, seed=seed, resamples=resamples) for r in (*runs, fast, slow)),
+            {
+                name: ev.rate_at_recovery(fast, slow, swept_runs, seed=seed, resamples=resamples)
+                for name, swept_runs in sweeps.items()
+            },
+        )
+
+
+def _plot(path: Path, results: _Results) -> None:
+    from ..plots import quality_plot
+
+    by_name = {summary.policy: summary for summary in results.summaries}
+    in_sweep = {run.policy for runs in results.sweeps.values() for run in runs}
+    single = {run.policy: [by_name[run.policy]] for run in results.runs if run.policy not in in_sweep}
+    curves = {name: [by_name[run.policy] for run in runs] for name, runs in results.sweeps.items()}
+    quality_plot(path, curves | single)
+    say(f"Plot written to {path}")
+
+
+# --- results -------------------------------------------------------------------------------------
+
+_ALONE = ("accuracy_fast", "accuracy_slow", "gap")
+
+
+def _record(results: _Results, *, single: bool) -> dict[str, Any]:
+    *policies, _, slow = results.summaries
+    common = {name: value for key in _ALONE for name, value in getattr(slow, key).to_dict(key).items()}
+    common |= slow.slow_forwards.to_dict("slow_forwards_slow_only")
+    note = _gap_note(slow)
+    if single:
+        return {**common, **policies[0].to_dict(), "note": note}
+    record: dict[str, Any] = {**common, "policies": [summary.to_dict() for summary in policies], "note": note}
+    if results.recovery:
+        record["rate_at_recovery"] = {
+            name: {f"{level:g}": estimate.to_dict("escalation_rate") for level, estimate in levels.items()}
+            for name, levels in results.recovery.items()
+        }
+    return record
+
+
+def _gap_note(summary: ev.Summary) -> str | None:
+    if summary.recovered_gap.value is not None:
+        return None
+    return (
+        f"accuracy_slow - accuracy_fast is {_plain(summary.gap)}: its interval does not exclude 0, so no recovered "
+        "gap is given. Take more prompts, or a pair that differs."
+    )
+
+
+def _plain(estimate: ev.Estimate) -> str:
+    if estimate.value is None:
+        return "unknown"
+    span = f" [{estimate.interval[0]:.1%}, {estimate.interval[1]:.1%}]" if estimate.interval else ""
+    return f"{estimate.value:.1%}{span}"
+
+
+def _show(head: dict[str, Any], results: _Results) -> None:
+    console = out()
+    *policies, fast, slow = results.summaries
+    table = Table(
+        title=f"{head['n']} problems ({head['problems']}), {head['pair']['fast']} + {head['pair']['slow']}",
+        caption=f"Below each figure its 95% interval: bootstrap by prompt, {head['resamples']} draws, "
+        f"seed {head['seed']}.",
+        caption_justify="left",
+    )
+    table.add_column("policy", overflow="fold")
+    for heading in ("right", "gap recovered", "escalated", "slow tokens", "slow reads", "slow steps", "of slow only"):
+        table.add_column(heading, justify="right")
+    table.add_row(*_row(fast.policy, fast, alone=True), end_section=True)
+    for number, summary in enumerate(policies, 1):
+        table.add_row(*_row(summary.policy, summary), end_section=number == len(policies))
+    table.add_row(*_row(slow.policy, slow, alone=True))
+    console.print(table)
+    console.print(
+        Text(
+            "escalated: share of decisions; slow tokens: share of what was written; slow reads: share of prompt and "
+            "answer positions that the slow model read; slow steps: sequential ones per answer.",
+            style="dim",
+        )
+    )
+    for name, levels in results.recovery.items():
+        for level, estimate in levels.items():
+            if estimate.value is not None:
+                console.print(f"{name} recovers {level:.0%} of the gap at an escalation rate of {_plain(estimate)}")
+    if note := _gap_note(slow):
+        console.print(Text(note, style="yellow"))
+    for summary in results.summaries:
+        if summary.truncated:
+            say(f"{summary.policy}: {summary.truncated} answers met --max-tokens or the context", "yellow")
+        if summary.degraded:
+            say(f"{summary.policy}: in {summary.degraded} answers the slow model failed and was given up", "bold red")
+
+
+def _row(name: str, summary: ev.Summary, *, alone: bool = False) -> list[str | Text]:
+    share, number = "{:.1%}", "{:.1f}"
+    cells = [_cell(summary.accuracy, share)]
+    cells.append(Text("") if alone else _cell(summary.recovered_gap, share))
+    cells += [_cell(getattr(summary, rate), share) for rate in ("escalation_rate", "slow_token_share")]
+    cells += [_cell(summary.slow_position_share, share), _cell(summary.slow_forwards, number)]
+    cells.append(_cell(summary.slow_forwards_relative, share))
+    return [name, *cells]
+
+
+def _cell(estimate: ev.Estimate, form: str) -> Text:
+    """A figure and, dim below it, its interval."""
+    if estimate.value is None:
+        return Text("-")
+    text = Text(form.format(estimate.value))
+    # An interval of no width says nothing: the figure is fixed by what the policy is.
+    if estimate.interval and estimate.interval[0] != estimate.interval[1]:
+        low, high = (form.format(edge).rstrip("%") for edge in estimate.interval)
+        text.append(f"\n{low}–{high}", style="dim")
+    return text

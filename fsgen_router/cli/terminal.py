@@ -1,0 +1,125 @@
+"""Consoles, JSON output, reading prompts, and errors as exit codes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from ..errors import ConfigurationError, FsgenError, InvalidRequest
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_EXIT_BROKEN_PIPE = 141  # as if SIGPIPE had ended the program, which is what a shell expects
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # one place for it: Group
+
+
+def out() -> Console:
+    """Standard output, for people."""
+    return _Console(highlight=False)
+
+
+def err() -> Console:
+    """Standard error: messages, progress, reports."""
+    return _Console(stderr=True, highlight=False)
+
+
+def say(message: str, style: str = "dim") -> None:
+    """One message on standard error."""
+    err().print(Text(message, style=style))
+
+
+def write(text: str) -> None:
+    """Text as it is on standard output, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_json(value: Any, *, indent: int | None = None) -> None:
+    """One JSON value on a line of its own; numbers that are not finite become null."""
+    write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def show_error(error: FsgenError) -> None:
+    """Message and way out on standard error."""
+    console = err()
+    console.print(Text.assemble(("Error: ", "bold red"), error.message), soft_wrap=True)
+    if error.hint:
+        console.print(Text.assemble(("Hint: ", "bold"), error.hint), soft_wrap=True)
+
+
+def exit_code(error: FsgenError) -> int:
+    """2 for what was asked wrongly, 1 for what failed."""
+    return EXIT_USAGE if isinstance(error, (ConfigurationError, InvalidRequest)) else EXIT_FAILED
+
+
+class Group(TyperGroup):
+    """The one place where errors become exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except FsgenError as error:
+            show_error(error)
+            raise typer.Exit(exit_code(error)) from None
+        except ImportError as error:
+            if "fsgen-router[" not in str(error):
+                raise  # a bug, not a missing extra
+            err().print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+            raise typer.Exit(EXIT_FAILED) from None
+        except KeyboardInterrupt:
+            say("\nInterrupted.")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            # Whoever read the output has seen enough. Nothing may be left to flush into the closed pipe.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_EXIT_BROKEN_PIPE) from None
+        return result
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+def decode(data: bytes, what: str = "standard input") -> str:
+    """UTF-8 bytes as text; :class:`InvalidRequest` names the first byte that is wrong."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{what} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason})",
+            hint="convert it first, for example with iconv -t UTF-8",
+        ) from None
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt of the command line, or of standard input (for ``-``, or when it is piped)."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise InvalidRequest("no prompt was given", hint="write it behind the command, or pipe it in")
+    text = decode(sys.stdin.buffer.read())
+    # The newline that echo and editors add is not part of the prompt.
+    return text.removesuffix("\n").removesuffix("\r")

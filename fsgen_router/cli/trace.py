@@ -1,0 +1,85 @@
+"""``fsgen-router trace``: who wrote each token, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from . import options as o
+from .terminal import err, out, read_prompt, say, write_json
+from .tokens import legend, marked, token_records, token_table
+
+
+def trace(
+    prompt: o.Prompt = None,
+    fast: o.Fast = None,
+    slow: o.Slow = None,
+    policy: o.Policy = o.POLICY,
+    method: o.Method = o.METHOD,
+    max_slow_calls: o.MaxSlowCalls = None,
+    max_slow_tokens: o.MaxSlowTokens = None,
+    audit: Annotated[
+        bool,
+        typer.Option(
+            "--audit",
+            help="Let the slow model read the finished answer, so that every token has slow_choice.",
+            rich_help_panel="Routing",
+        ),
+    ] = False,
+    max_tokens: o.MaxTokens = o.MAX_TOKENS,
+    temperature: o.Temperature = 0.0,
+    top_k: o.TopK = 0,
+    top_p: o.TopP = 1.0,
+    min_p: o.MinP = 0.0,
+    stop: o.Stop = None,
+    seed: o.Seed = None,
+    as_chat: o.Chat = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Print the report to standard error too.", rich_help_panel="Output")
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Show who wrote each token of an answer, and why.
+
+    In a terminal: the answer in colours and a table. In a pipe or with --json: one JSON object a
+    line and token. Decisions are accept, escalate, span (written within an escalation's span)
+    and forced (a mask left one choice).
+
+    Examples:
+
+      fsgen-router trace "Who of Eva Cobb, Leo Pike lives in Saltby?" --policy "max_prob<0.6"
+
+      fsgen-router trace "..." --json | jq 'select(.source == "slow") | .text'
+    """
+    text = read_prompt(prompt)
+    request = o.make_request(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop,
+        max_slow_calls=max_slow_calls,
+        max_slow_tokens=max_slow_tokens,
+    )
+    with o.open_router(fast, slow, policy, method, audit=float(audit)) as router:
+        answer = (
+            router.chat([{"role": "user", "content": text}], **request) if as_chat else router.complete(text, **request)
+        )
+        console = out()
+        if as_json or not console.is_terminal:
+            for record in token_records(answer, router):
+                write_json(record)
+        else:
+            console.print(marked(answer.tokens, console))
+            console.print(Text())
+            console.print(token_table(answer, router))
+            console.print(Text())
+            console.print(legend(console))
+        if answer.degraded:
+            say(f"Degraded: the slow model was given up ({answer.degraded}).", "bold red")
+        if report:
+            err().print(answer.report())
