@@ -249,10 +249,10 @@ class Engine:
 
     def _failed(self, role: Role, purpose: Purpose, error: FsgenError) -> list[Command]:
         state = self.state
-        if role == "fast":
-            raise error
         if state.finish is not None:  # an audit that fails costs only its labels
             return self._conclude()
+        if role == "fast":
+            raise error
         # The answer is not lost: the fast model goes on alone, and the result says so.
         state.degraded = f"{type(error).__name__}: {error.message}"
         state.span_left, state.escalation = 0, None
