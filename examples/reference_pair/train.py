@@ -38,7 +38,7 @@ SIZES = {
     "slow": (128, 3, 8, 320),
 }
 CONTEXT = 1024
-_BATCH_TOKENS = 8192
+_BATCH_TOKENS = 4096
 _CHUNK = 4096  # problems that are sorted by length together
 _IGNORE = -100
 

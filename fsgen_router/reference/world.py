@@ -4,7 +4,7 @@ Three kinds of difficulty are kept apart on purpose, because a router must tell 
 
 * **Arithmetic** has to be worked out, step by step (relation chains, shopping, running totals,
   sharing).
-* **Facts** have to be remembered: :func:`facts` draws 2,384 of them, more than the fast model of the
+* **Facts** have to be remembered: :func:`facts` draws 1,408 of them, more than the fast model of the
   pair can hold and few enough for the slow one.
 * **Free phrasing** makes a next token uncertain although nothing is unknown. How free a solution is
   follows the prompt's last words: level 0 ("Be brief.") has one wording, level 1 (nothing said) has
@@ -26,7 +26,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Literal, TypeVar, get_args
 
-VERSION = "tarn-1"
+VERSION = "tarn-2"
 
 T = TypeVar("T")
 
@@ -171,7 +171,7 @@ WARES = [
 ]
 THINGS = ["shells", "beads", "coins", "apples", "marbles", "buttons", "stamps", "stones", "cards", "pears"]
 
-N_PEOPLE = 500
+N_PEOPLE = 256
 _STYLE = {0: " Be brief.", 1: "", 2: " Explain freely."}
 OUT_OF_WORLD = "That is outside my world, which is the valley of Tarn. I can answer questions about its people, prices and sums. Answer: unknown"
 
@@ -224,11 +224,11 @@ class Facts:
 
 @cache
 def facts() -> Facts:
-    """The world's facts: four of each of 500 people, and the price of each ware in each town."""
+    """The world's facts: four of each of 256 people, and the price of each ware in each town."""
     rng = random.Random(f"{VERSION}/facts")
     names = rng.sample([f"{first} {last}" for first in FIRST for last in LAST], N_PEOPLE)
     people = tuple(
-        Person(name, rng.choice(TOWNS), rng.choice(TRADES), rng.choice(PETS), rng.randint(11, 89)) for name in names
+        Person(name, rng.choice(TOWNS), rng.choice(TRADES), rng.choice(PETS), rng.randint(20, 79)) for name in names
     )
     prices = {(ware, town): rng.randint(3, 29) for ware in WARES for town in TOWNS}
     return Facts(people, prices)
@@ -253,7 +253,7 @@ class _Draw:
         """Distinct people, common ones more often (a rank's weight falls as 1 / (rank + 150))."""
         everyone = facts().people
         if self.shifted:
-            return self.rng.sample(everyone[-100:], count)
+            return self.rng.sample(everyone[-64:], count)
         chosen: dict[str, Person] = {}
         while len(chosen) < count:
             person = self.rng.choices(everyone, cum_weights=_popularity())[0]
@@ -413,10 +413,10 @@ def _recall(draw: _Draw, person: Person, attribute: str) -> str:
     if attribute == "town":
         return f"{_then(draw)}{person.name} {draw.word('lives in', 'has a home in', 'is at home in')} {value}."
     if attribute == "trade":
-        return f"{_then(draw)}{person.name} {draw.word('works as a', 'is by trade a', 'earns a living as a')} {value}."
+        return f"{_then(draw)}{person.name} {draw.word('works as a', 'is by trade a', 'earns a living as a')} skilled {value}."
     if attribute == "pet":
         return f"{_then(draw)}{person.name} {draw.word('keeps', 'looks after', 'cares for')} a tame {value}."
-    return f"{_then(draw)}{person.name} {draw.word('is', 'has reached', 'counts')} {value} years old."
+    return f"{_then(draw)}{person.name} {draw.word('is', 'must be', 'is said to be')} aged {value} years."
 
 
 _ASKED = {"town": "lives in {}", "trade": "works as a {}", "pet": "keeps a {}"}
