@@ -608,7 +608,9 @@ def sweep_policies(
         raise ConfigurationError(f"a sweep of {signal} needs the signal's values")
     above = signal in ("entropy", "varentropy")
     cuts = np.quantile(values, [1 - rate if above else rate for rate in rates])
-    return list(dict.fromkeys(f"{signal}{'>' if above else '<'}{cut:.6g}{suffix}" for cut in cuts.tolist()))
+    # Probabilities crowd below 1 and need more digits there to differ.
+    written = [f"{cut:.6g}" if not above and cut > 0.99 else f"{cut:.4g}" for cut in cuts.tolist()]
+    return list(dict.fromkeys(f"{signal}{'>' if above else '<'}{cut}{suffix}" for cut in written))
 
 
 def signal_values(

@@ -60,7 +60,7 @@ def quality_plot(
     figure = _figure()(figsize=(7.5, 5.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for level, label, colour in (
-        (first.accuracy_slow, "slow alone", "tab:green"),
+        (first.accuracy_slow, "slow alone", "black"),
         (first.accuracy_fast, "fast alone", "tab:gray"),
     ):
         _level(axes, level, label, colour)
