@@ -1,0 +1,130 @@
+"""Write the figures in the README from ``results/*.json``; ``--check`` only compares.
+
+python benchmarks/readme.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+
+
+def load(name: str) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((HERE / "results" / f"{name}.json").read_text())
+    return figures
+
+
+def percent(record: dict[str, Any], name: str) -> str:
+    """``value [low, high]`` in percent."""
+    value, interval = record[name], record[f"{name}_interval"]
+    if value is None:
+        return "not reached"
+    inside = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+    return f"{100 * value:.1f}%{inside}"
+
+
+def reference_pair() -> str:
+    figures = load("reference_pair")
+    shares = figures["slow_token_share_at_recovery"]
+    lines = [
+        "![Quality against the share of tokens that the slow model wrote](benchmarks/results/reference_pair.png)",
+        "",
+        f"{figures['n']:,} held-out problems, temperature 0, method `replace`; the fast model has "
+        f"{figures['parameters']['fast']:,} parameters and answers {percent(figures['accuracy_fast'], 'accuracy')} of "
+        f"them, the slow one {figures['parameters']['slow']:,} and "
+        f"{percent(figures['accuracy_slow'], 'accuracy')}. The share of tokens that the slow model has to write to "
+        "recover a part of that gap:",
+        "",
+        "| routed by | 50% of the gap | 80% | 95% |",
+        "|---|---|---|---|",
+    ]
+    for name, label in (
+        ("oracle", "oracle (asks the slow model at every token; counts its corrections)"),
+        ("entropy", "entropy"),
+        ("margin", "margin"),
+        ("max_prob", "maximum probability"),
+        ("random", "random"),
+        ("whole query", "whole queries, by mean entropy"),
+    ):
+        cells = " | ".join(percent(shares[name][level], "share") for level in ("0.5", "0.8", "0.95"))
+        lines.append(f"| {label} | {cells} |")
+    lines += [
+        "",
+        f"Asked at every token of its own path, the oracle corrects {100 * figures['disagreement_rate']:.1f}% of the tokens: "
+        "this pair's FS-GEN rate (CoF). Crossings are interpolated inside each bootstrap draw. "
+        f"`benchmarks/reference_pair.py`, seed {figures['seed']}, 95% bootstrap intervals by prompt, {figures['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def ratio(record: dict[str, float]) -> str:
+    return f"{record['ratio']:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
+
+
+def speed() -> str:
+    overhead, routed, prefix = load("overhead"), load("routed_decode"), load("prefix_cost")
+    lines = [
+        f"Random weights in Qwen2.5-0.5B's shape, 152k vocabulary, 8 bits, {overhead['threads']} threads on "
+        f"{overhead['machine']}; medians over {overhead['blocks']} alternating blocks, 95% bootstrap intervals.",
+        "",
+        "| | speed of the Router, never escalating, all signals recorded |",
+        "|---|---|",
+        f"| against a bare ctypes decode-and-argmax loop | {ratio(overhead['bare_over_router'])} |",
+        f"| against `create_completion` at temperature 0 | {ratio(overhead['create_completion_over_router'])} |",
+        "",
+        f"Python's share per token at a prefix of 4,000 tokens, against 100: "
+        f"{prefix['median_difference_us']:+.1f} µs (median).",
+        "",
+        "Routed decode with a slow model of ten times the parameters, against the time model (the sum, over the chunks "
+        "that were really read, of chunk times measured in the same run) and against the slow model alone:",
+        "",
+        "| slow tokens | span | slow steps | measured / predicted | times faster than slow-only |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {100 * s['slow_share']:.1f}% | {s['span']} | {s['slow_forwards']} | {s['measured_over_predicted']:.3f} | "
+        f"{ratio(s['slow_only_over_routed'])} |"
+        for s in routed["settings"]
+    ]
+    lines += [
+        "",
+        f"`benchmarks/overhead.py`, `benchmarks/prefix_cost.py`, `benchmarks/routed_decode.py` (seed {routed['seed']}), "
+        f"{overhead['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"reference_pair": reference_pair, "speed": speed}
+
+
+def filled(text: str) -> str:
+    for name, make in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- figures: {name} -->\n).*?(<!-- /figures -->)", re.DOTALL)
+        body = make()
+        text, count = pattern.subn(lambda found, b=body: f"{found[1]}{b}\n{found[2]}", text)
+        if count != 1:
+            raise SystemExit(f"the README has {count} blocks for {name}, not one")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if the README's figures differ from the results")
+    args = parser.parse_args()
+    before = README.read_text()
+    after = filled(before)
+    if args.check and before != after:
+        raise SystemExit("the README's figures are not those of benchmarks/results: run benchmarks/readme.py")
+    if not args.check:
+        README.write_text(after)
+
+
+if __name__ == "__main__":
+    main()

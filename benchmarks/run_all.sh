@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Every figure of the README, one script after the other.   run_all.sh BIN
+set -euo pipefail
+cd "$(dirname "$0")"
+bin=$1
+for script in reference_pair overhead routed_decode prefix_cost; do
+	echo "== $script" >&2
+	"$bin/python" "$script.py"
+done
+"$bin/python" readme.py
