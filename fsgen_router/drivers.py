@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import suppress
 
 from .engine import Command, Done, Emit, Engine, Event, Failed, Open, Start
 from .errors import FsgenError
@@ -71,7 +72,7 @@ def run(engine: Engine, models: Models) -> Iterator[Emit]:
         _close(engine, models)
 
 
-async def arun(engine: Engine, models: Models, executors: Mapping[Role, Executor]) -> AsyncIterator[Emit]:
+async def arun(engine: Engine, models: Models, executors: Mapping[Role, Executor]) -> AsyncGenerator[Emit, None]:
     """The asynchronous driver: each model works on the one thread of its executor."""
     loop = asyncio.get_running_loop()
     steps = _steps(engine)
@@ -87,7 +88,7 @@ async def arun(engine: Engine, models: Models, executors: Mapping[Role, Executor
                     event = await asyncio.shield(job)
                 except asyncio.CancelledError:
                     # A forward cannot be broken off; its sequence must not be closed under it.
-                    await asyncio.wait([job])
+                    await _done(job)
                     _remember(engine, command, job.result())
                     raise
             try:
@@ -96,6 +97,13 @@ async def arun(engine: Engine, models: Models, executors: Mapping[Role, Executor
                 command = None
     finally:
         _close(engine, models)
+
+
+async def _done(job: asyncio.Future[Event]) -> None:
+    """Wait for a job, however often the task that waits is cancelled meanwhile."""
+    while not job.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([job])
 
 
 def _remember(engine: Engine, command: Start, event: Event) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
@@ -319,8 +320,10 @@ class Router:
     async def _arun(self, engine: Engine, alone: Engine | None) -> AsyncIterator[StreamEvent]:
         async with self._slots:
             self._require_open()
-            async for emit in drivers.arun(engine, self._models, self._executors):
-                yield TextDelta(emit.text, emit.token)
+            # Closed before the slots are given back, also when the stream is given up half-way.
+            async with aclosing(drivers.arun(engine, self._models, self._executors)) as emits:
+                async for emit in emits:
+                    yield TextDelta(emit.text, emit.token)
             if alone is not None:
                 async for _ in drivers.arun(alone, {"fast": self.slow}, {"fast": self._executors["slow"]}):
                     pass
@@ -401,7 +404,9 @@ class _Slots:
 
     def _withdraw(self, turn: Future[None]) -> None:
         # Cancelled while waiting; or given the turn in that very moment, which then goes on.
-        if not turn.cancel() and turn.done() and not turn.cancelled():
+        with self._lock:
+            waiting = turn.cancel()
+        if not waiting:
             self._give()
 
     def __enter__(self) -> None:
