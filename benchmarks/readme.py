@@ -57,9 +57,10 @@ def reference_pair() -> str:
         lines.append(f"| {label} | {cells} |")
     lines += [
         "",
-        f"Asked at every token of its own path, the oracle corrects {100 * figures['disagreement_rate']:.1f}% of the tokens: "
-        "this pair's FS-GEN rate (CoF). Crossings are interpolated inside each bootstrap draw. "
-        f"`benchmarks/reference_pair.py`, seed {figures['seed']}, 95% bootstrap intervals by prompt, {figures['date']}.",
+        f"Asked at every token of its own path, the oracle corrects {100 * figures['disagreement_rate']:.1f}% of the "
+        "tokens: this pair's FS-GEN rate (CoF). Crossings are interpolated inside each bootstrap draw. "
+        f"`benchmarks/reference_pair.py`, seed {figures['seed']}, 95% bootstrap intervals by prompt, "
+        f"{figures['date']}.",
     ]
     return "\n".join(lines)
 
@@ -95,8 +96,8 @@ def speed() -> str:
     ]
     lines += [
         "",
-        f"`benchmarks/overhead.py`, `benchmarks/prefix_cost.py`, `benchmarks/routed_decode.py` (seed {routed['seed']}), "
-        f"{overhead['date']}.",
+        f"`benchmarks/overhead.py`, `benchmarks/prefix_cost.py`, `benchmarks/routed_decode.py` "
+        f"(seed {routed['seed']}), {overhead['date']}.",
     ]
     return "\n".join(lines)
 
