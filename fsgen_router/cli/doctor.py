@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
-from ..errors import FsgenError
+from ..errors import ConfigurationError, FsgenError, VocabularyMismatch
 from . import options as o
 from .terminal import EXIT_FAILED, out, write_json
 
@@ -59,7 +59,7 @@ def doctor(fast: o.Fast = None, slow: o.Slow = None, as_json: o.Json = False) ->
     checks: list[Check] = []
     for section in (_python, _extras, _llama_cpp, _processor, _threads, _memory, _accelerator, _hub):
         checks.extend(_guarded(section))
-    checks.extend(_guarded(lambda: _pair(fast, slow), name="pair"))
+    checks.extend(_guarded(lambda: _pair(fast, slow), name=_pair_label(fast, slow)))
     able = not any(check.status == "fail" for check in checks)
     if as_json:
         write_json({"ok": able, "version": __version__, "checks": [asdict(check) for check in checks]})
@@ -74,6 +74,8 @@ def _guarded(section: Callable[[], Iterator[Check]], name: str = "") -> Iterator
     try:
         yield from section()
     except FsgenError as error:
+        if isinstance(error, ConfigurationError) and not isinstance(error, VocabularyMismatch):
+            raise  # an option that makes no sense says nothing about this machine
         yield Check(name or section.__name__.strip("_"), "fail", error.message, error.hint)
     except Exception as error:  # whatever a half-installed package raises when it is looked at
         what = f"{type(error).__name__}: {error}"
@@ -219,27 +221,26 @@ def _hub() -> Iterator[Check]:
 
 
 def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
-    name = "reference pair" if fast is None and slow is None else "pair"
+    name = _pair_label(fast, slow)
     try:
         # Vocabularies are compared when the Router is built.
         router = o.open_router(fast, slow, "every:2")
-    except (FsgenError, ImportError) as error:
-        hint = error.hint if isinstance(error, FsgenError) else "pip install 'fsgen-router[llama]'"
-        yield Check(name, "fail", error.message if isinstance(error, FsgenError) else str(error), hint)
+    except ImportError as error:
+        yield Check(name, "fail", str(error), "pip install 'fsgen-router[llama]'")
         return
     with router:
         sizes = f"{router.fast.n_params:,} and {router.slow.n_params:,} parameters"
         yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}, one vocabulary")
-        try:
-            answer = router.complete("How many coins do 3 lamps cost in Saltby?", max_tokens=16)
-        except FsgenError as error:
-            yield Check("answers", "fail", error.message, error.hint)
-            return
+        answer = router.complete("How many coins do 3 lamps cost in Saltby?", max_tokens=16)
         if answer.degraded:
             yield Check("answers", "fail", answer.degraded)
             return
         usage = answer.usage
         yield Check("answers", "ok", f"{usage.tokens} tokens, {usage.slow_tokens} by the slow model")
+
+
+def _pair_label(fast: str | None, slow: str | None) -> str:
+    return "reference pair" if fast is None and slow is None else "pair"
 
 
 def _show(checks: list[Check], *, able: bool) -> None:

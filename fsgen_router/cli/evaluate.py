@@ -360,7 +360,7 @@ def _show(head: dict[str, Any], results: _Results) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("policy", overflow="fold")
     for heading in ("right", "gap\nrecovered", "escalated", "slow\ntokens", "slow\nreads", "slow\nsteps"):
-        # "50.4–61.3" is the widest cell: on 80 columns the policy's name is what folds.
+        # An interval is the widest cell: on 80 columns the policy's name is what folds.
         table.add_column(heading, justify="right", min_width=9, no_wrap=True)
     table.add_row(*_row(fast, alone=True), end_section=True)
     for number, summary in enumerate(policies, 1):

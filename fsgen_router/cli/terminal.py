@@ -97,7 +97,20 @@ class Group(TyperGroup):
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(_EXIT_BROKEN_PIPE) from None
+        except Exception as error:
+            _list_what_exists(error)
+            raise
         return result
+
+
+def _list_what_exists(error: Exception) -> None:
+    """An unknown option far from any other: let the message list those that there are."""
+    # By its attributes, because the class is typer's own or click's, depending on typer's version.
+    context = getattr(error, "ctx", None)
+    if hasattr(error, "option_name") and not getattr(error, "possibilities", True) and context is not None:
+        error.possibilities = [
+            name for parameter in context.command.params for name in parameter.opts if name[:2] == "--"
+        ]
 
 
 # --- prompts -------------------------------------------------------------------------------------
