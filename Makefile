@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 # llama-cpp-python compiles from source; without these parts in under half the time.
-export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/tests/no_common.cmake
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/.ci/llama_cpp_build.cmake
 # One busy thread pool at a time: two on the same cores can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
@@ -32,7 +32,7 @@ test: install  ## all tests
 check: install wheel  ## lint, formatting, and types of the installed wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	bash tests/check_wheel.sh $(abspath $(BIN)) $(abspath $(wildcard dist/*.whl))
+	bash .ci/check_wheel.sh $(abspath $(BIN)) $(abspath $(wildcard dist/*.whl))
 
 bench: install  ## every figure of the README (an hour and more)
 	bash benchmarks/run_all.sh $(abspath $(BIN))

@@ -103,16 +103,23 @@ def locate(where: str) -> Path:
     """
     if where.startswith("hf://"):
         return _from_hub(where)
-    path = Path(where).expanduser()
-    if not path.exists():
+    try:
+        path = Path(where).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # too long for a name, or ~nobody
+        raise ModelNotFound(f"{where!r} is no path: {error}") from None
+    if not exists:
         raise ModelNotFound(f"there is no model file {path}", hint="check the path, or use hf://owner/repo/file.gguf")
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.gguf"))
         raise ModelNotFound(
             f"{path} is a folder", hint=f"name a file in it: {', '.join(inside)}" if inside else "no GGUF file is in it"
         )
-    with path.open("rb") as file:
-        magic = file.read(4)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
     if magic != b"GGUF":
         raise ModelFileCorrupt(
             f"{path} is not a GGUF file (it begins with {magic!r})",
@@ -150,8 +157,19 @@ class LlamaCppTokenizer:
 
     def __init__(self, model: Any, name: str) -> None:
         self._model, self._name = model, name
-        self._vocab = lib.llama_model_get_vocab(model)
+        self._lock = threading.Lock()
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
+
+    @property
+    def _vocab(self) -> Any:
+        if self._model is None:
+            raise BackendError(f"{self._name} was shut down")
+        return lib.llama_model_get_vocab(self._model)
+
+    def release(self) -> None:
+        """The model is about to be freed: what would read of it raises from now on."""
+        with self._lock:
+            self._model = None
 
     @cached_property
     def _pieces(self) -> list[bytes]:
@@ -195,20 +213,21 @@ class LlamaCppTokenizer:
         size = len(data) + 8
         while True:
             buffer = (lib.llama_token * size)()
-            count = lib.llama_tokenize(self._vocab, data, len(data), buffer, size, add_bos, parse_special)
+            with self._lock:
+                count = lib.llama_tokenize(self._vocab, data, len(data), buffer, size, add_bos, parse_special)
             if count >= 0:
                 return list(buffer[:count])
             size = -count
 
     @cached_property
     def _formatter(self) -> Jinja2ChatFormatter:
-        template = lib.llama_model_chat_template(self._model, None)
+        with self._lock:
+            vocab = self._vocab
+            template = lib.llama_model_chat_template(self._model, None)
+            ends = lib.llama_vocab_eos(vocab), lib.llama_vocab_bos(vocab)
         if not template:
             raise ConfigurationError(f"{self._name} has no chat template", hint="use complete() with a raw prompt")
-        names = [
-            self._pieces[token].decode(errors="replace") if 0 <= token < self.n_vocab else ""
-            for token in (lib.llama_vocab_eos(self._vocab), lib.llama_vocab_bos(self._vocab))
-        ]
+        names = [self._pieces[token].decode(errors="replace") if 0 <= token < self.n_vocab else "" for token in ends]
         return Jinja2ChatFormatter(template.decode(), eos_token=names[0], bos_token=names[1])
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
@@ -218,10 +237,16 @@ class LlamaCppTokenizer:
             ids = self._encode_split(messages)
         else:
             ids = self.encode(self._render(messages), add_bos=False, parse_special=True)
-        bos = lib.llama_vocab_bos(self._vocab)
-        if lib.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [bos]:
-            ids.insert(0, bos)
+        if self._bos is not None and ids[:1] != [self._bos]:
+            ids.insert(0, self._bos)
         return ids
+
+    @cached_property
+    def _bos(self) -> int | None:
+        """The token that every sequence begins with, if the vocabulary says so."""
+        with self._lock:
+            vocab = self._vocab
+            return int(lib.llama_vocab_bos(vocab)) if lib.llama_vocab_get_add_bos(vocab) else None
 
     def _render(self, messages: Sequence[Message]) -> str:
         try:
@@ -249,7 +274,7 @@ class LlamaCppTokenizer:
 class LlamaCppModel:
     """A :class:`~fsgen_router.models.TokenModel` on one llama.cpp context."""
 
-    def __init__(self, where: str | os.PathLike[str], **options: Any) -> None:
+    def __init__(self, where: str | os.PathLike[str], /, **options: Any) -> None:
         self.options = checked(LlamaCppOptions, options, error=ConfigurationError)
         path = locate(os.fspath(where))
         self.name = path.name
@@ -353,6 +378,7 @@ class LlamaCppModel:
     def shutdown(self) -> None:
         with self._lock:
             if self._context is not None:
+                self.tokenizer.release()
                 lib.llama_free(self._context)
                 lib.llama_model_free(self._model)
                 self._context = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,13 @@ class RequestOptions(BaseModel):
     def _no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(value):
             raise ValueError("a stop string is empty")
+        return value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _usable_bias(cls, value: Mapping[int, float]) -> Mapping[int, float]:
+        if not all(abs(bias) <= 1e9 or bias == -math.inf for bias in value.values()):
+            raise ValueError("a bias is between -1e9 and 1e9, or -inf to forbid a token")
         return value
 
     @property

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 
 from .engine import Command, Done, Emit, Engine, Event, Failed, Open, Start
-from .errors import FsgenError
+from .errors import FsgenError, RouterClosed
 from .models import TokenModel
 from .records import Role
 
@@ -83,7 +83,10 @@ async def arun(engine: Engine, models: Models, executors: Mapping[Role, Executor
             if isinstance(command, Emit):
                 yield command
             else:
-                job = loop.run_in_executor(executors[command.role], perform, models[command.role], command)
+                try:
+                    job = loop.run_in_executor(executors[command.role], perform, models[command.role], command)
+                except RuntimeError:  # its threads have ended
+                    raise RouterClosed("the Router was closed while it was answering") from None
                 try:
                     event = await asyncio.shield(job)
                 except asyncio.CancelledError:

@@ -111,6 +111,8 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
     audit: bool = False
+    max_cached: int | None = None
+    """Use no more than this of a prefix that a KV cache still holds; None: all of it."""
 
 
 class Vocabulary(Protocol):
@@ -133,6 +135,8 @@ class Reader:
 
     sequence: int = -1
     seen: int = 0
+    found: int = 0
+    """Tokens that the KV cache still held when the sequence was opened."""
 
 
 @dataclass(slots=True)
@@ -263,7 +267,9 @@ class Engine:
     def _opened(self, role: Role, opened: Opened) -> list[Command]:
         reader = self.state.readers[role]
         # At least one token has to be read for a row to come back.
-        reader.sequence, reader.seen = opened.sequence, min(opened.kept, self._length(role) - 1)
+        kept = opened.kept if self.request.max_cached is None else min(opened.kept, self.request.max_cached)
+        reader.sequence, reader.found = opened.sequence, opened.kept
+        reader.seen = min(kept, self._length(role) - 1)
         if self.state.finish is not None:
             return self._audit()
         counters = self.state.usage.fast if role == "fast" else self.state.usage.slow

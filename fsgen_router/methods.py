@@ -39,7 +39,7 @@ METHODS: dict[str, Method] = {"replace": Replace()}
 def make_method(method: Method | str) -> Method:
     """A method from an object or its name."""
     if not isinstance(method, str):
-        if not callable(getattr(method, "choose", None)):
+        if isinstance(method, type) or not callable(getattr(method, "choose", None)):
             raise ConfigurationError(f"{method!r} is not a method", hint="pass a name or an object with choose()")
         return method
     if method not in METHODS:

@@ -198,7 +198,10 @@ def top_ids_of(values: Floats, k: int) -> Ints:
 
 def warped(logits: Floats, warp: Warp) -> tuple[Ints, Floats]:
     """The distribution that is sampled from: ids (best first) and probabilities that sum to 1."""
-    scaled = np.asarray(logits, np.float64) / warp.temperature
+    scaled = np.asarray(logits, np.float64)
+    # Centred first, so that a temperature next to 0 sends all but the best to -inf and not all to inf.
+    with np.errstate(over="ignore"):
+        scaled = (scaled - scaled.max()) / warp.temperature
     ids = top_ids_of(scaled, warp.top_k) if warp.top_k else np.argsort(-scaled, kind="stable")
     probabilities = np.exp(scaled[ids] - scaled[ids[0]])
     probabilities /= probabilities.sum()
@@ -214,7 +217,9 @@ def warped(logits: Floats, warp: Warp) -> tuple[Ints, Floats]:
 
 def draw(ids: Ints, probabilities: Floats, uniform: float) -> int:
     """Inverse-CDF sampling with one uniform number in [0, 1)."""
-    at = int(np.searchsorted(np.cumsum(probabilities), uniform, side="right"))
+    # Against the sum as it came out: rounded below 1, it would leave room for a token of probability 0.
+    cumulative = np.cumsum(probabilities)
+    at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
     return int(ids[min(at, len(ids) - 1)])
 
 

@@ -39,7 +39,7 @@ EXAMPLES = (
 def make_model(model: TokenModel | str) -> TokenModel:
     """A model from an object or a string; :class:`ConfigurationError` lists what exists."""
     if not isinstance(model, str):
-        if not callable(getattr(model, "forward", None)):
+        if isinstance(model, type) or not callable(getattr(model, "forward", None)):
             raise ConfigurationError(f"{model!r} is not a model", hint=f"pass a string like {EXAMPLES[0]!r}")
         return model
     backend, colon, rest = model.partition(":")

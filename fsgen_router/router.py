@@ -78,8 +78,12 @@ class Router:
             raise ConfigurationError(
                 f"{missing} is missing", hint="name both models, or neither for the reference pair"
             )
-        if not 0.0 <= audit <= 1.0:
-            raise ConfigurationError(f"audit={audit}", hint="a share between 0 and 1")
+        if not isinstance(audit, int | float) or not 0.0 <= audit <= 1.0:
+            raise ConfigurationError(f"audit={audit!r}", hint="a share between 0 and 1")
+        if not isinstance(seed, int | None):
+            raise ConfigurationError(f"seed={seed!r}", hint="a whole number, or None")
+        if not isinstance(prices, Prices | None):
+            raise ConfigurationError(f"prices={prices!r}", hint="a Prices object, in US dollars per million tokens")
         self.policy = make_policy(DEFAULT_POLICY if policy is None else policy)
         self.method = make_method(method)
         self.audit, self.prices, self.seed = audit, prices, seed
@@ -308,6 +312,7 @@ class Router:
             for emit in drivers.run(engine, self._models):
                 yield TextDelta(emit.text, emit.token)
             if alone is not None:
+                _level(alone, engine)
                 deque(drivers.run(alone, {"fast": self.slow}), maxlen=0)
         yield Finished(self._conclude(engine, alone))
 
@@ -325,6 +330,7 @@ class Router:
                 async for emit in emits:
                     yield TextDelta(emit.text, emit.token)
             if alone is not None:
+                _level(alone, engine)
                 async for _ in drivers.arun(alone, {"fast": self.slow}, {"fast": self._executors["slow"]}):
                     pass
         yield Finished(self._conclude(engine, alone))
@@ -430,6 +436,13 @@ class _Slots:
 
     async def __aexit__(self, *_: object) -> None:
         self._give()
+
+
+def _level(alone: Engine, routed: Engine) -> None:
+    """Let a baseline find what the routed answer found in the slow model's KV cache, not what that left there."""
+    slow = routed.state.readers["slow"]
+    if slow.sequence >= 0:
+        alone.request = replace(alone.request, max_cached=slow.found)
 
 
 def _last(events: Iterator[StreamEvent]) -> Generation:

@@ -34,7 +34,7 @@ _UNCERTAIN = {"entropy": ">", "varentropy": ">", "max_prob": "<", "margin": "<"}
 def make_policy(policy: Policy | str) -> Policy:
     """A policy from an object or a short form; :class:`ConfigurationError` lists what exists."""
     if not isinstance(policy, str):
-        if not callable(getattr(policy, "decide", None)):
+        if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
             raise ConfigurationError(f"{policy!r} is not a policy", hint="pass a short form or an object with decide()")
         return policy
     head, *options = (part.strip() for part in policy.split(","))
@@ -62,7 +62,7 @@ def make_policy(policy: Policy | str) -> Policy:
                 raise ConfigurationError(
                     f"{policy!r} would escalate where the fast model is sure", hint=f"write {kind}{_UNCERTAIN[kind]}..."
                 )
-            return Threshold(kind, _number(policy, value), mark == ">", extent, window or 1)
+            return Threshold(kind, _number(policy, value), mark == ">", extent, 1 if window is None else window)
     raise ConfigurationError(f"unknown policy {policy!r}", hint=_HINT)
 
 
@@ -83,5 +83,10 @@ def _options(policy: str, options: list[str]) -> dict[str, int]:
         name, _, value = option.partition("=")
         if name not in ("span", "window") or not value:
             raise ConfigurationError(f"unknown option {option!r} in policy {policy!r}", hint=_HINT)
-        settings[name] = REST if (name, value) == ("span", "rest") else int(_number(policy, value, whole=True))
+        if (name, value) == ("span", "rest"):
+            settings[name] = REST
+        elif (number := int(_number(policy, value, whole=True))) >= 1:
+            settings[name] = number
+        else:
+            raise ConfigurationError(f"{option!r} in policy {policy!r}: at least 1", hint=_HINT)
     return settings

@@ -72,8 +72,13 @@ def chat(
         if interactive:
             say(f"{router.fast.name} + {router.slow.name}, policy {router.policy.name}. /help lists commands.")
         for message in _typed() if interactive else _piped():
-            if not session.take(message):
-                break
+            try:
+                if not session.take(message):
+                    break
+            except KeyboardInterrupt:  # between answers, while something is written
+                if not interactive:
+                    raise
+                say("\nStopped.")
         # People have seen the error and gone on; a script has to be told.
         if session.failed and not interactive:
             raise typer.Exit(session.failed)

@@ -103,7 +103,7 @@ class Group(TyperGroup):
         return result
 
 
-def _list_what_exists(error: Exception) -> None:
+def _list_what_exists(error: Any) -> None:
     """An unknown option far from any other: let the message list those that there are."""
     # By its attributes, because the class is typer's own or click's, depending on typer's version.
     context = getattr(error, "ctx", None)

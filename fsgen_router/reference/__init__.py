@@ -21,7 +21,7 @@ def path(which: str) -> Path:
     return Path(__file__).with_name(f"{which}.gguf")
 
 
-def load(which: str, **options: Any) -> TokenModel:
+def load(which: str, /, **options: Any) -> TokenModel:
     """One model of the pair through llama.cpp; ``options`` as in ``LlamaCppOptions``."""
     from ..adapters.llama_cpp import LlamaCppModel
 
