@@ -32,10 +32,10 @@ test: install  ## all tests
 check: install wheel  ## lint, formatting, and types of the installed wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	bash .ci/check_wheel.sh $(abspath $(BIN)) $(abspath $(wildcard dist/*.whl))
+	bash .ci/check_wheel.sh "$$PWD/$(BIN)" "$$PWD"/dist/*.whl
 
 bench: install  ## every figure of the README (an hour and more)
-	bash benchmarks/run_all.sh $(abspath $(BIN))
+	bash benchmarks/run_all.sh "$$PWD/$(BIN)"
 
 wheel: install  ## dist/*.whl
 	rm -rf dist build/lib build/bdist.*
