@@ -153,12 +153,18 @@ def _from_hub(where: str) -> Path:
 
 
 class LlamaCppTokenizer:
-    """The vocabulary and chat template of a GGUF file."""
+    """The vocabulary and chat template of a GGUF file.
+
+    Padding behind the last token that means something is cut off: its rows are neither compared nor
+    read, so models of one family that differ in it agree, and no model can write it.
+    """
 
     def __init__(self, model: Any, name: str) -> None:
         self._model, self._name = model, name
         self._lock = threading.Lock()
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
+        while self.n_vocab and lib.llama_vocab_get_attr(self._vocab, self.n_vocab - 1) & _UNUSED:
+            self.n_vocab -= 1
 
     @property
     def _vocab(self) -> Any:

@@ -35,7 +35,7 @@ class Tokenizer(Protocol):
 
     @property
     def n_vocab(self) -> int:
-        """Rows of the model's output, padding included."""
+        """Ids run from 0 to ``n_vocab - 1``; padding rows behind them are not read."""
 
     @property
     def eog_ids(self) -> frozenset[int]:
@@ -47,7 +47,7 @@ class Tokenizer(Protocol):
 
     @property
     def unused_ids(self) -> frozenset[int]:
-        """Padding rows, which mean nothing and may differ between models of one family."""
+        """Ids that mean nothing and may differ between models of one family."""
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token (a control token's name)."""

@@ -1,0 +1,73 @@
+"""GGUF files with random weights and a vocabulary of one's own choice, in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import gguf
+import numpy as np
+from tokenizers import pre_tokenizers
+
+SPECIALS = ("<|bos|>", "<|end|>", "<|user|>", "<|assistant|>")
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim + '<|end|>' }}{% endfor %}"
+    "<|assistant|>"
+)
+
+
+def write(
+    path: Path,
+    words: Sequence[str] = ("lamp", "rope"),
+    *,
+    padding: int = 0,
+    template: str | None = _TEMPLATE,
+    specials: Sequence[str] = SPECIALS,
+    n_ctx: int = 128,
+    seed: int = 0,
+) -> Path:
+    """A Qwen2 of one layer: ``specials``, 256 bytes, ``words``, and ``padding`` rows that mean nothing."""
+    rng, width, hidden = np.random.default_rng(seed), 16, 32
+    meaning = [*specials, *ALPHABET, "ĠĠ", *words]
+    vocabulary = [*meaning, *(f"[PAD{number}]" for number in range(padding))]
+    kinds = [gguf.TokenType.CONTROL] * len(specials) + [gguf.TokenType.NORMAL] * (len(meaning) - len(specials))
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_context_length(n_ctx)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(hidden)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([*kinds, *[gguf.TokenType.UNUSED] * padding])
+    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_add_bos_token(True)
+    if template is not None:
+        writer.add_chat_template(template)
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, rng.normal(0, 0.3, shape).astype(np.float32))
+
+    add("token_embd.weight", len(vocabulary), width)
+    writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
+    for name in ("attn_norm", "ffn_norm"):
+        writer.add_tensor(f"blk.0.{name}.weight", np.ones(width, np.float32))
+    for name in ("attn_q", "attn_k", "attn_v"):
+        add(f"blk.0.{name}.weight", width, width)
+        add(f"blk.0.{name}.bias", width)
+    add("blk.0.attn_output.weight", width, width)
+    add("blk.0.ffn_gate.weight", hidden, width)
+    add("blk.0.ffn_up.weight", hidden, width)
+    add("blk.0.ffn_down.weight", width, hidden)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
