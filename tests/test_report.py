@@ -1,0 +1,261 @@
+"""What a report says was saved: every figure by hand, losses shown as losses."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from scripted_pairs import pair, prompt
+
+from fsgen_router import Decision, Generation, Prices, Router, Token, Usage
+from fsgen_router.records import ModelCard, ModelUsage
+from fsgen_router.report import FSGEN_RATE, Comparison, cost_usd, flops
+
+PRICES = Prices(input=3.0, output=15.0, cached_input=0.3)
+
+
+def a_generation(**changes) -> Generation:
+    """Ten tokens behind a prompt of 100: three by the slow model, in two calls of one and two tokens."""
+    usage = Usage(
+        fast=ModelUsage(prefill=100, decode=7, catchup=2, forwards=8, seconds=0.08),
+        slow=ModelUsage(prefill=100, cached=0, catchup=5, decode=2, forwards=3, seconds=0.3),
+        prompt_tokens=100,
+        tokens=10,
+        slow_tokens=3,
+        decisions=9,
+        escalations=2,
+        seconds=0.5,
+    )
+    sources = "ffsfffssff"
+    tokens = tuple(
+        Token(
+            id=at,
+            piece=b"x",
+            source={"f": "fast", "s": "slow"}[source],
+            logprob=-0.1,
+            signals=None,
+            decision=Decision(source == "s"),
+            fast_choice=None,
+            slow_choice=None,
+        )
+        for at, source in enumerate(sources)
+    )
+    fields = {
+        "text": "x" * 10,
+        "tokens": tokens,
+        "usage": usage,
+        "finish_reason": "eog",
+        "seed": 0,
+        "policy": "entropy>1",
+        "method": "replace",
+        "models": {"fast": ModelCard("f", 1000), "slow": ModelCard("s", 20_000, step_seconds=0.1, prices=PRICES)},
+    }
+    return Generation(**fields | changes)
+
+
+def slow_only(seconds: float = 0.9) -> Generation:
+    """The slow model alone: its figures stand in the seat of the fast one."""
+    usage = Usage(
+        fast=ModelUsage(prefill=100, decode=11, forwards=12, seconds=seconds),
+        prompt_tokens=100,
+        tokens=12,
+        seconds=seconds,
+    )
+    return a_generation(usage=usage, policy="never")
+
+
+def test_estimated_against_one_slow_step_per_token() -> None:
+    report = a_generation().report()
+    assert report.slow_forwards == Comparison(3, 10, "estimated")
+    assert report.slow_forwards.saving == pytest.approx(0.7)
+    assert report.seconds == Comparison(0.5, pytest.approx(10 * 0.1), "estimated")
+    assert report.flops.routed == 2 * 1000 * 109 + 2 * 20_000 * 107
+    assert report.flops.slow_only == 2 * 20_000 * 109
+    assert report.flops.baseline == "estimated"
+    # 107 positions, of which the first token of the second call was read on the way to the next.
+    assert report.money_usd.routed == pytest.approx(((107 - 1) * 3 + 3 * 15) / 1e6)
+    assert report.money_usd.slow_only == pytest.approx((100 * 3 + 10 * 15) / 1e6)
+
+
+def test_measured_against_the_baseline() -> None:
+    report = a_generation(baseline=slow_only()).report()
+    assert report.slow_forwards == Comparison(3, 12, "measured")
+    assert report.seconds == Comparison(0.5, 0.9, "measured")
+    assert report.flops.slow_only == 2 * 20_000 * 111
+    assert report.money_usd.slow_only == pytest.approx((100 * 3 + 12 * 15) / 1e6)
+    assert {report.flops.baseline, report.money_usd.baseline} == {"measured"}
+
+
+def test_losses_are_negative() -> None:
+    report = a_generation(baseline=slow_only(seconds=0.4)).report()
+    assert report.seconds.saving == pytest.approx(1 - 0.5 / 0.4)
+    assert report.seconds.saving < 0
+    assert "-25.0%" in str(report)
+    usage = a_generation().usage
+    dear = replace(usage, slow=ModelUsage(prefill=100, catchup=5, decode=2, cached=5000, forwards=3))
+    assert a_generation(usage=dear).report().money_usd.saving < 0
+
+
+def test_catch_up_is_counted() -> None:
+    usage = a_generation().usage
+    more = replace(usage, slow=ModelUsage(prefill=100, catchup=55, decode=2, forwards=3, seconds=0.3))
+    plain, report = a_generation().report(), a_generation(usage=more).report()
+    assert report.flops.routed - plain.flops.routed == 2 * 20_000 * 50
+    assert report.money_usd.routed - plain.money_usd.routed == pytest.approx(50 * 3 / 1e6)
+    assert report.slow_forwards == plain.slow_forwards
+
+
+def test_what_is_unknown_is_not_guessed() -> None:
+    report = a_generation(models={"fast": ModelCard("f", 1000), "slow": ModelCard("s", 20_000)}).report()
+    assert report.seconds == Comparison(0.5, None, "unknown")
+    assert report.seconds.saving is None
+    assert report.money_usd == Comparison(None, None, "unknown")
+    assert "US dollars" not in str(report)
+    assert "unknown" in str(report)
+    bare = a_generation(models={}).report()
+    assert (bare.flops.routed, bare.flops.slow_only, bare.flops.baseline) == (None, None, "unknown")
+
+
+def test_money_by_hand() -> None:
+    """One call of five tokens behind 1,000 cached and 200 new ones: 4 of the 204 read are its own."""
+    usage = ModelUsage(prefill=200, decode=4, cached=1000, forwards=5)
+    assert cost_usd(usage, written=5, calls=1, prices=PRICES) == pytest.approx((1000 * 0.3 + 200 * 3 + 5 * 15) / 1e6)
+    without = Prices(input=3.0, output=15.0)
+    assert cost_usd(usage, written=5, calls=1, prices=without) == pytest.approx((1200 * 3 + 5 * 15) / 1e6)
+    nothing = ModelUsage()
+    assert cost_usd(nothing, written=0, calls=0, prices=PRICES) == 0.0
+
+
+def test_flops_are_two_per_parameter_and_position() -> None:
+    assert flops(ModelUsage(prefill=10, catchup=3, decode=2, cached=99), 500) == 2 * 500 * 15
+
+
+def test_a_report_of_nothing_slow() -> None:
+    usage = Usage(fast=ModelUsage(prefill=5, decode=3, forwards=4), prompt_tokens=5, tokens=4, decisions=4)
+    report = a_generation(usage=usage, tokens=()).report()
+    assert report.slow_forwards.saving == 1.0
+    assert report.money_usd.routed == 0.0
+    assert usage.escalation_rate == 0.0
+
+
+def test_rates_that_are_undefined_are_none() -> None:
+    usage = Usage()
+    for rate in ("escalation_rate", "slow_token_share", "slow_position_share", "disagreement_rate"):
+        assert getattr(usage, rate) is None
+        assert usage.to_dict()[rate] is None
+
+
+def test_rates_are_not_mixed() -> None:
+    usage = a_generation().usage
+    assert usage.escalation_rate == 2 / 9
+    assert usage.slow_token_share == 0.3
+    assert usage.slow_position_share == 107 / 110
+    assert usage.disagreement_rate is None
+    assert replace(usage, compared=10, disagreements=4).disagreement_rate == 0.4
+    assert replace(usage, compared=9, disagreements=4).disagreement_rate is None
+
+
+def test_spans() -> None:
+    assert [(s.start, s.stop, s.source) for s in a_generation().spans] == [
+        (0, 2, "fast"),
+        (2, 3, "slow"),
+        (3, 6, "fast"),
+        (6, 8, "slow"),
+        (8, 10, "fast"),
+    ]
+    assert a_generation(tokens=()).spans == ()
+
+
+# --- how it is shown -----------------------------------------------------------------------------
+
+
+def test_json_holds_everything() -> None:
+    report = a_generation(baseline=slow_only()).report()
+    shown = json.loads(report.to_json())
+    assert shown == json.loads(json.dumps(report.to_dict()))
+    assert next(iter(shown)) == "slow_forwards"
+    assert shown["slow_forwards"] == {
+        "routed": 3,
+        "slow_only": 12,
+        "baseline": "measured",
+        "saving": pytest.approx(0.75),
+    }
+    for name in ("seconds", "flops", "money_usd"):
+        assert set(shown[name]) == {"routed", "slow_only", "baseline", "saving"}
+    usage = shown["usage"]
+    assert (usage["slow_forwards"], usage["slow_positions"], usage["slow"]["catchup"]) == (3, 107, 5)
+    assert usage["escalation_rate"] == 2 / 9
+    assert (shown["policy"], shown["method"], shown["finish_reason"], shown["degraded"]) == (
+        "entropy>1",
+        "replace",
+        "eog",
+        None,
+    )
+    assert shown["fsgen"]["published_rate"] == FSGEN_RATE == 0.2
+
+
+def test_text_begins_with_slow_steps_and_names_each_baseline() -> None:
+    text = str(a_generation().report())
+    order = ["sequential slow steps", "seconds", "FLOPs", "US dollars", "escalation_rate", "slow_token_share"]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    assert "70.0%" in text
+    assert text.count("estimated") >= 4
+    assert "\x1b" not in text
+
+
+def test_the_finding_is_told_with_what_it_is() -> None:
+    text = " ".join(str(a_generation().report()).split())
+    assert "arXiv 2406.12295" in text
+    assert "under about 20%" in text
+    assert "asking the slow model at every token" in text
+    assert "compares to disagreement_rate alone, not to escalation_rate or slow_token_share" in text
+    assert "unknown: audit it" in text
+    known = a_generation(usage=replace(a_generation().usage, compared=10, disagreements=2))
+    assert "audit it" not in str(known.report())
+    assert known.report().fsgen["disagreement_rate"] == 0.2
+
+
+def test_a_terminal_gets_it_in_colour() -> None:
+    out = io.StringIO()
+    report = a_generation(degraded="BackendError: gone").report()
+    Console(file=out, force_terminal=True, color_system="standard", width=100).print(report)
+    assert "\x1b[" in out.getvalue()
+    assert "Degraded" in out.getvalue()
+    assert "BackendError: gone" in str(report)
+
+
+# --- from real runs ------------------------------------------------------------------------------
+
+
+def test_always_saves_no_steps_and_never_saves_all() -> None:
+    models = pair(14)
+    with Router(models.fast, models.slow, policy="always") as router:
+        report = router.complete("a", baseline=True).report()
+        assert (report.slow_forwards.saving, report.slow_forwards.baseline) == (0.0, "measured")
+        # Both models did all the work, so FLOPs were lost.
+        assert report.flops.saving < 0
+        with router.with_policy("never") as twin:
+            assert twin.complete("a", baseline=True).report().slow_forwards.saving == 1.0
+
+
+def test_an_estimate_of_always_is_its_baseline() -> None:
+    """Escalating everywhere, the slow model does just what it does alone: estimate and measurement agree."""
+    for case in range(30):
+        models = pair(case)
+        with Router(models.fast, models.slow, policy="always", prices=PRICES) as router:
+            text = "".join("ab7,"[token % 4] for token in prompt(case))
+            measured = router.complete(text, baseline=True).report()
+            estimated = pair(case)
+        with Router(estimated.fast, estimated.slow, policy="always", prices=PRICES) as router:
+            guess = router.complete(text).report()
+        assert guess.slow_forwards.slow_only == measured.slow_forwards.slow_only == measured.slow_forwards.routed
+        assert guess.flops.slow_only == measured.flops.slow_only
+        assert guess.money_usd.slow_only == pytest.approx(measured.money_usd.slow_only)
+        # One call per token: each token that it wrote is paid for once more, as input of the next call.
+        written = measured.usage.slow_tokens
+        extra = measured.money_usd.routed - measured.money_usd.slow_only
+        assert extra == pytest.approx((written - 1) * PRICES.input / 1e6)
