@@ -41,6 +41,7 @@ CONTEXT = 1024
 _BATCH_TOKENS = 4096
 _CHUNK = 4096  # problems that are sorted by length together
 _IGNORE = -100
+_DECAY_FROM = 0.32  # of the way
 
 
 def make_model(size: str, vocabulary: int, *, seed: int) -> Qwen2ForCausalLM:
@@ -152,10 +153,18 @@ def make_optimizers(model: Qwen2ForCausalLM, lr: float) -> list[torch.optim.Opti
 
 
 def schedule(progress: float) -> float:
-    """Learning-rate factor: warm-up, constant to 40%, linear to 1% at 80%, then flat."""
-    if progress < 0.01:
-        return max(progress / 0.01, 0.01)
-    return 1.0 if progress < 0.4 else max(1 - (progress - 0.4) / 0.4, 0.01)
+    """Learning-rate factor: constant to 32% (after a short warm-up), linear to 1% at 82%, then flat."""
+    if progress < 0.008:
+        return max(progress / 0.008, 0.01)
+    return 1.0 if progress < _DECAY_FROM else max(1 - (progress - _DECAY_FROM) / 0.5, 0.01)
+
+
+def weight_decay(progress: float) -> float:
+    """Muon's weight decay: none while the rate is constant (it slows learning), then some.
+
+    Without it residuals grow to thousands, and single precision no longer holds logits to 1e-4.
+    """
+    return 0.0 if progress < _DECAY_FROM else 0.02
 
 
 # --- evaluation ----------------------------------------------------------------------------------
@@ -207,6 +216,7 @@ def train(size: str, out: Path, *, tokens: int, lr: float, seed: int, threads: i
         factor = schedule(state["tokens"] / tokens)
         for optimizer, base in zip(optimizers, (lr, lr / 5), strict=True):
             optimizer.param_groups[0]["lr"] = base * factor
+        optimizers[0].param_groups[0]["weight_decay"] = weight_decay(state["tokens"] / tokens)
         hidden = model.model(ids).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         chosen = targets != _IGNORE
@@ -281,8 +291,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=[*SIZES, "all"], required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
-    parser.add_argument("--tokens", type=float, default=30e6, help="tokens to train on (default: %(default).0f)")
-    parser.add_argument("--lr", type=float, default=0.005, help="Muon's learning rate (default: %(default)s)")
+    parser.add_argument("--tokens", type=float, default=50e6, help="tokens to train on (default: %(default).0f)")
+    parser.add_argument("--lr", type=float, default=0.02, help="Muon's learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="one is best unless cores are idle")
     parser.add_argument("--evaluate", type=int, default=500, help="problems per evaluation, five times a run; 0: none")
