@@ -1,0 +1,308 @@
+"""Drift: what is exported, who imports whom, what the wheel holds, what the documents say."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fsgen_router
+from fsgen_router import errors, policies
+from fsgen_router.config import RequestOptions
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for path in (ROOT / room).rglob("*.py"))
+
+# --- exports -------------------------------------------------------------------------------------
+
+EXPORTS = {
+    "REST", "BackendError", "ConfigurationError", "Context", "Decision", "Finished", "FsgenError", "Generation",
+    "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "NoFreeSequence",
+    "NotEnoughMemory", "Policy", "PolicyFileError", "Prices", "PromptTooLong", "RequestOptions", "Router",
+    "RouterClosed", "Signals", "Span", "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
+}  # fmt: skip
+POLICY_EXPORTS = {
+    "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Never", "Random", "Threshold", "make_policy",
+}  # fmt: skip
+OPTIONS = {
+    "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
+    "max_slow_calls", "max_slow_tokens", "baseline",
+}  # fmt: skip
+ROUTER = {
+    "acomplete", "achat", "astream", "astream_chat", "chat", "close", "complete", "measure_steps", "stream",
+    "stream_chat", "with_policy",
+}  # fmt: skip
+
+
+def test_exported_names_are_these() -> None:
+    """Golden: a name that goes or comes is a change for users, and belongs in the changelog."""
+    assert set(fsgen_router.__all__) == EXPORTS
+    assert set(policies.__all__) == POLICY_EXPORTS
+    assert set(RequestOptions.model_fields) == OPTIONS
+    assert {name for name in vars(fsgen_router.Router) if not name.startswith("_")} == ROUTER
+    for name in EXPORTS:
+        assert hasattr(fsgen_router, name)
+    for name in POLICY_EXPORTS:
+        assert hasattr(policies, name)
+
+
+def test_everything_exported_is_documented() -> None:
+    for module, names in ((fsgen_router, EXPORTS), (policies, POLICY_EXPORTS)):
+        for name in names:
+            thing = getattr(module, name)
+            if inspect.isclass(thing) or inspect.isfunction(thing):
+                assert inspect.getdoc(thing), name
+    for name in ROUTER:
+        assert inspect.getdoc(getattr(fsgen_router.Router, name)), name
+    assert all(field.description or name in ("stop",) for name, field in RequestOptions.model_fields.items())
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+    drawn = {}
+    parents: list[tuple[int, str]] = []
+    for line in errors.__doc__.splitlines():
+        found = re.match(r"(?P<indent>[\s│├└─]*)(?P<name>[A-Z]\w+)(?: \((?P<builtin>\w+)\))?", line)
+        if found and (found["name"] == "FsgenError" or "─" in found["indent"]):
+            depth = len(found["indent"])
+            while parents and parents[-1][0] >= depth:
+                parents.pop()
+            bases = {parents[-1][1]} if parents else set()
+            drawn[found["name"]] = bases | ({found["builtin"]} if found["builtin"] else set())
+            parents.append((depth, found["name"]))
+    real = {
+        name: {base.__name__ for base in thing.__bases__} - {"Exception"}
+        for name, thing in vars(errors).items()
+        if inspect.isclass(thing) and issubclass(thing, Exception)
+    }
+    assert drawn == real
+
+
+# --- layering ------------------------------------------------------------------------------------
+
+# A file imports only from rooms before its own.
+ORDER = (
+    "_version", "errors", "logs", "options", "reading", "tokenizer", "signals", "policy", "methods", "models",
+    "records", "report", "engine", "drivers", "config", "adapters", "policies", "reference", "resolve", "router",
+    "fsgen_router", "evaluation", "plots", "cli",
+)  # fmt: skip
+# An answer makes its own report, which is about answers: the one loop, closed only when it is called.
+LOOPS = {("records", "report")}
+
+# Which foreign backends and extras a file touches at all, and when.
+HEAVY = {
+    "torch", "transformers", "llama_cpp", "huggingface_hub", "gguf", "matplotlib", "scipy", "psutil", "tokenizers",
+    "safetensors", "tqdm", "openai", "httpx",
+}  # fmt: skip
+AT_IMPORT = {"adapters/llama_cpp.py": {"llama_cpp", "psutil"}}
+WHEN_CALLED = {
+    "adapters/llama_cpp.py": {"huggingface_hub"},
+    "fsgen_router/evaluation/intervals.py": {"scipy"},
+    "fsgen_router/cli/doctor.py": {"llama_cpp", "huggingface_hub", "psutil", "torch"},
+    "fsgen_router/plots.py": {"matplotlib"},
+}
+
+
+def room_of(path: Path) -> str:
+    top, *rest = path.relative_to(ROOT).with_suffix("").parts
+    if top != "fsgen_router":
+        return top
+    return "fsgen_router" if rest == ["__init__"] else rest[0]
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(absolute dotted name, whether it happens when the module is imported)"""
+    top, *rest = path.relative_to(ROOT).with_suffix("").parts
+    package = ["fsgen_router", *([] if top == "fsgen_router" else [top]), *rest][:-1]
+    tree = ast.parse(path.read_text())
+    inner = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((name.name, id(node) not in inner) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = [*base, *(node.module.split(".") if node.module else [])]
+            for name in node.names:
+                yield ".".join([*stem, name.name]), id(node) not in inner
+
+
+def imported_room(name: str) -> str | None:
+    first, *rest = name.split(".")
+    if first != "fsgen_router":
+        return None
+    return rest[0] if rest and rest[0] in ORDER else "fsgen_router"
+
+
+def test_every_file_has_a_room() -> None:
+    assert {room_of(path) for path in SOURCES} <= set(ORDER)
+    assert len(SOURCES) > 20
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_from_rooms_before_it(path: Path) -> None:
+    room = room_of(path)
+    for name, _ in imports(path):
+        other = imported_room(name)
+        if other is None or other == room or (room, other) in LOOPS:
+            continue
+        # The root holds the version and the exports; what comes before it may not use it.
+        assert ORDER.index(other) < ORDER.index(room), f"{room} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_adapter_touches_a_backend(path: Path) -> None:
+    where = str(path.relative_to(ROOT))
+    at_import = {name.split(".")[0] for name, early in imports(path) if early} & HEAVY
+    later = {name.split(".")[0] for name, early in imports(path) if not early} & HEAVY
+    assert at_import <= AT_IMPORT.get(where, set())
+    assert later <= WHEN_CALLED.get(where, set())
+
+
+def test_importing_the_package_loads_no_backend() -> None:
+    program = (
+        "import sys, fsgen_router, fsgen_router.policies, fsgen_router.adapters.scripted\n"
+        f"print(sorted(sys.modules.keys() & {HEAVY!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("missing", ["llama_cpp", "psutil", "huggingface_hub"])
+def test_a_missing_extra_is_named(missing: str) -> None:
+    """In a process where the backend cannot be imported."""
+    extra = {"huggingface_hub": "hub"}.get(missing, "llama")
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from fsgen_router.resolve import make_model\n"
+        "try:\n    make_model('llama_cpp:hf://owner/repo/file.gguf')\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")
+    assert f"pip install 'fsgen-router[{extra}]'" in done.stdout
+    assert f"{extra} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+# --- the wheel -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as it is built from a copy, so that nothing is written into the checkout."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for room in ("fsgen_router", "adapters", "policies", "tests", "examples"):
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+    out = copy / "out"
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copy)],
+        check=True,
+        capture_output=True,
+    )
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_one_import_root(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    roots = {name.split("/")[0] for name in names}
+    assert roots == {"fsgen_router", f"fsgen_router-{fsgen_router.__version__}.dist-info"}
+    assert not [name for name in names if "test" in name or "example" in name or "benchmark" in name]
+
+
+def test_the_wheel_holds_every_module_and_the_data(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in SOURCES:
+        top, *rest = path.relative_to(ROOT).parts
+        inside = ["fsgen_router", *([] if top == "fsgen_router" else [top]), *rest]
+        assert "/".join(inside) in names
+    for data in ("py.typed", "reference/fast.gguf", "reference/slow.gguf"):
+        assert f"fsgen_router/{data}" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    program = (
+        "import fsgen_router, fsgen_router.policies, pathlib, sys\n"
+        "assert pathlib.Path(fsgen_router.__file__).is_relative_to(sys.argv[1]), fsgen_router.__file__\n"
+        "assert pathlib.Path(fsgen_router.policies.__file__).is_relative_to(sys.argv[1])\n"
+        "with fsgen_router.Router(policy='every:3') as router:\n"
+        "    print(router.complete('lamp', max_tokens=5).usage.tokens)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+    )
+    assert int(done.stdout) >= 1
+
+
+# --- documents -----------------------------------------------------------------------------------
+
+
+def test_the_version_has_one_source() -> None:
+    assert 'version = { attr = "fsgen_router._version.__version__" }' in (ROOT / "pyproject.toml").read_text()
+    assert re.fullmatch(r"\d+\.\d+\.\d+(?:\.dev\d+|rc\d+)?", fsgen_router.__version__)
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in changelog or f"## [{fsgen_router.__version__}]" in changelog
+    assert "Deprecation rule" in changelog
+
+
+def python_blocks(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_the_readmes_code_is_python_and_its_imports_exist() -> None:
+    blocks = python_blocks("README.md")
+    assert blocks
+    for block in blocks:
+        tree = compile(block, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fsgen_router"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names), block
+
+
+def test_the_readmes_first_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
+    first = python_blocks("README.md")[0]
+    assert len(first.strip().splitlines()) <= 12
+    names: dict[str, object] = {}
+    exec(compile(first, "README.md", "exec"), names)
+    router = names["router"]
+    assert isinstance(router, fsgen_router.Router)
+    router.close()
+    assert "sequential slow steps" in capsys.readouterr().out
+
+
+def test_commands_that_documents_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test", "check", "bench", "wheel", "help"} <= targets
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for name in re.findall(r"^make ([a-z]+)|`make ([a-z]+)`", (ROOT / document).read_text(), re.MULTILINE):
+            assert set(name) - {""} <= targets, document
+
+
+def test_files_that_the_readme_points_to_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+        assert (ROOT / target).exists(), target
+    for script in re.findall(r"`((?:benchmarks|examples)/[\w./-]+)`", text):
+        assert (ROOT / script).exists(), script
