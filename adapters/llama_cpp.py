@@ -55,7 +55,7 @@ class LlamaCppOptions(BaseModel):
 
     n_ctx: int | None = Field(None, ge=16, description="tokens per sequence; None: the model's own, at most 4096")
     n_seq: int = Field(1, ge=1, le=256, description="sequences (concurrent requests) held at once")
-    n_batch: int = Field(512, ge=1, description="tokens per decode")
+    n_batch: int = Field(512, ge=1, le=16_384, description="tokens per decode")
     n_threads: int | None = Field(
         None, ge=1, description="threads; None: one for small models, else physical cores minus one"
     )

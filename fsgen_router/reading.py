@@ -15,6 +15,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .errors import ConfigurationError
+
 Floats: TypeAlias = npt.NDArray[np.floating]
 Ints: TypeAlias = npt.NDArray[np.integer]
 
@@ -35,10 +37,15 @@ class Mask:
     allowed: npt.NDArray[np.bool_] | None = None
 
     def forced(self) -> int | None:
-        """The only allowed token, if there is just one."""
+        """The only allowed token, if there is just one.
+
+        Raises :class:`ConfigurationError` where none is.
+        """
         if self.allowed is None:
             return None
         allowed = np.flatnonzero(self.allowed)
+        if not len(allowed):
+            raise ConfigurationError("a constraint allows no token", hint="allow an end of generation at least")
         return int(allowed[0]) if len(allowed) == 1 else None
 
 
@@ -171,6 +178,10 @@ def _masked(logits: Floats, mask: Mask) -> Floats:
     if mask.ids is not None and mask.bias is not None:
         logits[mask.ids] += mask.bias
     if mask.allowed is not None:
+        if mask.allowed.shape != logits.shape:
+            raise ConfigurationError(
+                f"a constraint's allowed has shape {mask.allowed.shape}, the vocabulary {logits.shape}"
+            )
         logits[~mask.allowed] = FORBIDDEN
     return logits
 

@@ -53,9 +53,10 @@ class Span:
 class ModelUsage:
     """One model's counters in one request; tokens unless said otherwise.
 
-    ``prefill``: prompt tokens read; ``cached``: prompt tokens still in the KV cache; ``decode``:
-    answer tokens read in a step for the row behind them; ``catchup``: other answer tokens read;
-    ``forwards``: sequential steps; ``seconds``: measured in those steps.
+    ``prefill``: prompt tokens read; ``cached``: tokens that were still in the KV cache when the
+    sequence was opened; ``decode``: answer tokens read in a step for the row behind them;
+    ``catchup``: other answer tokens read; ``forwards``: sequential steps; ``seconds``: measured in
+    those steps.
     """
 
     prefill: int = 0

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import hashlib
 import os
 import statistics
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cached_property
@@ -29,6 +27,7 @@ from .policy import Ledger, Policy
 from .reading import Read, hashed_uniform
 from .records import Finished, Generation, ModelCard, Prices, Role, StreamEvent, TextDelta
 from .resolve import make_model
+from .slots import Slots
 from .tokenizer import Message, Tokenizer, require_messages, require_same_vocabulary, require_text, token_classes
 
 REFERENCE_PAIR = ("reference:fast", "reference:slow")
@@ -104,7 +103,7 @@ class Router:
             self.close()
             raise
         self._models: dict[Role, TokenModel] = {"fast": self.fast, "slow": self.slow}
-        self._slots = _Slots(min(self.fast.n_seq, self.slow.n_seq))
+        self._slots = Slots(min(self.fast.n_seq, self.slow.n_seq))
         self._steps: dict[Role, deque[float]] = {"fast": deque(maxlen=256), "slow": deque(maxlen=256)}
 
     def _load(self, model: TokenModel | str) -> TokenModel:
@@ -180,7 +179,7 @@ class Router:
 
         self._require_open()
         token = max(self.slow.tokenizer.eog_ids, default=0)
-        with self._slots:
+        with self._slots.hold():
             sequence = self.slow.open([]).sequence
             try:
                 for number in range(count + 1):
@@ -307,7 +306,7 @@ class Router:
         return self._run(engine, alone)
 
     def _run(self, engine: Engine, alone: Engine | None) -> Iterator[StreamEvent]:
-        with self._slots:
+        with self._slots.hold():
             self._require_open()
             for emit in drivers.run(engine, self._models):
                 yield TextDelta(emit.text, emit.token)
@@ -323,7 +322,7 @@ class Router:
         return self._arun(engine, alone)
 
     async def _arun(self, engine: Engine, alone: Engine | None) -> AsyncIterator[StreamEvent]:
-        async with self._slots:
+        async with self._slots.ahold():
             self._require_open()
             # Closed before the slots are given back, also when the stream is given up half-way.
             async with aclosing(drivers.arun(engine, self._models, self._executors)) as emits:
@@ -373,69 +372,16 @@ class _Vocabulary:
     """Pieces, classes and ends of generation, shared by both models (checked to be the same)."""
 
     def __init__(self, fast: Tokenizer, slow: Tokenizer) -> None:
-        self.piece = fast.piece
+        self._tokenizer, self._hidden = fast, fast.special_ids
         self.eog_ids = fast.eog_ids | slow.eog_ids
         self._classes = token_classes(fast).tolist()
 
+    def piece(self, token: int) -> bytes:
+        """A token's bytes; none for a control token, which is no part of a text."""
+        return b"" if token in self._hidden else self._tokenizer.piece(token)
+
     def class_of(self, token: int) -> int:
         return int(self._classes[token])
-
-
-class _Slots:
-    """At most ``count`` requests at once, from threads and coroutines, first come first served."""
-
-    def __init__(self, count: int) -> None:
-        self._free = count
-        self._lock = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
-
-    def _take(self) -> Future[None]:
-        turn: Future[None] = Future()
-        with self._lock:
-            if self._free:
-                self._free -= 1
-                turn.set_result(None)
-            else:
-                self._waiting.append(turn)
-        return turn
-
-    def _give(self) -> None:
-        with self._lock:
-            while self._waiting:
-                turn = self._waiting.popleft()
-                if turn.set_running_or_notify_cancel():
-                    turn.set_result(None)
-                    return
-            self._free += 1
-
-    def _withdraw(self, turn: Future[None]) -> None:
-        # Cancelled while waiting; or given the turn in that very moment, which then goes on.
-        with self._lock:
-            waiting = turn.cancel()
-        if not waiting:
-            self._give()
-
-    def __enter__(self) -> None:
-        turn = self._take()
-        try:
-            turn.result()
-        except BaseException:
-            self._withdraw(turn)
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._give()
-
-    async def __aenter__(self) -> None:
-        turn = self._take()
-        try:
-            await asyncio.shield(asyncio.wrap_future(turn))
-        except BaseException:
-            self._withdraw(turn)
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._give()
 
 
 def _level(alone: Engine, routed: Engine) -> None:

@@ -152,12 +152,18 @@ def require_messages(messages: object) -> list[dict[str, str]]:
             )
         if message.get("role") not in ROLES:
             raise InvalidRequest(f"message {number} has role {message.get('role')!r}, not one of {', '.join(ROLES)}")
-        checked.append(
-            {"role": message["role"], "content": require_text(message.get("content"), f"content of message {number}")}
-        )
+        checked.append({"role": message["role"], "content": _content(message, number)})
     if checked[-1]["role"] == "assistant":
         raise InvalidRequest("the last message is the assistant's", hint="end with a user message")
     return checked
+
+
+def _content(message: Message, number: int) -> str:
+    content = message.get("content")
+    # A model may have answered nothing; a user may not ask nothing.
+    if content == "" and message["role"] == "assistant":
+        return ""
+    return require_text(content, f"content of message {number}")
 
 
 class TextStream:

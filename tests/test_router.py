@@ -23,6 +23,7 @@ from fsgen_router import (
     InvalidRequest,
     Mask,
     ModelLoadError,
+    NoFreeSequence,
     NotEnoughMemory,
     Prices,
     PromptTooLong,
@@ -695,3 +696,48 @@ def test_streams_given_up_in_many_threads(make_router: Callable[..., Router]) ->
     run_threads([lambda number=number: work(number) for number in range(12)])
     run_threads([lambda: router.complete(PROMPTS[0], max_tokens=10)] * 8)
     assert router.complete(PROMPTS[0], max_tokens=10).text == expected
+
+
+def test_a_thread_that_holds_every_sequence_is_told_so_instead_of_waiting_for_itself() -> None:
+    """Two open streams on one thread with room for one would wait for each other for ever."""
+    fast, slow = (reference.load(which, n_seq=1) for which in ("fast", "slow"))
+    with Router(fast=fast, slow=slow, policy="never") as router:
+        first = router.stream("Ada has 3 shells.")
+        next(first)
+        with pytest.raises(NoFreeSequence, match="1 streams open"):
+            router.complete("Eva has 4 shells.")
+        first.close()
+        assert router.complete("Eva has 4 shells.").tokens
+    for model in (fast, slow):
+        model.shutdown()
+
+
+def test_an_empty_assistant_turn_does_not_end_a_conversation(router: Router) -> None:
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "hello"},
+    ]
+    assert router.chat(messages).tokens
+
+
+@pytest.mark.parametrize(
+    ("allowed", "said"), [(np.zeros(600, bool), "allows no token"), (np.array([True, True]), "has shape")]
+)
+def test_a_constraint_that_cannot_hold_is_refused(router: Router, allowed: Any, said: str) -> None:
+    class Constraint:
+        def mask(self, answer: Any) -> Mask:
+            return Mask(allowed=allowed)
+
+    with pytest.raises(ConfigurationError, match=said):
+        router.complete("Ada has 3 shells.", constraint=Constraint())
+    assert router.complete("Ada has 3 shells.").tokens
+
+
+def test_a_control_token_is_no_part_of_the_text(router: Router) -> None:
+    """Forced to write a role marker, the answer shows nothing of it."""
+    ids = router.fast.tokenizer.encode("<|user|>", add_bos=False, parse_special=True)
+    assert len(ids) == 1
+    answer = router.complete("Ada has 3 shells.", logit_bias={ids[0]: 1000.0}, max_tokens=3)
+    assert [token.id for token in answer.tokens] == ids * 3
+    assert answer.text == ""
