@@ -41,7 +41,7 @@ CONTEXT = 1024
 _BATCH_TOKENS = 4096
 _CHUNK = 4096  # problems that are sorted by length together
 _IGNORE = -100
-_DECAY_FROM = 0.32  # of the way
+_WARM, _DECAY_FROM, _DECAY_TO = 0.4 / 52, 16 / 52, 41 / 52  # of the way
 
 
 def make_model(size: str, vocabulary: int, *, seed: int) -> Qwen2ForCausalLM:
@@ -153,10 +153,10 @@ def make_optimizers(model: Qwen2ForCausalLM, lr: float) -> list[torch.optim.Opti
 
 
 def schedule(progress: float) -> float:
-    """Learning-rate factor: constant to 32% (after a short warm-up), linear to 1% at 82%, then flat."""
-    if progress < 0.008:
-        return max(progress / 0.008, 0.01)
-    return 1.0 if progress < _DECAY_FROM else max(1 - (progress - _DECAY_FROM) / 0.5, 0.01)
+    """Learning-rate factor: constant (after a short warm-up), then linear to 1%, then flat for a fifth."""
+    if progress < _WARM:
+        return max(progress / _WARM, 0.01)
+    return max(1 - max(progress - _DECAY_FROM, 0.0) / (_DECAY_TO - _DECAY_FROM), 0.01)
 
 
 def weight_decay(progress: float) -> float:
@@ -291,7 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=[*SIZES, "all"], required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
-    parser.add_argument("--tokens", type=float, default=50e6, help="tokens to train on (default: %(default).0f)")
+    parser.add_argument("--tokens", type=float, default=52e6, help="tokens to train on (default: %(default).0f)")
     parser.add_argument("--lr", type=float, default=0.02, help="Muon's learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="one is best unless cores are idle")
