@@ -1,4 +1,4 @@
-"""Write the figures in the README from ``results/*.json``; ``--check`` only compares.
+"""Write the figures in the README and the model card from measured results; ``--check`` only compares.
 
 python benchmarks/readme.py [--check]
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+PAIR = HERE.parent / "examples" / "reference_pair"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -102,29 +103,67 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"reference_pair": reference_pair, "speed": speed}
+def card() -> str:
+    figures = load("reference_pair")
+    training = {role: json.loads((PAIR / "results" / f"{role}.json").read_text()) for role in ("fast", "slow")}
+
+    def row(label: str, cell: Callable[[str], str]) -> str:
+        return f"| {label} | {cell('fast')} | {cell('slow')} |"
+
+    def gain(role: str) -> str:
+        measured = [step["accuracy"]["all"] for step in training[role]["state"]["history"] if "accuracy" in step]
+        return f"{100 * (measured[-1] - measured[-2]):+.1f} points"
+
+    lines = [
+        "| | fast | slow |",
+        "|---|---|---|",
+        "| Qwen2 layers x width | 2 x 48 | 3 x 128 |",
+        row("parameters", lambda role: f"{training[role]['n_params']:,}"),
+        row("without embeddings", lambda role: f"{training[role]['n_params_without_embeddings']:,}"),
+        row("training tokens", lambda role: f"{training[role]['state']['tokens']:,}"),
+        row("gain in the last fifth, training mix", gain),
+        row(f"right, {figures['n']:,} held-out", lambda role: percent(figures[f"accuracy_{role}"], "accuracy")),
+    ]
+    for label, models in figures["by"].items():
+        lines.append(row(label, lambda role, m=models: percent(m[role], "accuracy")))
+    lines += [
+        "",
+        f"Temperature 0, 95% bootstrap intervals by prompt, `benchmarks/reference_pair.py`, {figures['date']}. The "
+        "gain is between the evaluations at 80% and 100% of training, on calibration problems of all families.",
+    ]
+    return "\n".join(lines)
 
 
-def filled(text: str) -> str:
-    for name, make in BLOCKS.items():
+BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
+    "reference_pair": (README, reference_pair),
+    "speed": (README, speed),
+    "card": (PAIR / "MODEL_CARD.md", card),
+}
+
+
+def filled(path: Path, text: str) -> str:
+    for name, (where, make) in BLOCKS.items():
+        if where != path:
+            continue
         pattern = re.compile(rf"(<!-- figures: {name} -->\n).*?(<!-- /figures -->)", re.DOTALL)
         body = make()
         text, count = pattern.subn(lambda found, b=body: f"{found[1]}{b}\n{found[2]}", text)
         if count != 1:
-            raise SystemExit(f"the README has {count} blocks for {name}, not one")
+            raise SystemExit(f"{path.name} has {count} blocks for {name}, not one")
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if the README's figures differ from the results")
+    parser.add_argument("--check", action="store_true", help="fail if a figure differs from the results")
     args = parser.parse_args()
-    before = README.read_text()
-    after = filled(before)
-    if args.check and before != after:
-        raise SystemExit("the README's figures are not those of benchmarks/results: run benchmarks/readme.py")
-    if not args.check:
-        README.write_text(after)
+    for path in {where for where, _ in BLOCKS.values()}:
+        before = path.read_text()
+        after = filled(path, before)
+        if args.check and before != after:
+            raise SystemExit(f"the figures in {path.name} are not the measured ones: run benchmarks/readme.py")
+        if not args.check:
+            path.write_text(after)
 
 
 if __name__ == "__main__":

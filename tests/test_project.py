@@ -91,8 +91,8 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 # A file imports only from rooms before its own.
 ORDER = (
     "_version", "errors", "logs", "options", "reading", "tokenizer", "signals", "policy", "methods", "models",
-    "records", "report", "engine", "drivers", "config", "adapters", "policies", "reference", "resolve", "slots", "router",
-    "fsgen_router", "evaluation", "plots", "cli",
+    "records", "report", "engine", "drivers", "config", "adapters", "policies", "reference", "resolve", "slots",
+    "router", "fsgen_router", "evaluation", "plots", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.
 LOOPS = {("records", "report")}

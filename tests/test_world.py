@@ -60,9 +60,16 @@ def test_every_solution_passes_its_own_check(samples: dict[world.Split, list[wor
 
 
 def test_every_family_and_level_occurs(samples: dict[world.Split, list[world.Problem]]) -> None:
-    for found in samples.values():
-        assert {problem.family for problem in found} == set(world.FAMILIES)
+    for split, found in samples.items():
+        asked = world.FAMILIES if split == "train" else world.ASKED[0]
+        assert {problem.family for problem in found} == set(asked)
         assert {problem.level for problem in found} == {0, 1, 2}
+
+
+def test_lists_in_free_order_are_in_the_training_data_alone(samples: dict[world.Split, list[world.Problem]]) -> None:
+    for split, found in samples.items():
+        free = {problem.family for problem in found if problem.level == 2}
+        assert free == set(world.FAMILIES if split == "train" else world.ASKED[2])
 
 
 _SUM = re.compile(r"(?<![\d+*/-])(\d+)([-+*/])(\d+)(?:=| (?:gives|makes|leaves us with|comes to) )(\d+)")
