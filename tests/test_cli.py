@@ -47,10 +47,20 @@ def run(*arguments: str, stdin: bytes = b"", environment: dict[str, str] | None 
     )
 
 
+def heed_interrupts() -> None:
+    """A shell's background jobs, and so tests run in one, begin with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def started(*arguments: str, stdin: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(
-        [*FSGEN, *arguments], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+        [*FSGEN, *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        preexec_fn=heed_interrupts,
     ) as process:
         try:
             yield process

@@ -306,3 +306,10 @@ def test_files_that_the_readme_points_to_exist() -> None:
         assert (ROOT / target).exists(), target
     for script in re.findall(r"`((?:benchmarks|examples)/[\w./-]+)`", text):
         assert (ROOT / script).exists(), script
+
+
+def test_the_figures_in_the_documents_are_the_measured_ones() -> None:
+    """README and model card are filled from benchmarks/results; a figure edited by hand shows here."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -20,7 +20,12 @@ TOKENS = 120_000
 
 def train(out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(SCRIPTS / "train.py"), "--size", "tiny", "--out", str(out)]
-    return subprocess.Popen([*command, "--tokens", str(TOKENS), "--evaluate", "0"], stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [*command, "--tokens", str(TOKENS), "--evaluate", "0"],
+        stderr=subprocess.DEVNULL,
+        # A shell's background jobs, and so tests run in one, begin with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.fixture(scope="module")
