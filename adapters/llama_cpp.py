@@ -300,7 +300,7 @@ class LlamaCppModel:
             rewind=not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
         )
         self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab)
-        self._scratch = Scratch(self.tokenizer.n_vocab)
+        self._scratch = Scratch()
         self._batch = _Batch(self.options.n_batch)
         # A pointer as a plain integer, without ctypes' own wrapping of every row.
         self._logits_at = lib._lib["llama_get_logits_ith"]

@@ -87,7 +87,7 @@ class ScriptedModel:
         self._fail_after = fail_after
         self._forwards = 0
         self._pool = SequencePool(n_seq, n_ctx, tokenizer.n_vocab)
-        self._scratch = Scratch(tokenizer.n_vocab)
+        self._scratch = Scratch()
         self._lock = threading.Lock()
 
     def open(self, ids: Sequence[int]) -> Opened:

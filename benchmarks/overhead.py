@@ -24,7 +24,7 @@ PROMPT_TOKENS = 100
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=24, help="alternating blocks (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens per block (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=96, help="tokens per block (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="the tenth-size shape, to try the script out")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """Routed decode against the time model: a slow model ten times the fast, random weights, 8 bits.
 
-Escalations are drawn at random so that 5, 10 and 20% of the tokens are the slow model's, as single
+Escalations come at fixed intervals so that 5, 10 and 20% of the tokens are the slow model's, as single
 tokens and in spans of 8. The prediction is the sum, over the chunk sizes that each model really read,
 of chunk times from a table measured by bare ctypes loops in the same run (a table a round, medians
 over rounds). Reported: measured / predicted, and measured / slow-only.
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fsgen_router import Router
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
-from fsgen_router.policies import Random
+from fsgen_router.policies import Every
 
 from common import HALF_BILLION, TENTH, BareLoop, Recorder, block_ratio, random_model, save, timed
 
@@ -30,9 +30,9 @@ SPANS = (1, 8)
 PROMPT = 64
 
 
-def rate_for(share: float, span: int) -> float:
-    """The escalation probability per decision at which spans of this length make up ``share``."""
-    return share / (span * (1 - share) + share)
+def interval_for(share: float, span: int) -> int:
+    """The interval at which spans of this length make up ``share`` of the tokens."""
+    return round(span / share) - span + 1
 
 
 def chunk_times(loop: BareLoop, sizes: tuple[int, ...]) -> dict[int, float]:
@@ -47,7 +47,7 @@ def chunk_times(loop: BareLoop, sizes: tuple[int, ...]) -> dict[int, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--tokens", type=int, default=192, help="tokens per answer (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=320, help="tokens per answer (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     paths: dict[str, Path] = {"fast": random_model(TENTH), "slow": random_model(HALF_BILLION)}
@@ -59,7 +59,7 @@ def main() -> None:
     prompt = "".join(f" t{index}" for index in range(PROMPT))
     settings = [(share, span) for span in SPANS for share in SHARES]
     routers = {
-        setting: Router(**models, policy=Random(rate_for(*setting), extent=setting[1]), seed=7) for setting in settings
+        setting: Router(**models, policy=Every(interval_for(*setting), extent=setting[1])) for setting in settings
     }
     alone = Router(fast=models["slow"], slow=models["fast"], policy="never")
     tables: dict[str, dict[int, list[float]]] = {role: {size: [] for size in SIZES} for role in loops}
@@ -107,7 +107,6 @@ def main() -> None:
             "threads": args.threads,
             "rounds": args.rounds,
             "tokens": args.tokens,
-            "seed": 7,
             "slow_only_seconds": round(statistics.median(slow_only), 4),
             "chunk_ms": {
                 role: {str(size): round(1000 * m, 2) for size, m in zip(SIZES, medians[role], strict=True)}

@@ -110,67 +110,70 @@ class Row:
     logits: Floats | None = None
 
 
-class Scratch:
-    """Buffers for :func:`reduce_row`, so that a row costs no allocation of its size."""
+# Exponentials are taken a chunk at a time, so that they stay in the first cache while the row streams by
+# once; and BLAS keeps to the calling thread below 10,000 elements, which the model's own threads need.
+_CHUNK = 8192
 
-    def __init__(self, n_vocab: int) -> None:
-        self.centred = np.empty(n_vocab, np.float32)
-        self.weights = np.empty(n_vocab, np.float32)
+
+class Scratch:
+    """Buffers for :func:`reduce_row`, so that a row costs no allocation."""
+
+    def __init__(self) -> None:
+        self.centred = np.empty(_CHUNK, np.float32)
+        self.weights = np.empty(_CHUNK, np.float32)
+        self.ones = np.ones(_CHUNK, np.float32)
 
 
 def reduce_row(logits: Floats, read: Read, scratch: Scratch) -> Row:
     """Read one row of shape (n_vocab,). ``logits`` is not changed."""
-    centred, weights = scratch.centred, scratch.weights
     if read.mask is not None:
         logits = _masked(logits, read.mask)
-    argmax = int(logits.argmax())
+    best = top_ids_of(logits, max(read.top_k, 1))
+    argmax = int(best[0])
     peak = float(logits[argmax])
-    np.subtract(logits, np.float32(peak), out=centred)
-    np.exp(centred, out=weights)
-    total = float(weights.sum())
-    log_total = math.log(total)
-    entropy = varentropy = math.nan
-    top_ids: tuple[int, ...] = ()
-    top_logprobs: tuple[float, ...] = ()
-    token = argmax
-    if not read.warp.greedy:
-        kept, probabilities = warped(logits, read.warp)
-        token = draw(kept, probabilities, read.uniform)
-    if read.signals:
-        mean, square = _moments(centred, weights, total)
-        entropy = max(log_total - mean, 0.0)
-        varentropy = max(square - mean * mean, 0.0)
-    if read.top_k:
-        best = top_ids_of(centred, read.top_k)
-        top_ids = tuple(best.tolist())
-        top_logprobs = tuple((centred[best] - np.float32(log_total)).tolist())
+    total, mean, square = _moments(logits, peak, scratch, signals=read.signals)
+    log_partition = peak + math.log(total)
+    token = argmax if read.warp.greedy else draw(*warped(logits, read.warp), read.uniform)
     return Row(
         token=token,
-        logprob=float(centred[token]) - log_total,
+        logprob=float(logits[token]) - log_partition,
         argmax=argmax,
-        argmax_logprob=-log_total,
-        log_partition=peak + log_total,
-        entropy=entropy,
-        varentropy=varentropy,
-        top_ids=top_ids,
-        top_logprobs=top_logprobs,
-        id_logprobs=tuple(float(centred[i]) - log_total for i in read.ids),
+        argmax_logprob=peak - log_partition,
+        log_partition=log_partition,
+        entropy=max(math.log(total) - mean, 0.0),
+        varentropy=max(square - mean * mean, 0.0),
+        top_ids=tuple(best[: read.top_k].tolist()),
+        top_logprobs=tuple(float(logits[i]) - log_partition for i in best[: read.top_k]),
+        id_logprobs=tuple(float(logits[i]) - log_partition for i in read.ids),
         logits=np.array(logits) if read.full else None,
     )
 
 
-def _moments(centred: Floats, weights: Floats, total: float) -> tuple[float, float]:
-    """Mean and mean square of ``centred`` under weights / total; ``weights`` is used up."""
+def _moments(
+    logits: Floats, peak: float, scratch: Scratch, *, signals: bool, floor: float | None = None
+) -> tuple[float, float, float]:
+    """Sum of e = exp(x - peak), and mean and mean square of x - peak under e (NaN without ``signals``)."""
+    total = first = second = 0.0
     with np.errstate(invalid="ignore"):
-        np.multiply(weights, centred, out=weights)
-        mean = float(weights.sum()) / total
-    if math.isnan(mean):
-        # -inf (a backend's own mask) times a weight of 0. Rare, and clipping every row costs a fifth.
-        np.maximum(centred, FORBIDDEN, out=centred)
-        np.multiply(np.exp(centred, out=weights), centred, out=weights)
-        mean = float(weights.sum()) / total
-    np.multiply(weights, centred, out=weights)
-    return mean, float(weights.sum()) / total
+        for start in range(0, len(logits), _CHUNK):
+            part = logits[start : start + _CHUNK]
+            size = len(part)
+            centred, weights = scratch.centred[:size], scratch.weights[:size]
+            np.subtract(part, np.float32(peak), out=centred)
+            if floor is not None:
+                np.maximum(centred, np.float32(floor), out=centred)
+            np.exp(centred, out=weights)
+            total += float(np.dot(weights, scratch.ones[:size]))
+            if signals:
+                first += float(np.dot(weights, centred))
+                np.multiply(centred, centred, out=centred)
+                second += float(np.dot(weights, centred))
+    if not signals:
+        return total, math.nan, math.nan
+    if math.isnan(first) and floor is None:
+        # -inf (a backend's own mask) times a weight of 0. Rare, and clipping every row would cost as much again.
+        return _moments(logits, peak, scratch, signals=True, floor=float(FORBIDDEN))
+    return total, first / total, second / total
 
 
 def _masked(logits: Floats, mask: Mask) -> Floats:
@@ -197,10 +200,13 @@ def top_ids_of(values: Floats, k: int) -> Ints:
     vectorised maximum and one comparison leave a handful of candidates, on flat rows too.
     """
     k = min(k, len(values))
+    if k == 1:
+        return np.array([values.argmax()])
     columns = len(values) // _BLOCKS
     if columns >= k:
         maxima = values[: columns * _BLOCKS].reshape(_BLOCKS, columns).max(axis=0)
-        candidates = np.flatnonzero(values >= np.partition(maxima, columns - k)[columns - k])
+        bound = np.partition(maxima, columns - k)[columns - k]
+        candidates = np.flatnonzero(values >= bound)
     else:
         candidates = np.arange(len(values))
     order = np.argsort(-values[candidates], kind="stable")[:k]

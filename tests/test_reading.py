@@ -30,7 +30,7 @@ SIGNALS = Read(signals=True, top_k=8, ids=(0, 1))
 
 
 def reduce(logits: np.ndarray, read: Read = SIGNALS) -> Row:
-    return reduce_row(logits, read, Scratch(len(logits)))
+    return reduce_row(logits, read, Scratch())
 
 
 def assert_exact(row: Row, logits: np.ndarray) -> None:
@@ -105,7 +105,7 @@ def test_a_flat_row_has_the_largest_entropy() -> None:
 
 
 def test_scratch_is_used_again_and_again() -> None:
-    rng, scratch = np.random.default_rng(1), Scratch(500)
+    rng, scratch = np.random.default_rng(1), Scratch()
     for _ in range(20):
         logits = rng.normal(0, 3, 500).astype(np.float32)
         assert_exact(reduce_row(logits, SIGNALS, scratch), logits)
