@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .acceptance import Check, judge
 from .errors import ConfigurationError
 
 Floats: TypeAlias = npt.NDArray[np.floating]
@@ -75,8 +76,8 @@ class Read:
     """What to read of one row.
 
     ``signals`` asks for entropy, varentropy and the ``top_k`` best; ``ids`` for the log-probabilities
-    of given tokens; ``uniform`` in [0, 1) decides the draw when ``warp`` is not greedy; ``full`` for
-    a copy of the masked logits.
+    of given tokens; ``uniform`` in [0, 1) decides the draw when ``warp`` is not greedy; ``check`` has a
+    drafted token judged; ``full`` for a copy of the masked logits.
     """
 
     signals: bool = False
@@ -85,6 +86,7 @@ class Read:
     warp: Warp = GREEDY
     uniform: float = 0.0
     mask: Mask | None = None
+    check: Check | None = None
     full: bool = False
 
 
@@ -92,7 +94,8 @@ class Read:
 class Row:
     """What was read of one row. Log-probabilities are natural, after masks, before temperature.
 
-    ``token`` is what was drawn (the argmax when greedy), ``logprob`` its log-probability;
+    ``token`` is what was drawn (the argmax when greedy), ``logprob`` its log-probability; where a draft
+    was checked, ``accepted`` tells whether it stands, and ``token`` is what stands;
     ``top_ids`` and ``top_logprobs`` are sorted, best first, ties by lower id; entropy and varentropy
     (variance of -log p, in nats squared) are NaN unless signals were read.
     """
@@ -107,6 +110,7 @@ class Row:
     top_ids: tuple[int, ...] = ()
     top_logprobs: tuple[float, ...] = ()
     id_logprobs: tuple[float, ...] = ()
+    accepted: bool | None = None
     logits: Floats | None = None
 
 
@@ -134,6 +138,9 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch) -> Row:
     total, mean, square = _moments(logits, peak, scratch, signals=read.signals)
     log_partition = peak + math.log(total)
     token = argmax if read.warp.greedy else draw(*warped(logits, read.warp), read.uniform)
+    accepted = None
+    if read.check is not None:
+        accepted, token = check_row(logits, read.check, read.warp, token, argmax, log_partition)
     return Row(
         token=token,
         logprob=float(logits[token]) - log_partition,
@@ -145,6 +152,7 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch) -> Row:
         top_ids=tuple(best[: read.top_k].tolist()),
         top_logprobs=tuple(float(logits[i]) - log_partition for i in best[: read.top_k]),
         id_logprobs=tuple(float(logits[i]) - log_partition for i in read.ids),
+        accepted=accepted,
         logits=np.array(logits) if read.full else None,
     )
 
@@ -238,6 +246,37 @@ def draw(ids: Ints, probabilities: Floats, uniform: float) -> int:
     cumulative = np.cumsum(probabilities)
     at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
     return int(ids[min(at, len(ids) - 1)])
+
+
+def check_row(
+    logits: Floats, check: Check, warp: Warp, drawn: int, argmax: int, log_partition: float
+) -> tuple[bool, int]:
+    """Judge a draft by a masked row: whether it stands, and the token that stands."""
+    return judge(
+        check,
+        drawn=drawn,
+        draft_logprob=float(logits[check.token]) - log_partition,
+        best_logprob=float(logits[argmax]) - log_partition,
+        redraw=lambda uniform: argmax if warp.greedy else draw(*warped(logits, warp), uniform),
+        distributions=lambda fast: (softmax(logits), softmax(fast), dense(logits, warp), dense(fast, warp)),
+    )
+
+
+def softmax(logits: Floats) -> Floats:
+    """Probabilities, float64 of shape (n_vocab,)."""
+    weights = np.exp(np.asarray(logits, np.float64) - float(logits.max()))
+    return np.asarray(weights / weights.sum())
+
+
+def dense(logits: Floats, warp: Warp) -> Floats:
+    """The distribution that is sampled from over the whole vocabulary; greedy is one-hot."""
+    probabilities = np.zeros(len(logits))
+    if warp.greedy:
+        probabilities[int(logits.argmax())] = 1.0
+    else:
+        ids, values = warped(logits, warp)
+        probabilities[ids] = values
+    return probabilities
 
 
 def hashed_uniform(seed: int, request: str, position: int, purpose: str) -> float:

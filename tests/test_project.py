@@ -90,7 +90,7 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "logs", "options", "reading", "tokenizer", "signals", "policy", "methods", "models", "text_models",
+    "_version", "errors", "logs", "options", "acceptance", "reading", "tokenizer", "signals", "policy", "methods", "models", "text_models",
     "records", "report", "engine", "drivers", "config", "adapters", "policies", "reference", "resolve", "slots",
     "router", "fsgen_router", "evaluation", "plots", "cli",
 )  # fmt: skip
