@@ -12,6 +12,8 @@ from ._version import __version__
 from .config import RequestOptions
 from .errors import (
     BackendError,
+    CalibrationError,
+    CheckerFailed,
     ConfigurationError,
     FsgenError,
     InvalidRequest,
@@ -20,6 +22,7 @@ from .errors import (
     ModelNotFound,
     NoFreeSequence,
     NotEnoughMemory,
+    NothingToGain,
     PolicyFileError,
     PromptTooLong,
     RouterClosed,
@@ -34,6 +37,8 @@ from .signals import Signals
 __all__ = [
     "REST",
     "BackendError",
+    "CalibrationError",
+    "CheckerFailed",
     "ConfigurationError",
     "Context",
     "Decision",
@@ -48,6 +53,7 @@ __all__ = [
     "ModelNotFound",
     "NoFreeSequence",
     "NotEnoughMemory",
+    "NothingToGain",
     "Policy",
     "PolicyFileError",
     "Prices",

@@ -13,6 +13,9 @@
     │   └── NotEnoughMemory (MemoryError)
     ├── BackendError                      a model failed while it was working
     │   └── NoFreeSequence                all of a model's sequences are in use
+    ├── CalibrationError                  calibration cannot go on; what was done so far is kept
+    │   ├── NothingToGain                 the slow model is not measurably better than the fast one
+    │   └── CheckerFailed                 a caller's checker raised
     ├── PolicyFileError                   a policy file is missing, corrupt or of a newer format
     └── RouterClosed                      the Router was used after close()
 
@@ -75,6 +78,18 @@ class BackendError(FsgenError):
 
 class NoFreeSequence(BackendError):
     """Every sequence that the model was given memory for is in use."""
+
+
+class CalibrationError(FsgenError):
+    """Calibration cannot go on. Traces and runs that were finished are kept in its work directory."""
+
+
+class NothingToGain(CalibrationError):
+    """The interval of accuracy_slow - accuracy_fast does not lie above 0, so no policy can be judged."""
+
+
+class CheckerFailed(CalibrationError):
+    """A caller's checker raised; the message names the prompt."""
 
 
 class PolicyFileError(FsgenError):

@@ -25,10 +25,11 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 # --- exports -------------------------------------------------------------------------------------
 
 EXPORTS = {
-    "REST", "BackendError", "ConfigurationError", "Context", "Decision", "Finished", "FsgenError", "Generation",
-    "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "NoFreeSequence",
-    "NotEnoughMemory", "Policy", "PolicyFileError", "Prices", "PromptTooLong", "RequestOptions", "Router",
-    "RouterClosed", "Signals", "Span", "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
+    "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
+    "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
+    "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices",
+    "PromptTooLong", "RequestOptions", "Router", "RouterClosed", "Signals", "Span", "TextDelta", "Token", "Usage",
+    "VocabularyMismatch", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Never", "Random", "Threshold", "make_policy",
@@ -92,7 +93,7 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 ORDER = (
     "_version", "errors", "logs", "options", "acceptance", "reading", "tokenizer", "signals", "policy", "methods", "models", "text_models",
     "records", "report", "engine", "drivers", "config", "adapters", "policies", "reference", "resolve", "slots",
-    "router", "fsgen_router", "evaluation", "plots", "cli",
+    "router", "fsgen_router", "evaluation", "plots", "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.
 LOOPS = {("records", "report")}
@@ -100,7 +101,7 @@ LOOPS = {("records", "report")}
 # Which foreign backends and extras a file touches at all, and when.
 HEAVY = {
     "torch", "transformers", "llama_cpp", "huggingface_hub", "gguf", "matplotlib", "scipy", "psutil", "tokenizers",
-    "safetensors", "tqdm", "openai", "httpx",
+    "safetensors", "tqdm", "openai", "httpx", "sklearn", "jinja2",
 }  # fmt: skip
 AT_IMPORT = {"adapters/llama_cpp.py": {"llama_cpp", "psutil"}}
 WHEN_CALLED = {

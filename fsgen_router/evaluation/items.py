@@ -21,7 +21,8 @@ MATCHES: tuple[Match, ...] = get_args(Match)
 class Item:
     """One question: a raw ``prompt`` or chat ``messages``, and ``check(text)``, True when right.
 
-    ``answer`` is the expected answer as text; ``family`` and ``level`` are labels to group by.
+    ``answer`` is the expected answer as text; ``family`` and ``level`` are labels to group by;
+    ``place`` says where it was read, for messages.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Item:
     answer: str = ""
     family: str = ""
     level: int | None = None
+    place: str = ""
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -51,16 +53,18 @@ def reference_items(split: world.Split = "test", count: int = 200, start: int = 
             answer=problem.answer,
             family=problem.family,
             level=problem.level,
+            place=f"problem {problem.id}",
         )
         for problem in world.problems(split, count, start)
     ]
 
 
-def read_items(path: str | Path, *, match: Match = "answer") -> list[Item]:
+def read_items(path: str | Path, *, match: Match = "answer", answers: bool = True) -> list[Item]:
     """Items from JSON lines: ``{"prompt": ..., "answer": ...}`` or ``{"messages": [...], "answer": ...}``.
 
     ``id``, ``family`` and ``level`` may stand beside them; empty lines are skipped. ``match`` is as in
-    :func:`matches`. Raises :class:`InvalidRequest` naming the line that is wrong.
+    :func:`matches`. With ``answers=False`` the answer may be left out; no text is then right. Raises
+    :class:`InvalidRequest` naming the line that is wrong.
     """
     if match not in MATCHES:
         raise ConfigurationError(f"unknown match {match!r}", hint=f"available: {', '.join(MATCHES)}")
@@ -69,7 +73,7 @@ def read_items(path: str | Path, *, match: Match = "answer") -> list[Item]:
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}", hint="check the path") from None
     items = [
-        _item(f"{path}, line {number}", number, line, match)
+        _item(f"{path}, line {number}", number, line, match, answers)
         for number, line in enumerate(data.split(b"\n"), 1)
         if line.strip()
     ]
@@ -81,7 +85,7 @@ def read_items(path: str | Path, *, match: Match = "answer") -> list[Item]:
 _ITEM_KEYS = {"prompt", "messages", "answer", "id", "family", "level"}
 
 
-def _item(place: str, number: int, line: bytes, match: Match) -> Item:
+def _item(place: str, number: int, line: bytes, match: Match, answers: bool) -> Item:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -95,22 +99,26 @@ def _item(place: str, number: int, line: bytes, match: Match) -> Item:
             f"{place}: unknown field {sorted(unknown)[0]!r}", hint=f"available: {', '.join(sorted(_ITEM_KEYS))}"
         )
     answer, level = record.get("answer"), record.get("level")
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip():
+    left_out = not answers and "answer" not in record
+    if not left_out and (
+        isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip()
+    ):
         raise InvalidRequest(f"{place}: answer must be a non-empty text or a number")
     if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
         raise InvalidRequest(f"{place}: level must be a whole number")
     if ("prompt" in record) == ("messages" in record):
         raise InvalidRequest(f"{place}: needs either prompt or messages")
-    expected = str(answer).strip()
+    expected = "" if left_out else str(answer).strip()
     try:
         return Item(
             id=str(record.get("id", number)),
-            check=lambda text: matches(text, expected, match),
+            check=lambda text: not left_out and matches(text, expected, match),
             prompt=require_text(record["prompt"]) if "prompt" in record else None,
             messages=tuple(require_messages(record["messages"])) if "messages" in record else None,
             answer=expected,
             family=str(record.get("family", "")),
             level=level,
+            place=place,
         )
     except InvalidRequest as error:
         raise InvalidRequest(f"{place}: {error.message}", hint=error.hint) from None
