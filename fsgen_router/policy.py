@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from .signals import Signals
+
+T = TypeVar("T")
 
 REST: Final = -1
 """Extent of an escalation that hands over the rest of the answer."""
@@ -57,21 +59,34 @@ class Ledger:
     slow_tokens: int = 0
     decisions: int = 0
     escalations: int = 0
-    memory: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def recall(self, key: str, default: float) -> float:
+    def recall(self, key: str, default: T) -> T:
         with self.lock:
-            return self.memory.get(key, default)
+            value: T = self.memory.get(key, default)
+            return value
 
     def adjust(self, key: str, change: float, default: float) -> None:
         """Add to a remembered number. Sums commute, so concurrent requests lose nothing."""
+        self.revise(key, lambda value: value + change, default)
+
+    def revise(self, key: str, change: Callable[[T], T], default: T) -> T:
+        """Replace a remembered, immutable value by ``change`` of it, and return the new one.
+
+        ``change`` runs under the lock: it is short, and asks nothing of this ledger.
+        """
         with self.lock:
-            self.memory[key] = self.memory.get(key, default) + change
+            value = self.memory[key] = change(self.memory.get(key, default))
+            return value
 
 
 class Policy(Protocol):
-    """Maps (state, signals, context) to (state, decision); one object serves every request."""
+    """Maps (state, signals, context) to (state, decision); one object serves every request.
+
+    A policy with an attribute ``checks_end`` that is true has drafts judged before they end an answer,
+    where the method judges drafts at all.
+    """
 
     @property
     def name(self) -> str:

@@ -2,6 +2,9 @@
 
 from .basic import Always, Capped, Every, Never, Random, Threshold
 from .budget import Budget
+from .cards import Guarantee, Pair, PolicyCard, fingerprint
+from .files import PolicyPairWarning, check_pair, load_policy, save_policy
+from .learned import Learned, SpanRule, guarantee_of
 from .shortform import SHORT_FORMS, make_policy
 
 __all__ = [
@@ -10,8 +13,19 @@ __all__ = [
     "Budget",
     "Capped",
     "Every",
+    "Guarantee",
+    "Learned",
     "Never",
+    "Pair",
+    "PolicyCard",
+    "PolicyPairWarning",
     "Random",
+    "SpanRule",
     "Threshold",
+    "check_pair",
+    "fingerprint",
+    "guarantee_of",
+    "load_policy",
     "make_policy",
+    "save_policy",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from fsgen_router.errors import ConfigurationError
 from fsgen_router.policy import Context, Decision, Ledger, PolicyState
@@ -12,8 +13,8 @@ from .basic import SignalName, _check_extent, _suffix, read_signal
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Escalate the most uncertain share ``rate`` of decisions, by online quantile tracking.
+class RateHold:
+    """Online quantile tracking: a threshold that moves so that the share ``rate`` of scores lies above it.
 
     The threshold q follows the (1 - rate) quantile of the score: after each decision
     ``q += step * (escalated - rate)``, the adaptive conformal update of Gibbs and Candes
@@ -24,7 +25,38 @@ class Budget:
     Each request works on its own copy of q and adds its change to the Router's when it ends, so
     concurrent requests are independent of each other's timing. One short answer may be far from the
     rate; that is what caps are for.
+
+    ``step`` and ``start`` (q before the first decision) are in the score's unit; ``key`` names q in
+    the ledger.
     """
+
+    rate: float
+    step: float
+    start: float
+    key: str
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.rate <= 1.0:
+            raise ConfigurationError(f"a rate of {self.rate}", hint="the rate is between 0 and 1")
+        if not self.step > 0:
+            raise ConfigurationError(f"a step of {self.step}", hint="above 0, in the score's unit")
+
+    def begin(self, ledger: Ledger) -> float:
+        """q at the beginning of a request."""
+        return ledger.recall(self.key, self.start)
+
+    def change(self, escalated: bool) -> float:
+        """What a decision adds to q."""
+        return self.step * (escalated - self.rate)
+
+    def end(self, change: float, ledger: Ledger) -> None:
+        """Enter a request's total change."""
+        ledger.adjust(self.key, change, self.start)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Escalate the most uncertain share ``rate`` of decisions; see :class:`RateHold`."""
 
     rate: float
     signal: SignalName = "entropy"
@@ -49,19 +81,23 @@ class Budget:
     def asks(self) -> bool:
         return True
 
+    @cached_property
+    def _hold(self) -> RateHold:
+        return RateHold(self.rate, self.step, self.start, self._key)
+
     @property
     def _key(self) -> str:
         return f"budget/{self.signal}/{self.rate:g}"
 
     def begin(self, ledger: Ledger) -> PolicyState:
-        return (ledger.recall(self._key, self.start), 0.0)
+        return (self._hold.begin(ledger), 0.0)
 
     def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
         first, change = state
         score, threshold = read_signal(self.signal)(signals), first + change
         escalate = score > threshold
-        change += self.step * (escalate - self.rate)
+        change += self._hold.change(escalate)
         return (first, change), Decision(escalate, self.extent, score, threshold, "budget")
 
     def end(self, state: PolicyState, ledger: Ledger) -> None:
-        ledger.adjust(self._key, state[1], self.start)
+        self._hold.end(state[1], ledger)

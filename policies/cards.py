@@ -1,0 +1,121 @@
+"""What is said about a learned policy: the pair it is for, how it was made, what it guarantees."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fsgen_router.models import TokenModel
+from fsgen_router.tokenizer import vocabulary_hash
+
+FORMAT = 1
+"""Version of the policy file. It rises when an older version of this package could misread a file."""
+
+Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Pair(_Record):
+    """Which two models a policy was made for. Sizes are parameters; None where a model does not tell."""
+
+    vocabulary: str = Field(description="SHA-256 of the shared vocabulary")
+    fast: str
+    slow: str
+    fast_params: int | None = None
+    slow_params: int | None = None
+
+    def differences(self, other: Pair) -> list[str]:
+        """In words, where ``other`` differs from this; empty for the same pair."""
+        found = [] if self.vocabulary == other.vocabulary else ["another vocabulary"]
+        for role in ("fast", "slow"):
+            ours = getattr(self, role), getattr(self, f"{role}_params")
+            theirs = getattr(other, role), getattr(other, f"{role}_params")
+            if ours != theirs:
+                found.append(f"{role} is {_model(*theirs)}, not {_model(*ours)}")
+        return found
+
+
+def _model(name: str, n_params: int | None) -> str:
+    return name if n_params is None else f"{name} ({n_params:,} parameters)"
+
+
+def fingerprint(fast: TokenModel, slow: TokenModel) -> Pair:
+    """The pair that two local models are."""
+    return Pair(
+        vocabulary=vocabulary_hash(fast.tokenizer),
+        fast=fast.name,
+        slow=slow.name,
+        fast_params=fast.n_params,
+        slow_params=slow.n_params,
+    )
+
+
+class Guarantee(_Record):
+    """With probability ``1 - delta`` over the draw of the calibration prompts, the expected ``loss`` of a
+    prompt from the same source is at most ``alpha``, when the policy runs with ``threshold`` under
+    ``method`` (Learn-then-Test, arXiv 2110.01052)."""
+
+    alpha: Share
+    delta: Share
+    loss: str = Field(description="what is bounded, such as regret")
+    threshold: float = Field(description="the score above which a token is escalated")
+    n_prompts: int = Field(ge=1, description="calibration prompts")
+    n_thresholds: int = Field(ge=1, description="candidates, each run on every calibration prompt")
+    risk: float = Field(ge=0.0, description="mean loss on the calibration prompts")
+    p_value: Share
+    bound: Literal["binomial", "hoeffding_bentkus"]
+    certified_rate: Share = Field(description="escalation rate on the calibration prompts")
+    method: str = "replace"
+    policy: str = Field("", description="digest of the policy that it was made for")
+
+    @property
+    def sentence(self) -> str:
+        """The claim in one sentence."""
+        return (
+            f"expected {self.loss} of a prompt at most {self.alpha:g} with confidence {1 - self.delta:g}, at an "
+            f"escalation rate of {self.certified_rate:.3f} ({self.n_prompts} calibration prompts)"
+        )
+
+
+class Metric(_Record):
+    """A figure and its 95% interval; None where undefined."""
+
+    value: float | None
+    interval: tuple[float, float] | None = None
+
+
+class PolicyCard(_Record):
+    """The header of a policy file."""
+
+    format: int = FORMAT
+    kind: str = "learned"
+    created: str = Field("", description="date, ISO 8601")
+    pair: Pair
+    label: str = Field(description="what the score predicts: disagreement, soft or divergence")
+    signals: tuple[str, ...] = Field(description="features that the scorer reads")
+    data_hash: str = Field(description="SHA-256 over the prompts")
+    splits: dict[str, int] = Field(description="prompts in each split")
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    guarantee: Guarantee | None = None
+    seed: int = 0
+    versions: dict[str, str] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+_LIBRARIES = ("fsgen-router", "numpy", "safetensors", "scipy", "scikit-learn", "torch")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that had a part in a policy, where they are installed."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -1,0 +1,187 @@
+"""Does the score still look as it did at calibration? A sliding window over a Router's recent requests."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fsgen_router.errors import ConfigurationError
+from fsgen_router.logs import log
+from fsgen_router.policy import Ledger
+
+from .features import Floats
+
+Measure: TypeAlias = Literal["psi", "ks"]
+Counts: TypeAlias = tuple[int, ...]
+
+KEY = "learned/drift"
+
+
+def psi(counts: Sequence[float], shares: Sequence[float]) -> float:
+    """Population stability index of binned scores against reference ``shares``, which sum to 1.
+
+    sum (p - q) log(p / q), the symmetric Kullback-Leibler divergence in nats. Half an observation is
+    added to each bin, so that an empty one stays finite.
+    """
+    total = sum(counts) + 0.5 * len(counts)
+    observed = ((count + 0.5) / total for count in counts)
+    return math.fsum((p - q) * math.log(p / q) for p, q in zip(observed, shares, strict=True))
+
+
+def ks(counts: Sequence[float], shares: Sequence[float]) -> float:
+    """Kolmogorov-Smirnov distance at the edges of the bins: the largest gap between the two distributions."""
+    total = sum(counts)
+    if not total:
+        return 0.0
+    gaps = zip(accumulate(counts), accumulate(shares), strict=True)
+    return max(abs(count / total - share) for count, share in gaps)
+
+
+MEASURES = {"psi": psi, "ks": ks}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The requests that are looked at, oldest first, each as counts by bin; and what they say."""
+
+    requests: tuple[Counts, ...] = ()
+    value: float | None = None
+    alarm: bool = False
+    ever: bool = False
+    turned: bool = False
+    """The last request turned the alarm on or off."""
+
+
+@dataclass(frozen=True)
+class DriftMonitor:
+    """Compares the scores of the last ``window`` requests with those of the calibration prompts.
+
+    ``edges``, increasing, cut [0, 1] into bins (one more than edges) in which calibration had
+    ``shares`` of the scores. Once ``window`` requests have been seen, a ``measure`` above ``alarm``
+    raises the alarm: new requests then run with the threshold ``widened`` (see
+    :func:`widened_threshold`) until the measure is below again. The claim does not come back with it: it
+    was made for prompts like those of calibration, and some were not.
+
+    Scores of one request depend on each other, so ``alarm`` comes from resampled requests
+    (:func:`alarm_level`), not from a table for independent ones.
+    """
+
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+    window: int
+    alarm: float
+    widened: float
+    measure: Measure = "psi"
+
+    def __post_init__(self) -> None:
+        if len(self.shares) != len(self.edges) + 1 or list(self.edges) != sorted(set(self.edges)):
+            raise ConfigurationError("a drift monitor's bins do not fit", hint="increasing edges, one more share")
+        if min(self.shares) <= 0 or abs(math.fsum(self.shares) - 1) > 1e-6:
+            raise ConfigurationError("a drift monitor's shares are not above 0 with a sum of 1")
+        if self.window < 1 or self.measure not in get_args(Measure):
+            raise ConfigurationError(f"a window of {self.window} requests, measured by {self.measure!r}")
+
+    @cached_property
+    def empty(self) -> Counts:
+        """Counts of no score."""
+        return (0,) * len(self.shares)
+
+    def count(self, counts: Counts, score: float) -> Counts:
+        """``counts`` with one more score."""
+        at = bisect_right(self.edges, score)
+        return (*counts[:at], counts[at] + 1, *counts[at + 1 :])
+
+    def state(self, ledger: Ledger) -> Window:
+        """What the recent requests of a Router say."""
+        return ledger.recall(KEY, Window())
+
+    def observe(self, counts: Counts, ledger: Ledger) -> Window:
+        """Enter a finished request. Logs ``policy_drift`` when it turns the alarm on or off."""
+        if not any(counts):
+            return self.state(ledger)
+        after = ledger.revise(KEY, lambda before: self._slid(before, counts), Window())
+        if after.turned:
+            level = log.warning if after.alarm else log.info
+            level("policy_drift", alarm=after.alarm, measure=self.measure, value=after.value, level=self.alarm)
+        return after
+
+    def _slid(self, before: Window, counts: Counts) -> Window:
+        requests = (*before.requests, counts)[-self.window :]
+        if len(requests) < self.window:
+            return Window(requests)
+        value = MEASURES[self.measure]([sum(column) for column in zip(*requests, strict=True)], self.shares)
+        alarm = value > self.alarm
+        return Window(requests, value, alarm, before.ever or alarm, alarm != before.alarm)
+
+
+def make_monitor(
+    scores: Floats,
+    prompts: npt.NDArray[np.integer],
+    threshold: float,
+    *,
+    window: int = 50,
+    bins: int = 10,
+    measure: Measure = "psi",
+    factor: float = 2.0,
+    false_alarms: float = 1e-3,
+    seed: int = 0,
+) -> DriftMonitor:
+    """A monitor from calibration: ``scores``, shape (n,), of all decisions, and which of the ``prompts`` each is of.
+
+    The scores have to come from answers routed with ``threshold``, as they will in serving. Bins hold
+    about equal shares. ``false_alarms`` is the probability that one window of unchanged prompts raises
+    the alarm.
+    """
+    inner = np.quantile(scores, np.linspace(0, 1, bins + 1)[1:-1])
+    edges = np.unique(inner)
+    at = np.searchsorted(edges, scores, side="right")
+    _, request = np.unique(prompts, return_inverse=True)
+    counts = np.zeros((int(request.max()) + 1, len(edges) + 1), np.int64)
+    np.add.at(counts, (request, at), 1)
+    shares = (counts.sum(axis=0) + 0.5) / (counts.sum() + 0.5 * counts.shape[1])
+    reference = tuple(shares.tolist())
+    return DriftMonitor(
+        edges=tuple(edges.tolist()),
+        shares=reference,
+        window=window,
+        alarm=alarm_level(counts, reference, window=window, measure=measure, false_alarms=false_alarms, seed=seed),
+        widened=widened_threshold(scores, threshold, factor),
+        measure=measure,
+    )
+
+
+def alarm_level(
+    counts: npt.NDArray[np.integer],
+    shares: Sequence[float],
+    *,
+    window: int,
+    measure: Measure = "psi",
+    false_alarms: float = 1e-3,
+    draws: int = 5000,
+    seed: int = 0,
+) -> float:
+    """The level that windows of unchanged requests exceed with probability ``false_alarms``.
+
+    From ``draws`` windows of ``window`` requests drawn with replacement from ``counts``, shape
+    (requests, bins).
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(window, np.full(len(counts), 1 / len(counts)), size=draws) @ counts
+    values = [MEASURES[measure](row, shares) for row in drawn.tolist()]
+    return float(np.quantile(values, 1.0 - false_alarms))
+
+
+def widened_threshold(scores: Floats, threshold: float, factor: float = 2.0) -> float:
+    """The threshold above which ``factor`` times as many of the calibration scores lie."""
+    wanted = min(factor * float(np.mean(scores > threshold)), 1.0)
+    if wanted == 1.0:
+        return -1.0  # below every score
+    return min(float(np.quantile(scores, 1.0 - wanted)), threshold)

@@ -1,0 +1,197 @@
+"""Policy files: safetensors whose header holds the policy's settings and its card as JSON. No pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fsgen_router.errors import ConfigurationError, PolicyFileError
+from fsgen_router.logs import log
+from fsgen_router.policy import Policy
+
+from .budget import RateHold
+from .cards import FORMAT, Pair, PolicyCard
+from .drift import DriftMonitor
+from .guard import OutlierGuard
+from .learned import Learned, SpanRule
+from .scorers import make_scorer
+from .stored import Spec, Tensors, restore
+
+SUFFIX = ".safetensors"
+_FORMAT_KEY, _POLICY_KEY, _CARD_KEY = "fsgen_router.policy", "policy", "card"
+_REMAKE = "make it again: fsgen-router calibrate"
+
+
+class PolicyPairWarning(UserWarning):
+    """A policy is used with models, or with a method, that it was not made for."""
+
+
+class _Settings(BaseModel):
+    """What a policy is beside its arrays and its card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threshold: float
+    extent: int
+    span: SpanRule | None
+    hold: RateHold | None
+    drift: DriftMonitor | None
+    scorer: Spec
+    guard: Spec | None
+
+
+def save_policy(path: str | os.PathLike[str], policy: Learned, card: PolicyCard) -> None:
+    """Write a policy file, all of it or nothing: an older file stays until the new one is complete.
+
+    The card's guarantee and pair are the policy's own where it has them. Raises
+    :class:`PolicyFileError` where the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    card = card.model_copy(update={"guarantee": policy.certificate, "pair": policy.pair or card.pair})
+    settings = _Settings(
+        threshold=policy.threshold,
+        extent=policy.extent,
+        span=policy.span,
+        hold=policy.hold,
+        drift=policy.drift,
+        scorer=policy.scorer.spec(),
+        guard=None if policy.guard is None else policy.guard.spec(),
+    )
+    tensors = {f"scorer.{name}": part for name, part in policy.scorer.to_tensors().items()}
+    if policy.guard is not None:
+        tensors |= {f"guard.{name}": part for name, part in policy.guard.to_tensors().items()}
+    header = {
+        _FORMAT_KEY: str(FORMAT),
+        _POLICY_KEY: settings.model_dump_json(),
+        _CARD_KEY: card.model_dump_json(),
+    }
+    _replace_file(Path(path), save(tensors, header))
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    partial: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            partial = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # Readable by whom a file made in the ordinary way would be: temporary files are private.
+        partial.chmod(0o666 & ~_umask())
+        os.replace(partial, path)
+    except OSError as error:
+        raise PolicyFileError(
+            f"{path} cannot be written: {error.strerror or error}", hint="name a folder that exists and has room"
+        ) from error
+    finally:
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def load_policy(path: str | os.PathLike[str]) -> tuple[Learned, PolicyCard]:
+    """The policy and the card of a file. Raises :class:`PolicyFileError` for whatever is no policy file."""
+    path = Path(path)
+    header, tensors = _read(path)
+    try:
+        card = PolicyCard.model_validate_json(header[_CARD_KEY])
+        settings = _Settings.model_validate_json(header[_POLICY_KEY])
+        policy = Learned(
+            scorer=make_scorer(settings.scorer, _under("scorer", tensors)),
+            threshold=settings.threshold,
+            extent=settings.extent,
+            span=settings.span,
+            hold=settings.hold,
+            drift=settings.drift,
+            guard=_guard(settings.guard, tensors),
+            certificate=card.guarantee,
+            pair=card.pair,
+        )
+    except KeyError as error:
+        raise PolicyFileError(f"{path} lacks its {error.args[0]}", hint=_REMAKE) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise PolicyFileError(f"{path} is damaged: {where}: {first['msg']}", hint=_REMAKE) from error
+    except ConfigurationError as error:
+        raise PolicyFileError(f"{path} cannot be used: {error.message}", hint=error.hint or _REMAKE) from error
+    return policy, card
+
+
+def _read(path: Path) -> tuple[Mapping[str, str], Tensors]:
+    """Header and arrays, once it is clear that this version can read them."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            header: Mapping[str, str] = file.metadata() or {}
+            _require_format(path, header)
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise PolicyFileError(
+            f"{path} is no safetensors file, or is cut off: {error}", hint="copy it again, or " + _REMAKE
+        ) from error
+    except FileNotFoundError as error:
+        raise PolicyFileError(f"there is no policy file {path}", hint="check the path, or " + _REMAKE) from error
+    except OSError as error:
+        raise PolicyFileError(f"{path} cannot be read: {error.strerror or error}", hint="check the path") from error
+
+
+def _require_format(path: Path, header: Mapping[str, str]) -> None:
+    found = header.get(_FORMAT_KEY, "")
+    if not found.isdecimal():
+        raise PolicyFileError(f"{path} is a safetensors file, but no policy", hint=_REMAKE)
+    if int(found) > FORMAT:
+        raise PolicyFileError(
+            f"{path} has format {found}, this version reads up to {FORMAT}", hint="upgrade fsgen-router"
+        )
+
+
+def _guard(spec: Spec | None, tensors: Tensors) -> OutlierGuard | None:
+    if spec is None:
+        return None
+    guard = restore(spec, _under("guard", tensors))
+    if not isinstance(guard, OutlierGuard):
+        raise ConfigurationError(f"{spec.get('kind')!r} is no guard")
+    return guard
+
+
+def _under(prefix: str, tensors: Mapping[str, Any]) -> Tensors:
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def check_pair(policy: Policy, pair: Pair, *, method: str = "replace") -> Policy:
+    """The policy to use with this pair and method: itself, or with its certificate suspended.
+
+    Warns (:class:`PolicyPairWarning`, and the event ``policy_pair``) where a learned policy was made
+    for something else. Policies that are not learned fit every pair.
+    """
+    if not isinstance(policy, Learned):
+        return policy
+    reasons = [] if policy.pair is None else policy.pair.differences(pair)
+    if reasons:
+        reasons[0] = f"made for another pair ({reasons[0]}"
+        reasons[-1] += ")"
+    if policy.certificate is not None and policy.certificate.method != method:
+        reasons.append(f"certified with the method {policy.certificate.method!r}, not {method!r}")
+    if not reasons:
+        return policy
+    why = ", ".join(reasons)
+    warnings.warn(f"the policy {policy.name} was {why}; calibrate one for this pair", PolicyPairWarning, stacklevel=3)
+    log.warning("policy_pair", policy=policy.name, why=why)
+    return replace(policy, suspended=why)

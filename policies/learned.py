@@ -1,0 +1,209 @@
+"""A learned score against a threshold, and whether what was certified about it still holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from fsgen_router.errors import ConfigurationError
+from fsgen_router.policy import Context, Decision, Ledger, Policy, PolicyState
+from fsgen_router.signals import Signals
+
+from .basic import Capped, _check_extent, _suffix
+from .budget import RateHold
+from .cards import Guarantee, Pair
+from .drift import Counts, DriftMonitor
+from .features import feature_row
+from .guard import OutlierGuard
+from .scorers import Scorer, logit, sigmoid
+
+CERTIFIED: Final = "certified"
+NONE: Final = "none"
+SUSPENDED: Final = "suspended: "
+"""What a claim can be; why it is suspended follows."""
+
+
+@dataclass(frozen=True)
+class SpanRule:
+    """Judges the last ``window`` drafted tokens together, by a quantile of their scores.
+
+    Sums and means favour short or long spans, where a quantile looks at the few tokens that matter
+    (Gupta et al., arXiv 2404.10136). ``quantile`` 1 is the largest score, 0.5 the median. Judged as
+    soon as ``window`` tokens have been drafted since the slow model last wrote; above ``threshold``
+    the slow model is asked.
+    """
+
+    window: int
+    quantile: float
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or not 0.0 <= self.quantile <= 1.0:
+            raise ConfigurationError(f"a span of {self.window} tokens, quantile {self.quantile}")
+
+    def score(self, scores: Sequence[float]) -> float:
+        """The quantile of some tokens' scores, linear between neighbours."""
+        ordered = sorted(scores)
+        place = self.quantile * (len(ordered) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+class _State(NamedTuple):
+    """One request's part. ``threshold`` is a score, or log-odds where a rate is held."""
+
+    threshold: float
+    recent: tuple[float, ...] = ()
+    counts: Counts = ()
+    outliers: int = 0
+    moved: float = 0.0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Escalate where ``scorer`` gives more than ``threshold``; ``extent`` tokens at a time.
+
+    ``span`` adds a judgement of whole drafted spans. ``hold`` lets the threshold follow a rate (see
+    :meth:`holding`), ``drift`` watches the scores over a Router's requests, ``guard`` single positions
+    (experimental). ``certificate`` is what was certified about scorer, threshold, extent and span; it
+    is suspended by whatever moves the threshold away from the certified one.
+    """
+
+    scorer: Scorer
+    threshold: float
+    extent: int = 1
+    span: SpanRule | None = None
+    hold: RateHold | None = None
+    drift: DriftMonitor | None = None
+    guard: OutlierGuard | None = None
+    certificate: Guarantee | None = None
+    pair: Pair | None = None
+    suspended: str = ""
+
+    def __post_init__(self) -> None:
+        _check_extent(self.extent)
+        if math.isnan(self.threshold):
+            raise ConfigurationError("the threshold is not a number")
+
+    @property
+    def name(self) -> str:
+        held = f",rate={self.hold.rate:g}" if self.hold else ""
+        return f"learned:{self.scorer.name}>{self.threshold:.6g}" + _suffix(self.extent) + held
+
+    @property
+    def asks(self) -> bool:
+        return True
+
+    # --- the contract of a policy ---
+
+    def begin(self, ledger: Ledger) -> PolicyState:
+        counts = () if self.drift is None else self.drift.empty
+        return _State(self._first_threshold(ledger), counts=counts)
+
+    def _first_threshold(self, ledger: Ledger) -> float:
+        if self.hold is not None:
+            return self.hold.begin(ledger)
+        if self.drift is not None and self.drift.state(ledger).alarm:
+            return min(self.threshold, self.drift.widened)
+        return self.threshold
+
+    def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
+        first, recent, counts, outliers, moved = state
+        row = feature_row(signals, context)
+        score = self.scorer.score_one(row)
+        threshold, reason = first, self.scorer.name
+        if self.hold is not None:
+            threshold = sigmoid(first + moved)
+        if self.guard is not None and self.guard.is_outlier(row):
+            threshold, reason, outliers = min(threshold, self.guard.widened), "outlier", outliers + 1
+        # A score that is no number is no reason to be sure.
+        escalate = not score <= threshold
+        if self.hold is not None:
+            moved += self.hold.change(escalate)
+        if self.drift is not None:
+            counts = self.drift.count(counts, score)
+        if self.span is not None:
+            recent = (*recent, score)[-self.span.window :]
+            if not escalate and len(recent) == self.span.window:
+                over_span = self.span.score(recent)
+                if over_span > self.span.threshold:
+                    escalate, score, threshold, reason = True, over_span, self.span.threshold, "span"
+        after = _State(first, () if escalate else recent, counts, outliers, moved)
+        return after, Decision(escalate, self.extent, score, threshold, reason)
+
+    def end(self, state: PolicyState, ledger: Ledger) -> None:
+        if self.hold is not None:
+            self.hold.end(state.moved, ledger)
+        if self.drift is not None:
+            self.drift.observe(state.counts, ledger)
+
+    # --- variants ---
+
+    def holding(self, rate: float, *, step: float = 0.2) -> Learned:
+        """This policy with a threshold that follows a rate; ``step`` is in log-odds of the score.
+
+        While a rate is held nothing is certified, and an alarm of drift widens nothing.
+        """
+        return replace(self, hold=RateHold(rate, step, logit(self.threshold), f"learned/rate/{rate:g}"))
+
+    def certified(self, guarantee: Guarantee) -> Learned:
+        """This policy with its certificate; changing scorer, threshold, extent or span suspends it."""
+        if guarantee.threshold != self.threshold:
+            raise ConfigurationError(
+                f"certified for the threshold {guarantee.threshold}, the policy's is {self.threshold}"
+            )
+        return replace(self, certificate=guarantee.model_copy(update={"policy": self.digest}))
+
+    # --- the claim ---
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what is certified: scorer, threshold, extent and span."""
+        span = None if self.span is None else asdict(self.span)
+        settings = [self.scorer.spec(), self.threshold, self.extent, span]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(self.scorer.to_tensors().items()):
+            digest.update(f"{name}:{tensor.dtype}:{tensor.shape}:".encode())
+            digest.update(np.ascontiguousarray(tensor).tobytes())
+        return digest.hexdigest()
+
+    def guarantee(self, ledger: Ledger | None = None, state: PolicyState | None = None) -> str:
+        """``"certified"``, ``"none"``, or ``"suspended: why"``.
+
+        With a Router's ``ledger``, for its requests so far; with a request's last ``state``, for that
+        request.
+        """
+        if self.certificate is None:
+            return NONE
+        reasons = [self.suspended] if self.suspended else []
+        if self.digest != self.certificate.policy:
+            reasons.append("the policy is not the certified one")
+        if self.hold is not None:
+            reasons.append("a rate is held")
+        if self.drift is not None and ledger is not None and self.drift.state(ledger).ever:
+            reasons.append("scores drifted from those of calibration")
+        if state is not None and state.outliers:
+            reasons.append(f"{state.outliers} positions unlike those of calibration")
+        return SUSPENDED + "; ".join(reasons) if reasons else CERTIFIED
+
+
+def guarantee_of(policy: Policy, ledger: Ledger | None = None, state: PolicyState | None = None) -> str:
+    """What holds of any policy: ``"certified"``, ``"none"``, or ``"suspended: why"``.
+
+    ``ledger`` is the Router's and ``state`` the request's last one, where there are any. A cap may keep
+    escalations from happening that the certificate counts on.
+    """
+    if isinstance(policy, Capped):
+        inner = guarantee_of(policy.inner, ledger, state)
+        if inner == CERTIFIED:
+            return f"{SUSPENDED}a cap"
+        return f"{inner}; a cap" if inner.startswith(SUSPENDED) else inner
+    return policy.guarantee(ledger, state) if isinstance(policy, Learned) else NONE
