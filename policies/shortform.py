@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 from fsgen_router.errors import ConfigurationError
 from fsgen_router.policy import REST, Policy
 
 from .basic import SIGNALS, Always, Every, Never, Random, Threshold
 from .budget import Budget
+from .files import SUFFIX, load_policy
 
 SHORT_FORMS = (
     "never",
@@ -24,18 +26,27 @@ SHORT_FORMS = (
 )
 _HINT = (
     f"one of {', '.join(SHORT_FORMS)} with your own numbers; add ',span=8' (or span=rest) for what the slow model "
-    "then writes, and ',window=4' to a threshold to average over the last tokens"
+    "then writes, and ',window=4' to a threshold to average over the last tokens; or a policy file, NAME.safetensors"
 )
 _HEAD = re.compile(r"(?P<kind>[a-z_]+)\s*(?:(?P<mark>[:<>])\s*(?P<value>[-+.\w]+))?")
 # On which side of its threshold a signal says "uncertain".
 _UNCERTAIN = {"entropy": ">", "varentropy": ">", "max_prob": "<", "margin": "<"}
 
 
-def make_policy(policy: Policy | str) -> Policy:
-    """A policy from an object or a short form; :class:`ConfigurationError` lists what exists."""
+def make_policy(policy: Policy | str | Path) -> Policy:
+    """A policy from an object, a short form or a file.
+
+    A path, or a text that ends in ``.safetensors``, is a policy file. Raises
+    :class:`ConfigurationError`, which lists what exists, and
+    :class:`~fsgen_router.errors.PolicyFileError` where the file is none.
+    """
+    if isinstance(policy, Path) or (isinstance(policy, str) and policy.endswith(SUFFIX)):
+        return load_policy(policy)[0]
     if not isinstance(policy, str):
         if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
-            raise ConfigurationError(f"{policy!r} is not a policy", hint="pass a short form or an object with decide()")
+            raise ConfigurationError(
+                f"{policy!r} is not a policy", hint="pass a short form, a file or an object with decide()"
+            )
         return policy
     head, *options = (part.strip() for part in policy.split(","))
     found = _HEAD.fullmatch(head)

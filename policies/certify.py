@@ -1,0 +1,173 @@
+"""Certifying a threshold: Learn-then-Test (Angelopoulos et al., arXiv 2110.01052).
+
+The unit is the prompt. Each candidate threshold is *run* on every calibration prompt, since a token
+replaced early changes all text behind it: losses of one run say nothing about another threshold, and
+nothing makes them monotone, which conformal risk control would need. For candidate j the hypothesis
+"its risk is above alpha" is tested with a p-value that is valid for any number of prompts; candidates
+are tested in a fixed order, the safest first, each at level delta, until one is not rejected. Whatever
+was rejected has a risk of at most alpha, all at once, with probability 1 - delta over the draw of the
+calibration prompts, which have to be independent of those that scorer and candidates came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fsgen_router.errors import ConfigurationError
+
+from .features import Floats
+
+Bound: TypeAlias = Literal["binomial", "hoeffding_bentkus"]
+
+
+def binomial_p_value(failures: npt.ArrayLike, n: int, alpha: float) -> Floats:
+    """P(Binomial(n, alpha) <= failures): exact for losses of 0 or 1, of which ``failures`` were 1."""
+    return np.asarray(_stats().binom.cdf(np.asarray(failures), n, alpha), np.float64)
+
+
+def hoeffding_bentkus_p_value(risk: npt.ArrayLike, n: int, alpha: float) -> Floats:
+    """For losses in [0, 1] with mean ``risk`` over ``n`` prompts: the better of two tail bounds.
+
+    min(exp(-n h(min(risk, alpha), alpha)), e P(Binomial(n, alpha) <= ceil(n risk))), where h(a, b) is
+    the Kullback-Leibler divergence in nats of two Bernoulli distributions (arXiv 2110.01052, proposition 1).
+    """
+    risk = np.asarray(risk, np.float64)
+    hoeffding = np.exp(-n * _divergence(np.minimum(risk, alpha), alpha))
+    # n times a mean of n numbers is whole where they are 0 or 1, but for its last bits.
+    bentkus = math.e * _stats().binom.cdf(np.ceil(n * risk - 1e-9), n, alpha)
+    return np.minimum(np.minimum(hoeffding, bentkus), 1.0)
+
+
+def _divergence(a: Floats, b: float) -> Floats:
+    from scipy.special import rel_entr
+
+    return np.asarray(rel_entr(a, b) + rel_entr(1.0 - a, 1.0 - b), np.float64)
+
+
+@dataclass(frozen=True)
+class Certification:
+    """What testing found for candidates in the order that they were tested, the safest first.
+
+    ``chosen`` is the last one that was certified (None: not even the first); ``p_values`` and ``risks``
+    (mean losses) have shape (n_thresholds,). ``enough_prompts`` says, where nothing more was certified,
+    how many calibration prompts would probably certify the candidate behind the chosen one, judged by
+    its risk here; None where its risk is not below alpha, so that no number would.
+    """
+
+    alpha: float
+    delta: float
+    bound: Bound
+    n_prompts: int
+    chosen: int | None
+    p_values: Floats
+    risks: Floats
+    enough_prompts: int | None
+
+
+def certify(losses: npt.ArrayLike, alpha: float, delta: float, *, bound: Bound = "binomial") -> Certification:
+    """Test candidates in the order of their columns, the safest first; ``losses`` has shape (n_prompts, n_thresholds).
+
+    ``bound`` is ``"binomial"`` for a loss that can only be 0 or 1, else ``"hoeffding_bentkus"``, for
+    losses in [0, 1]; it is told and not guessed, since a sample of zeros and ones proves nothing about
+    the loss. The order must not depend on these losses (take the thresholds' own). Raises
+    :class:`ConfigurationError` for losses that are no such table. Needs scipy (extra ``eval``).
+    """
+    table = np.asarray(losses, np.float64)
+    _require_levels(alpha, delta)
+    if table.ndim != 2 or not table.size:
+        raise ConfigurationError(f"losses of shape {table.shape}", hint="one row per prompt, one column per threshold")
+    if not bool(np.all((table >= 0.0) & (table <= 1.0))):
+        raise ConfigurationError("a loss is outside [0, 1]", hint="divide by the largest loss that can occur")
+    n = len(table)
+    risks = table.mean(axis=0)
+    if bound == "binomial":
+        if not bool(np.all((table == 0.0) | (table == 1.0))):
+            raise ConfigurationError("a loss is neither 0 nor 1", hint='pass bound="hoeffding_bentkus"')
+        p_values = binomial_p_value(table.sum(axis=0), n, alpha)
+    else:
+        p_values = hoeffding_bentkus_p_value(risks, n, alpha)
+    passed = fixed_sequence(p_values, delta)
+    behind = float(risks[passed]) if passed < len(risks) else None
+    return Certification(
+        alpha=alpha,
+        delta=delta,
+        bound=bound,
+        n_prompts=n,
+        chosen=passed - 1 if passed else None,
+        p_values=p_values,
+        risks=risks,
+        enough_prompts=None if behind is None else prompts_needed(alpha, delta, risk=behind),
+    )
+
+
+def fixed_sequence(p_values: Floats, delta: float) -> int:
+    """How many hypotheses are rejected, tested in order at level ``delta`` up to the first that is not.
+
+    Controls the family-wise error at ``delta`` however the p-values depend on each other.
+    """
+    kept = np.flatnonzero(~(p_values <= delta))
+    return int(kept[0]) if len(kept) else len(p_values)
+
+
+def fewest_prompts(alpha: float, delta: float) -> int:
+    """With fewer calibration prompts nothing can be certified: without any loss the p-value is (1 - alpha)^n."""
+    _require_levels(alpha, delta)
+    return math.ceil(math.log(delta) / math.log1p(-alpha))
+
+
+_MOST_PROMPTS = 10_000_000
+
+
+def prompts_needed(alpha: float, delta: float, *, risk: float = 0.0, power: float = 0.8) -> int | None:
+    """How many calibration prompts certify a candidate of this true ``risk`` with probability ``power``.
+
+    For losses of 0 or 1, which of all losses in [0, 1] with one mean vary most. None where ``risk`` is
+    not below ``alpha``, or where ten million would not do. To within the steps of the binomial.
+    """
+    least = fewest_prompts(alpha, delta)
+    if not 0.0 <= risk < alpha:
+        return None
+    binom = _stats().binom
+
+    def enough(n: int) -> bool:
+        # The most failures that still pass, and the probability of no more than those.
+        most = int(binom.ppf(delta, n, alpha))
+        most -= bool(binom.cdf(most, n, alpha) > delta)
+        return most >= 0 and bool(binom.cdf(most, n, risk) >= power)
+
+    return _smallest(enough, least)
+
+
+def _smallest(holds: Callable[[int], bool], least: int) -> int | None:
+    """The smallest n from ``least`` on for which ``holds``, by doubling and halving."""
+    high = least
+    while not holds(high):
+        if high > _MOST_PROMPTS:
+            return None
+        high *= 2
+    low = max(high // 2, least - 1) if high > least else least - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _require_levels(alpha: float, delta: float) -> None:
+    if not (0.0 < alpha < 1.0 and 0.0 < delta < 1.0):
+        raise ConfigurationError(f"alpha={alpha}, delta={delta}", hint="both are between 0 and 1")
+
+
+def _stats() -> ModuleType:
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ImportError("certifying needs the extra 'eval': pip install 'fsgen-router[eval]'") from error
+    module: ModuleType = stats
+    return module
