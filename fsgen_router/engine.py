@@ -13,10 +13,13 @@ Drivers do that pumping (``drivers.py``). Every answer, whichever driver runs it
 2. the fast row becomes signals, the policy accepts (the token is committed) or escalates;
 3. at an escalation the slow model catches up with all that it has not read yet, in one forward,
    and its row gives the token (the method says how); it goes on for the decision's extent;
-4. a finished answer may be audited: one slow forward labels every position and changes nothing.
+4. a method with a rule holds the last drafts back from the stream: the rows of that forward judge
+   them, and the first that is rejected takes the answer back to its position;
+5. a finished answer may be audited: one slow forward labels every position and changes nothing.
 
-More than one job may be under way; a job's failure is an event. What an engine knows is in one
-record, :class:`EngineState`, which :meth:`Engine.fork` copies.
+A slow model that gives text is asked for a continuation instead, which streams. More than one job may
+be under way (the slow model may read ahead while the fast one writes); a job's failure is an event.
+What an engine knows is in one record, :class:`EngineState`, which :meth:`Engine.fork` copies.
 """
 
 from __future__ import annotations
@@ -26,14 +29,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-from .errors import FsgenError
+from .acceptance import Check
+from .errors import FsgenError, InvalidRequest
 from .methods import Method
 from .models import Opened, Work
 from .policy import REST, Context, Decision, Ledger, Policy, PolicyState
 from .reading import Mask, Read, Row, Warp, hashed_uniform
-from .records import FinishReason, Generation, Role, Token, Usage
+from .records import FinishReason, Generation, ModelUsage, Role, Token, Usage
 from .signals import TOP_K, Signals, make_signals
-from .tokenizer import TextStream
+from .text_models import Continuation, TextEnd
+from .tokenizer import Message, TextStream
 
 # --- commands and events -------------------------------------------------------------------------
 
@@ -47,11 +52,14 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Begin a piece of work on a model; its outcome comes back as :class:`Done` or :class:`Failed`."""
+    """Begin a piece of work on a model; its outcome comes back as :class:`Done` or :class:`Failed`.
+
+    Works of one model are to be begun in the order of their commands.
+    """
 
     job: int
     role: Role
-    work: Open | Work
+    work: Open | Work | Continuation
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +70,33 @@ class Emit:
     token: Token | None
 
 
-Command: TypeAlias = Start | Emit
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Give a job up: nothing is heard of it any more."""
+
+    job: int
+
+
+Command: TypeAlias = Start | Emit | Cancel
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a continuation; its job goes on."""
+
+    job: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A job's result: ``Opened`` for an ``Open``, rows for a ``Work``. ``seconds`` it took."""
+    """A job's result: ``Opened`` for an ``Open``, rows for a ``Work``, the end of a ``Continuation``.
+
+    ``seconds`` it took.
+    """
 
     job: int
-    result: Opened | list[Row]
+    result: Opened | list[Row] | TextEnd
     seconds: float
 
 
@@ -82,7 +108,7 @@ class Failed:
     error: FsgenError
 
 
-Event: TypeAlias = Done | Failed
+Event: TypeAlias = Done | Chunk | Failed
 
 # --- a request -----------------------------------------------------------------------------------
 
@@ -98,10 +124,22 @@ class Constraint(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TextPrompt:
+    """A prompt as a slow model that gives text gets it: raw text or messages."""
+
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt, as each model reads it, and how to answer it."""
+    """One prompt, as each model reads it, and how to answer it.
+
+    ``text`` is given where the slow model gives text; ``prompts`` then has the fast one's alone.
+    """
 
     prompts: Mapping[Role, Sequence[int]]
+    text: TextPrompt | None = None
     key: str
     """What random numbers are drawn for, beside the seed: a hash of the prompt."""
     max_tokens: int
@@ -116,11 +154,17 @@ class Request:
 
 
 class Vocabulary(Protocol):
-    """The part of a vocabulary that the engine needs; the same for both models."""
+    """The part of a vocabulary that the engine needs; the same for both models where both have ids."""
+
+    @property
+    def n_vocab(self) -> int: ...
 
     def piece(self, token: int) -> bytes: ...
 
     def class_of(self, token: int) -> int: ...
+
+    def encode_after(self, before: str, text: str) -> list[int]:
+        """Ids of ``text`` where it stands behind ``before``."""
 
     @property
     def eog_ids(self) -> frozenset[int]: ...
@@ -148,7 +192,20 @@ class Proposal:
     decision: Decision
 
 
-Purpose: TypeAlias = Literal["open", "propose", "answer", "audit"]
+@dataclass(slots=True)
+class Held:
+    """A drafted token that models read as part of the answer, and that is not streamed yet.
+
+    ``policy`` is the policy's state behind it, for a rewind to here. Without a ``check`` there is
+    nothing to judge: a mask left one choice.
+    """
+
+    record: Token
+    policy: PolicyState
+    check: Check | None
+
+
+Purpose: TypeAlias = Literal["open", "propose", "answer", "verify", "text", "ahead", "audit"]
 
 
 @dataclass(slots=True)
@@ -158,7 +215,10 @@ class EngineState:
     policy: PolicyState
     text: TextStream
     answer: list[int] = field(default_factory=list)
+    """Ids that stand, those held back included."""
     tokens: list[Token] = field(default_factory=list)
+    """Those that cannot be taken back."""
+    held: list[Held] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
     readers: dict[Role, Reader] = field(default_factory=lambda: {"fast": Reader(), "slow": Reader()})
     jobs: dict[int, tuple[Role, Purpose, int]] = field(default_factory=dict)
@@ -166,6 +226,8 @@ class EngineState:
     proposal: Proposal | None = None
     escalation: Decision | None = None
     span_left: int = 0
+    """Tokens that the slow model is still to write; above 0, it has the word."""
+    span_text: str = ""
     last_escalation: int = -1
     finish: FinishReason | None = None
     degraded: str | None = None
@@ -179,6 +241,7 @@ class EngineState:
             text=self.text.copy(),
             answer=list(self.answer),
             tokens=list(self.tokens),
+            held=list(self.held),
             shown=list(self.shown),
             readers={role: dataclasses.replace(reader) for role, reader in self.readers.items()},
             jobs=dict(self.jobs),
@@ -190,7 +253,11 @@ class EngineState:
 
 
 class Engine:
-    """One request's decode loop. ``contexts`` holds each model's context length in tokens."""
+    """One request's decode loop. ``contexts`` holds each model's context length in tokens.
+
+    With ``read_ahead`` n > 0 the slow model reads whenever n tokens wait for it, while the fast one goes
+    on: worth it where they run on different devices.
+    """
 
     def __init__(
         self,
@@ -201,9 +268,11 @@ class Engine:
         vocabulary: Vocabulary,
         contexts: Mapping[Role, int],
         ledger: Ledger,
+        read_ahead: int = 0,
     ) -> None:
         self.request, self.policy, self.method = request, policy, method
         self.vocabulary, self.ledger = vocabulary, ledger
+        self.read_ahead = read_ahead if policy.asks and request.text is None else 0
         # Where no slow model may be asked, its context limits nothing.
         self.room = min(limit - len(request.prompts[role]) for role, limit in contexts.items())
         self.state = EngineState(policy=policy.begin(ledger), text=TextStream(request.stop))
@@ -233,145 +302,320 @@ class Engine:
 
     def send(self, event: Event) -> list[Command]:
         """Take the outcome of a job. Raises what the fast model failed with."""
-        role, purpose, size = self.state.jobs.pop(event.job)
+        state = self.state
+        if isinstance(event, Chunk):
+            return self._chunk(event)
+        role, purpose, size = state.jobs.pop(event.job)
         if isinstance(event, Failed):
             return self._failed(role, purpose, event.error)
         if purpose == "audit":
-            self.state.usage.audit_seconds += event.seconds
+            state.usage.audit_seconds += event.seconds
         else:
-            counters = self.state.usage.fast if role == "fast" else self.state.usage.slow
+            counters = self._counters(role)
             counters.seconds += event.seconds
-            if size == 1:
-                self.state.step_seconds[role].append(event.seconds)
-        if isinstance(event.result, Opened):
-            return self._opened(role, event.result)
-        if purpose == "propose":
-            return self._proposed(event.result[0])
-        if purpose == "answer":
-            return self._answered(event.result[0])
-        return self._audited(role, event.result)
+            if size == 1 and purpose != "ahead":
+                state.step_seconds[role].append(event.seconds)
+        result = event.result
+        if isinstance(result, Opened):
+            return self._opened(role, purpose, result)
+        if isinstance(result, TextEnd):
+            return self._text_ended(result)
+        match purpose:
+            case "propose":
+                return self._proposed(result[0])
+            case "answer":
+                return self._answered(result[0])
+            case "verify":
+                return self._verified(result)
+            case "ahead":
+                return self._read_some()
+        return self._audited(role, result)
 
     def _failed(self, role: Role, purpose: Purpose, error: FsgenError) -> list[Command]:
         state = self.state
-        if state.finish is not None:  # an audit that fails costs only its labels
-            return self._conclude()
-        if role == "fast":
+        if role == "fast" and state.finish is None:
             raise error
+        if state.finish is not None and purpose != "ahead":  # an audit that fails costs only its labels
+            return self._conclude()
         # The answer is not lost: the fast model goes on alone, and the result says so.
         state.degraded = f"{type(error).__name__}: {error.message}"
-        state.span_left, state.escalation = 0, None
-        if state.proposal is not None:
-            return self._commit_fast(state.proposal)
-        return self._next()
+        emitted = self._text_stands() if purpose == "text" else []
+        waited, state.span_left, state.escalation = state.span_left > 0, 0, None
+        if state.finish is not None:
+            return [*emitted, *self._wrap_up()]
+        if not waited:  # it was reading ahead
+            return emitted
+        if state.proposal is not None and not emitted:
+            return self._fast_stands(state.proposal)
+        state.proposal = None
+        return [*emitted, *self._release(0), *self._next()]
 
-    def _opened(self, role: Role, opened: Opened) -> list[Command]:
+    def _opened(self, role: Role, purpose: Purpose, opened: Opened) -> list[Command]:
         reader = self.state.readers[role]
         # At least one token has to be read for a row to come back.
         kept = opened.kept if self.request.max_cached is None else min(opened.kept, self.request.max_cached)
         reader.sequence, reader.found = opened.sequence, opened.kept
         reader.seen = min(kept, self._length(role) - 1)
         if self.state.finish is not None:
-            return self._audit()
-        counters = self.state.usage.fast if role == "fast" else self.state.usage.slow
-        counters.cached += reader.seen
-        return self._next()
+            return self._wrap_up()
+        self._counters(role).cached += reader.seen
+        return self._read_some() if purpose == "ahead" else self._next()
+
+    # --- the fast model's tokens ---
 
     def _proposed(self, row: Row) -> list[Command]:
         state = self.state
         signals = make_signals(row, self.vocabulary.class_of(row.token))
         if state.degraded is not None:
-            return self._commit_fast(Proposal(row, signals, Decision(False, reason="degraded")))
+            return self._fast_stands(Proposal(row, signals, Decision(False, reason="degraded")))
         position = len(state.answer)
         context = Context(
             position=position,
             since_escalation=position - state.last_escalation - 1,
             slow_calls=state.usage.escalations,
             slow_tokens=state.usage.slow_tokens,
-            uniform=lambda: hashed_uniform(self.request.seed, self.request.key, position, "policy"),
+            uniform=lambda: self._uniform(position, "policy"),
         )
         state.policy, decision = self.policy.decide(state.policy, signals, context)
+        if decision.escalate and self.request.text is not None and not state.text.complete:
+            decision = dataclasses.replace(decision, escalate=False, reason="inside a character")
         proposal = Proposal(row, signals, decision)
         state.usage.decisions += 1
         if not decision.escalate:
-            return self._commit_fast(proposal)
-        state.usage.escalations += 1
-        state.proposal, state.escalation = proposal, decision
-        state.span_left = self.room if decision.extent == REST else decision.extent
+            return self._fast_stands(proposal)
+        self._escalate(decision)
+        if self.method.rule is not None:
+            return self._fast_stands(proposal)
+        state.proposal = proposal
         return self._next()
 
-    def _commit_fast(self, proposal: Proposal) -> list[Command]:
+    def _escalate(self, decision: Decision) -> None:
+        self.state.usage.escalations += 1
+        self.state.escalation = decision
+        self.state.span_left = self.room if decision.extent == REST else decision.extent
+
+    def _fast_stands(self, proposal: Proposal) -> list[Command]:
+        """The fast model's token becomes part of the answer."""
         self.state.proposal = None
         row = proposal.row
-        emit = self._commit(
-            row.token,
-            "fast",
-            row.logprob,
+        record = Token(
+            id=row.token,
+            piece=self._piece(row.token),
+            source="fast",
+            logprob=row.logprob,
             signals=proposal.signals,
             decision=proposal.decision,
             fast_choice=row.argmax,
             slow_choice=None,
         )
-        return [emit, *self._next()]
+        return [*self._place(record, self._check(record.id, row)), *self._next()]
+
+    def _check(self, draft: int, row: Row) -> Check | None:
+        rule, position = self.method.rule, len(self.state.answer)
+        if rule is None:
+            return None
+        greedy = self.request.warp.greedy
+        return Check(
+            token=draft,
+            rule=rule,
+            accept_uniform=0.0 if greedy else self._uniform(position, "accept"),
+            residual_uniform=0.0 if greedy else self._uniform(position, "residual"),
+            fast_logits=row.logits,
+        )
+
+    def _place(self, record: Token, check: Check | None) -> list[Command]:
+        """Put a token behind those that stand, for good or held back."""
+        state = self.state
+        state.answer.append(record.id)
+        if self.method.rule is None or state.degraded is not None:
+            return [*self._release(0), self._commit(record)]
+        state.held.append(Held(record, state.policy, check))
+        if state.span_left > 0:
+            return []
+        if not self._at_the_end():
+            return self._release(self.method.draft_len)
+        if getattr(self.policy, "checks_end", False) and any(held.check for held in state.held):
+            self._escalate(Decision(True, reason="end of the answer"))
+            return []
+        return self._release(0)
+
+    def _at_the_end(self) -> bool:
+        """Whether nothing can follow the tokens that stand, those held back included."""
+        state, last = self.state, self.state.answer[-1]
+        if self._ends(last) or len(state.answer) >= min(self.request.max_tokens, self.room):
+            return True
+        if not self.request.stop:
+            return False
+        text = state.text.copy()
+        for held in state.held:
+            text.push(held.record.piece)
+        return text.stopped
+
+    def _release(self, keep: int) -> list[Command]:
+        """Stream what is held back, all but the last ``keep`` tokens."""
+        emitted: list[Command] = []
+        while len(self.state.held) > keep and self.state.finish is None:
+            emitted.append(self._commit(self.state.held.pop(0).record))
+        return emitted
+
+    # --- the slow model's tokens ---
 
     def _answered(self, row: Row) -> list[Command]:
-        state = self.state
-        proposal, state.proposal = state.proposal, None
-        token, logprob = self.method.choose(proposal.row.token if proposal else None, row)
-        if proposal is not None and token != proposal.row.token:
-            state.usage.corrections += 1
-            state.usage.discarded_tokens += 1
-        state.span_left -= 1
-        state.last_escalation = len(state.answer)
-        emit = self._commit(
-            token,
-            "slow",
-            logprob,
-            signals=proposal.signals if proposal else None,
-            decision=state.escalation,
-            fast_choice=proposal.row.argmax if proposal else None,
-            slow_choice=row.argmax,
-        )
+        proposal, self.state.proposal = self.state.proposal, None
+        emit = self._slow_stands(row, proposal.row.token if proposal else None, proposal)
         return [emit, *self._next()]
 
-    def _commit(
-        self,
-        token: int,
-        source: Role,
-        logprob: float | None,
-        *,
-        signals: Signals | None,
-        decision: Decision | None,
-        fast_choice: int | None,
-        slow_choice: int | None,
-    ) -> Emit:
-        """Make a token part of the answer."""
+    def _slow_stands(self, row: Row, draft: int | None, fast: Proposal | Token | None) -> Emit:
+        """The slow model's token becomes part of the answer; ``fast`` is what is known of the position."""
         state = self.state
-        ended = token in self.vocabulary.eog_ids or token in self.request.stop_ids
-        record = Token(
-            id=token,
-            piece=b"" if ended else self.vocabulary.piece(token),
-            source=source,
-            logprob=logprob,
-            signals=signals,
-            decision=decision,
-            fast_choice=fast_choice,
-            slow_choice=slow_choice,
-        )
+        token, logprob = self.method.choose(draft, row)
+        if draft is not None and token != draft:
+            state.usage.corrections += 1
+        if isinstance(fast, Proposal):
+            state.usage.discarded_tokens += token != draft
+        state.span_left -= 1
+        state.last_escalation = len(state.answer)
         state.answer.append(token)
+        return self._commit(
+            Token(
+                id=token,
+                piece=self._piece(token),
+                source="slow",
+                logprob=logprob,
+                signals=fast.signals if fast else None,
+                decision=fast.decision if isinstance(fast, Token) else state.escalation,
+                fast_choice=fast.row.argmax if isinstance(fast, Proposal) else fast.fast_choice if fast else None,
+                slow_choice=row.argmax,
+            )
+        )
+
+    def _verified(self, rows: Sequence[Row]) -> list[Command]:
+        """Judge what is held back: the first rejected draft is replaced, what follows it is discarded."""
+        state, judged = self.state, iter(rows)
+        emitted: list[Command] = []
+        while state.held:
+            held = state.held[0]
+            row = next(judged) if held.check else None
+            if row is not None and not row.accepted:
+                state.usage.discarded_tokens += len(state.held)
+                state.policy = held.policy
+                self._rewind(len(state.tokens))
+                emitted.append(self._slow_stands(row, held.record.id, held.record))
+                break
+            state.held.pop(0)
+            record = held.record
+            if row is not None:
+                record = dataclasses.replace(record, verified=True, slow_choice=row.argmax)
+            emitted.append(self._commit(record))
+        else:
+            bonus = next(judged, None)
+            if bonus is None:
+                state.span_left = 0
+            elif state.finish is None:
+                state.usage.bonus_tokens += 1
+                emitted.append(self._slow_stands(bonus, None, None))
+        return [*emitted, *self._next()]
+
+    def _rewind(self, length: int) -> None:
+        """Take the answer back to its first ``length`` tokens."""
+        state = self.state
+        state.held.clear()
+        del state.answer[length:]
+        for role, reader in state.readers.items():
+            if reader.sequence >= 0:
+                reader.seen = min(reader.seen, self._length(role))
+
+    # --- a continuation as text ---
+
+    def _chunk(self, event: Chunk) -> list[Command]:
+        state = self.state
+        text = state.text.push(event.text.encode())
+        state.span_text += event.text
+        state.shown.append(text)
+        emitted: list[Command] = [Emit(text, None)] if text else []
+        if not state.text.stopped:
+            return emitted
+        del state.jobs[event.job]
+        state.span_left = 0
+        return [*emitted, Cancel(event.job), *self._text_stands(), *self._next()]
+
+    def _text_ended(self, end: TextEnd) -> list[Command]:
+        state = self.state
+        if not state.span_text and end.finish_reason == "length" and state.proposal is not None:
+            # It said nothing within its limit, so what the fast model said stands.
+            state.span_left = 0
+            return self._fast_stands(state.proposal)
+        emitted = self._text_stands(end)
+        if state.finish is None and end.finish_reason == "stop":
+            state.finish = "eog"
+        elif state.finish is None and state.escalation is not None and state.escalation.extent == REST:
+            state.finish = "length"
+        state.span_left = 0
+        return [*emitted, *self._next()]
+
+    def _text_stands(self, end: TextEnd | None = None) -> list[Command]:
+        """The tokens of a continuation, whose text was streamed, in the fast model's vocabulary."""
+        state, usage = self.state, self.state.usage
+        text, state.span_text = state.span_text, ""
+        read = len(self.request.prompts["fast"]) + len(state.answer)
+        before = b"".join(token.piece for token in state.tokens).decode(errors="replace")
+        ids = self.vocabulary.encode_after(before, text) if text else []
+        if text and state.proposal is not None:
+            usage.discarded_tokens += 1
+            state.proposal = None
+        emitted: list[Command] = []
+        for token in ids:
+            state.last_escalation = len(state.answer)
+            state.answer.append(token)
+            record = Token(
+                id=token,
+                piece=self.vocabulary.piece(token),
+                source="slow",
+                logprob=None,
+                signals=None,
+                decision=state.escalation,
+                fast_choice=None,
+                slow_choice=None,
+            )
+            emitted.append(self._commit(record, streamed=True))
+        # What an endpoint did not say is counted in the fast model's tokens.
+        end = end or TextEnd("stop")
+        cached, written = end.cached_tokens or 0, end.completion_tokens or len(ids)
+        usage.round_trips += 1
+        usage.slow.cached += cached
+        usage.slow.prefill += (end.prompt_tokens or read) - cached
+        usage.slow.decode += written
+        usage.slow.forwards += written
+        return emitted
+
+    # --- tokens that cannot be taken back ---
+
+    def _commit(self, record: Token, *, streamed: bool = False) -> Emit:
+        """Stream a token (unless its text was), and see whether it ends the answer."""
+        state = self.state
         state.tokens.append(record)
         state.usage.tokens += 1
-        state.usage.slow_tokens += source == "slow"
-        text = state.text.push(record.piece)
+        state.usage.text_bytes += len(record.piece)
+        if record.source == "slow":
+            state.usage.slow_tokens += 1
+            state.usage.slow_bytes += len(record.piece)
+        text = "" if streamed else state.text.push(record.piece)
         state.shown.append(text)
-        if ended:
-            state.finish = "eog" if token in self.vocabulary.eog_ids else "stop"
+        if self._ends(record.id):
+            state.finish = "eog" if record.id in self.vocabulary.eog_ids else "stop"
         elif state.text.stopped:
             state.finish = "stop"
-        elif len(state.answer) >= self.request.max_tokens:
+        elif len(state.tokens) >= self.request.max_tokens:
             state.finish = "length"
-        elif len(state.answer) >= self.room:
+        elif len(state.tokens) >= self.room:
             state.finish = "context"
         return Emit(text, record)
+
+    def _ends(self, token: int) -> bool:
+        return token in self.vocabulary.eog_ids or token in self.request.stop_ids
+
+    def _piece(self, token: int) -> bytes:
+        return b"" if self._ends(token) else self.vocabulary.piece(token)
 
     # --- what to do next ---
 
@@ -380,58 +624,162 @@ class Engine:
         state, forced = self.state, self._forced()
         if state.finish is not None:
             return [*forced, *self._finish()]
-        mask = self._mask(len(state.answer))
-        role: Role = "slow" if state.span_left > 0 else "fast"
-        draft = state.proposal.row.token if state.proposal else None
-        read = Read(
-            signals=role == "fast",
-            top_k=TOP_K if role == "fast" else 0,
-            ids=() if draft is None else (draft,),
-            warp=self.request.warp,
-            # Both models draw with one number, so asking the slow one everywhere is its own sampling.
-            uniform=0.0 if self.request.warp.greedy else self._uniform(len(state.answer)),
-            mask=mask,
-        )
-        return [*forced, *self._read(role, read, "propose" if role == "fast" else "answer")]
+        if state.span_left == 0:
+            position, rule = len(state.answer), self.method.rule
+            full = rule is not None and rule.needs_fast_row and state.degraded is None
+            read = self._choice(position, self._mask(position), signals=True, full=full)
+            return [*forced, *self._read_ahead(), *self._read("fast", read, "propose")]
+        if self.request.text is not None:
+            return [*forced, *self._continue_text(self.request.text)]
+        if any(role == "slow" for role, _, _ in state.jobs.values()):
+            return forced  # it is reading ahead, and comes back here when it is done
+        if state.held:
+            return [*forced, *self._verify()]
+        draft = () if state.proposal is None else (state.proposal.row.token,)
+        position = len(state.answer)
+        read = self._choice(position, self._mask(position), ids=draft)
+        return [*forced, *self._read("slow", read, "answer")]
 
     def _forced(self) -> list[Command]:
-        """Commit what a mask leaves no choice about: no model is asked, no policy."""
+        """Place what a mask leaves no choice about: no model is asked, no policy."""
         emitted: list[Command] = []
-        while self.state.finish is None:
-            mask = self._mask(len(self.state.answer))
+        state = self.state
+        while self.request.constraint is not None and state.finish is None and not (state.held and state.span_left):
+            mask = self._mask(len(state.answer))
             token = None if mask is None else mask.forced()
             if token is None:
                 break
-            decision = Decision(False, reason="forced")
-            emitted.append(
-                self._commit(token, "fast", None, signals=None, decision=decision, fast_choice=token, slow_choice=token)
+            record = Token(
+                id=token,
+                piece=self._piece(token),
+                source="fast",
+                logprob=None,
+                signals=None,
+                decision=Decision(False, reason="forced"),
+                fast_choice=token,
+                slow_choice=token,
             )
+            emitted += self._place(record, None)
         return emitted
+
+    def _choice(
+        self,
+        position: int,
+        mask: Mask | None,
+        *,
+        signals: bool = False,
+        ids: tuple[int, ...] = (),
+        check: Check | None = None,
+        full: bool = False,
+    ) -> Read:
+        """How a row is read that a token may be taken from."""
+        return Read(
+            signals=signals,
+            top_k=TOP_K if signals else 0,
+            ids=ids,
+            warp=self.request.warp,
+            # Both models draw with one number, so asking the slow one everywhere is its own sampling.
+            uniform=0.0 if self.request.warp.greedy else self._uniform(position, "token"),
+            mask=mask,
+            check=check,
+            full=full,
+        )
+
+    def _verify(self) -> list[Command]:
+        """Let the slow model read all that it has not read, and judge what is held back."""
+        state, reader = self.state, self.state.readers["slow"]
+        if reader.sequence < 0:
+            return [self._start("slow", Open(self._ids("slow", 0)), "open")]
+        prompt, done = len(self.request.prompts["slow"]), len(state.tokens)
+        # The row that judges a token is the one before it; nothing is read of the row behind the end.
+        checks = [(done + k, held.check) for k, held in enumerate(state.held) if held.check]
+        keep = min(reader.seen, prompt + (checks[0][0] if checks else len(state.answer)) - 1)
+        ids = self._ids("slow", keep)
+        reads = [
+            (prompt + at - 1 - keep, self._choice(at, self._mask(at), ids=(check.token,), check=check))
+            for at, check in checks
+        ]
+        if self._at_the_end():
+            ids = ids[:-1]
+        else:
+            behind = len(state.answer)
+            reads.append((len(ids) - 1, self._choice(behind, self._mask(behind))))
+        return [self._work("slow", keep, ids, reads, "verify")]
+
+    def _continue_text(self, text: TextPrompt) -> list[Command]:
+        state = self.state
+        written = b"".join(token.piece for token in state.tokens).decode()
+        wanted = Continuation(
+            prompt=text.prompt,
+            messages=text.messages,
+            answer=written,
+            max_tokens=min(state.span_left, self.request.max_tokens - len(state.answer)),
+            warp=self.request.warp,
+            seed=self.request.seed,
+        )
+        return [self._start("slow", wanted, "text")]
+
+    def _read_ahead(self) -> list[Command]:
+        """Let an idle slow model read what stands for good, all but the last token, whose row is wanted later."""
+        state, reader = self.state, self.state.readers["slow"]
+        if not self.read_ahead or state.degraded or any(role == "slow" for role, _, _ in state.jobs.values()):
+            return []
+        if reader.sequence < 0:
+            return [self._start("slow", Open(self._ids("slow", 0)), "ahead")]
+        until = len(self.request.prompts["slow"]) + len(state.tokens) - 1
+        if until - reader.seen < self.read_ahead:
+            return []
+        ids = self._ids("slow", reader.seen)[: until - reader.seen]
+        state.usage.slow.ahead += len(ids)
+        return [self._work("slow", reader.seen, ids, [], "ahead")]
+
+    def _read_some(self) -> list[Command]:
+        """The slow model has read ahead: someone may be waiting for it."""
+        if self.state.finish is not None:
+            return self._wrap_up()
+        return self._next() if self.state.span_left > 0 else self._read_ahead()
 
     def _mask(self, position: int) -> Mask | None:
         if self.request.constraint is None:
             return None
         answer = self.state.answer
-        return self.request.constraint.mask(answer if position == len(answer) else answer[:position])
+        mask = self.request.constraint.mask(answer if position == len(answer) else answer[:position])
+        # Here, so that it fails this request and no other of its batch.
+        if mask is not None and mask.allowed is not None and mask.allowed.shape != (self.vocabulary.n_vocab,):
+            raise InvalidRequest(
+                f"a constraint's allowed has shape {mask.allowed.shape}, the vocabulary ({self.vocabulary.n_vocab},)"
+            )
+        return mask
 
     def _read(self, role: Role, read: Read, purpose: Purpose) -> list[Command]:
         """Let a model read all that it has not seen, and read the last row."""
-        reader, state = self.state.readers[role], self.state
+        reader = self.state.readers[role]
         if reader.sequence < 0:
             return [self._start(role, Open(self._ids(role, 0)), "open")]
-        ids = self._ids(role, reader.seen)
-        counters = state.usage.fast if role == "fast" else state.usage.slow
-        in_prompt = max(len(self.request.prompts[role]) - reader.seen, 0)
-        counters.prefill += in_prompt
-        if in_prompt < len(ids):
-            counters.decode += 1
-            counters.catchup += len(ids) - in_prompt - 1
-        counters.forwards += 1
-        work = Work(reader.sequence, reader.seen, ids, [(len(ids) - 1, read)])
-        reader.seen += len(ids)
-        return [self._start(role, work, purpose)]
+        keep = min(reader.seen, self._length(role) - 1)
+        ids = self._ids(role, keep)
+        return [self._work(role, keep, ids, [(len(ids) - 1, read)], purpose)]
 
-    def _start(self, role: Role, work: Open | Work, purpose: Purpose) -> Start:
+    def _work(
+        self, role: Role, keep: int, ids: Sequence[int], reads: Sequence[tuple[int, Read]], purpose: Purpose
+    ) -> Start:
+        counters, reader = self._counters(role), self.state.readers[role]
+        in_prompt = min(max(len(self.request.prompts[role]) - keep, 0), len(ids))
+        counters.prefill += in_prompt
+        if purpose == "ahead":
+            counters.catchup += len(ids) - in_prompt
+        else:
+            counters.forwards += 1
+            if in_prompt < len(ids):
+                counters.decode += 1
+                counters.catchup += len(ids) - in_prompt - 1
+        reader.seen = keep + len(ids)
+        return self._start(role, Work(reader.sequence, keep, ids, reads), purpose)
+
+    def _counters(self, role: Role) -> ModelUsage:
+        return self.state.usage.fast if role == "fast" else self.state.usage.slow
+
+    def _start(self, role: Role, work: Open | Work | Continuation, purpose: Purpose) -> Start:
         job = self.state.next_job
         self.state.next_job += 1
         self.state.jobs[job] = (role, purpose, len(work.ids) if isinstance(work, Work) else 0)
@@ -447,8 +795,8 @@ class Engine:
     def _length(self, role: Role) -> int:
         return len(self.request.prompts[role]) + len(self.state.answer)
 
-    def _uniform(self, position: int) -> float:
-        return hashed_uniform(self.request.seed, self.request.key, position, "token")
+    def _uniform(self, position: int, purpose: str) -> float:
+        return hashed_uniform(self.request.seed, self.request.key, position, purpose)
 
     # --- the end ---
 
@@ -458,7 +806,13 @@ class Engine:
         state.shown.append(tail)
         self.policy.end(state.policy, self.ledger)
         emitted: list[Command] = [Emit(tail, None)] if tail else []
-        return [*emitted, *(self._audit() if self.request.audit and state.degraded is None else self._conclude())]
+        return [*emitted, *self._wrap_up()]
+
+    def _wrap_up(self) -> list[Command]:
+        """What is left to do when the answer stands."""
+        if self.state.jobs:
+            return []  # reading ahead: a sequence is not given back under a forward
+        return self._audit() if self.request.audit and self.state.degraded is None else self._conclude()
 
     def _audit(self) -> list[Command]:
         """One forward over the finished answer by each model whose choices are not all known."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .report import Report
 
 Role: TypeAlias = Literal["fast", "slow"]
+Verdict: TypeAlias = Literal["written", "accepted", "unchecked"]
 FinishReason: TypeAlias = Literal["eog", "stop", "length", "context"]
 
 
@@ -23,7 +24,9 @@ class Token:
     ``logprob`` (nats) is under the model that wrote it, after masks and before temperature.
     ``signals`` are the fast model's; None where it was not asked (inside a slow span, or where a
     mask left one choice). ``fast_choice`` and ``slow_choice`` are both models' greedy choices where
-    they are known.
+    they are known. ``verified``: the slow model judged the fast one's token, and it stands. A token of
+    the slow model's whose decision did not escalate corrects a draft that an escalation further on
+    had judged.
     """
 
     id: int
@@ -34,6 +37,11 @@ class Token:
     decision: Decision | None
     fast_choice: int | None
     slow_choice: int | None
+    verified: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        return "written" if self.source == "slow" else "accepted" if self.verified else "unchecked"
 
     @property
     def text(self) -> str:
@@ -42,11 +50,15 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens ``start`` to ``stop`` (exclusive) of an answer that one model wrote."""
+    """Tokens ``start`` to ``stop`` (exclusive) of an answer that one model wrote.
+
+    ``verdict`` is the slow model's: it wrote them, it read and accepted them, or they are unchecked.
+    """
 
     start: int
     stop: int
     source: Role
+    verdict: Verdict
 
 
 @dataclass(slots=True)
@@ -55,14 +67,16 @@ class ModelUsage:
 
     ``prefill``: prompt tokens read; ``cached``: tokens that were still in the KV cache when the
     sequence was opened; ``decode``: answer tokens read in a step for the row behind them;
-    ``catchup``: other answer tokens read; ``forwards``: sequential steps; ``seconds``: measured in
-    those steps.
+    ``catchup``: other answer tokens read; ``ahead``: those of all these read while the other model went
+    on writing; ``forwards``: sequential steps, which someone waited for; ``seconds``: measured in all of
+    them.
     """
 
     prefill: int = 0
     cached: int = 0
     catchup: int = 0
     decode: int = 0
+    ahead: int = 0
     forwards: int = 0
     seconds: float = 0.0
 
@@ -81,12 +95,18 @@ class Usage:
     prompt_tokens: int = 0
     tokens: int = 0
     slow_tokens: int = 0
+    text_bytes: int = 0
+    slow_bytes: int = 0
     decisions: int = 0
     escalations: int = 0
     discarded_tokens: int = 0
+    """Drafts of the fast model's that do not stand."""
     corrections: int = 0
+    """Positions at which the slow model put its token in a draft's place."""
     bonus_tokens: int = 0
+    """Tokens that the slow model wrote behind drafts that it had accepted, in the forward that judged them."""
     round_trips: int = 0
+    """Calls to an endpoint that brought text."""
     audited: bool = False
     audit_positions: int = 0
     audit_seconds: float = 0.0
@@ -114,7 +134,9 @@ class Usage:
 
     @property
     def slow_token_share(self) -> float | None:
-        """Emitted tokens that the slow model wrote."""
+        """Emitted tokens that the slow model wrote; UTF-8 bytes where it has a tokenizer of its own."""
+        if self.round_trips:
+            return self.slow_bytes / self.text_bytes if self.text_bytes else None
         return self.slow_tokens / self.tokens if self.tokens else None
 
     @property
@@ -160,13 +182,13 @@ class Generation:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """Runs of tokens by one model."""
+        """Runs of tokens with one verdict, so by one model."""
         spans: list[Span] = []
         for index, token in enumerate(self.tokens):
-            if spans and spans[-1].source == token.source:
-                spans[-1] = Span(spans[-1].start, index + 1, token.source)
+            if spans and spans[-1].verdict == token.verdict:
+                spans[-1] = Span(spans[-1].start, index + 1, token.source, token.verdict)
             else:
-                spans.append(Span(index, index + 1, token.source))
+                spans.append(Span(index, index + 1, token.source, token.verdict))
         return tuple(spans)
 
     def report(self) -> Report:

@@ -373,6 +373,7 @@ class _Vocabulary:
 
     def __init__(self, fast: Tokenizer, slow: Tokenizer) -> None:
         self._tokenizer, self._hidden = fast, fast.special_ids
+        self.n_vocab = fast.n_vocab
         self.eog_ids = fast.eog_ids | slow.eog_ids
         self._classes = token_classes(fast).tolist()
 
@@ -382,6 +383,18 @@ class _Vocabulary:
 
     def class_of(self, token: int) -> int:
         return int(self._classes[token])
+
+    def encode_after(self, before: str, text: str) -> list[int]:
+        """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between."""
+        tail = before[-32:]
+        ids = self._tokenizer.encode(tail + text, add_bos=False)
+        own, size = 0, 0
+        while own < len(ids) and size < len(tail.encode()):
+            size += len(self._tokenizer.piece(ids[own]))
+            own += 1
+        if b"".join(map(self._tokenizer.piece, ids[own:])) == text.encode():
+            return ids[own:]
+        return self._tokenizer.encode(text, add_bos=False)
 
 
 def _level(alone: Engine, routed: Engine) -> None:

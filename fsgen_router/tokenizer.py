@@ -203,6 +203,11 @@ class TextStream:
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
+    @property
+    def complete(self) -> bool:
+        """False where the bytes so far end inside a character."""
+        return not self._decoder.getstate()[0]
+
     def copy(self) -> TextStream:
         twin = TextStream(self.stop)
         twin._decoder.setstate(self._decoder.getstate())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from fsgen_router.errors import ConfigurationError
 from fsgen_router.policy import REST, Context, Decision, Ledger, Policy, PolicyState
@@ -87,10 +87,15 @@ class Always(_Stateless):
 
 @dataclass(frozen=True)
 class Every(_Stateless):
-    """Escalate after every ``interval - 1`` tokens of the fast model."""
+    """Escalate after every ``interval - 1`` tokens of the fast model.
+
+    With a method that judges drafts, also at the end of the answer, so that none is left unjudged: with
+    ``verify:exact`` this is speculative decoding (Leviathan et al., arXiv 2211.17192).
+    """
 
     interval: int
     extent: int = 1
+    checks_end: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_extent(self.extent)

@@ -128,6 +128,10 @@ class Vocabulary:
     """What the engine needs of a vocabulary."""
 
     eog_ids = EOG
+    n_vocab = N_VOCAB
+
+    def encode_after(self, before: str, text: str) -> list[int]:
+        return tokenizer().encode(text, add_bos=False)
 
     def piece(self, token: int) -> bytes:
         return PIECES[token]
@@ -136,15 +140,25 @@ class Vocabulary:
         return token % 7
 
 
-def make_engine(models: Pair, policy: Policy | str, ids: Sequence[int], *, ledger: Ledger | None = None, **request):
+def make_engine(
+    models: Pair,
+    policy: Policy | str,
+    ids: Sequence[int],
+    *,
+    ledger: Ledger | None = None,
+    method: str = "replace",
+    read_ahead: int = 0,
+    **request,
+):
     request.setdefault("max_tokens", 24)
     return Engine(
         Request(prompts={"fast": ids, "slow": ids}, key="case", **request),
         policy=make_policy(policy),
-        method=make_method("replace"),
+        method=make_method(method),
         vocabulary=Vocabulary(),
         contexts={role: model.n_ctx for role, model in models.models.items()},
         ledger=Ledger() if ledger is None else ledger,
+        read_ahead=read_ahead,
     )
 
 

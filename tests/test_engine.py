@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scripted_pairs import (
     CONTROL,
@@ -207,6 +207,8 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
 )
 @settings(max_examples=600, deadline=None)
 def test_nothing_is_shown_from_a_stop_string_on(case: int, policy: str, stops: list[str]) -> None:
+    # A stop string that ends inside another one ends the answer before the other could.
+    assume(not any(one in other[1:-1] for one in stops for other in stops))
     models, ids = pair(case), prompt(case)
     free = answer(models, policy, ids, max_tokens=40)
     found, shown = finish(make_engine(models, policy, ids, max_tokens=40, stop=tuple(stops)), models)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from ..methods import METHODS
+from ..methods import SHORT_FORMS as METHODS
 from ..policies import SHORT_FORMS
 from ..resolve import EXAMPLES
 from ..router import DEFAULT_POLICY, REFERENCE_PAIR, Router
