@@ -1,0 +1,223 @@
+"""Fitting scorers: learned with scikit-learn or torch, served by ``fsgen_router.policies`` in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain, combinations, pairwise
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import CalibrationError, ConfigurationError
+from ..evaluation import Array
+from ..policies.basic import SIGNALS
+from ..policies.features import CLASSES, INDEX, NUMERIC
+from ..policies.scorers import Isotonic, Logistic, MaskedEntropy, Mlp, Platt, Scorer, Signal, TokenPrior, logits
+from .metrics import average_precision
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Fit: TypeAlias = Callable[[Array, Array, Array], Scorer]
+"""(features, labels, weights) -> scorer"""
+
+ScorerName: TypeAlias = Literal["logistic", "mlp", "masked_entropy", "entropy", "varentropy", "max_prob", "margin"]
+SCORERS: tuple[ScorerName, ...] = get_args(ScorerName)
+CalibrationName: TypeAlias = Literal["platt", "isotonic", "none"]
+CALIBRATIONS: tuple[CalibrationName, ...] = get_args(CalibrationName)
+
+_FOLDS = 5
+_SHRINKAGE = 20.0
+"""Positions' worth of "as the score says" that a token's own record is mixed with."""
+_NEEDS_EXTRA = "calibration needs the extra 'calibrate': pip install 'fsgen-router[calibrate]'"
+
+
+def fit_scorer(
+    features: Array,
+    labels: Array,
+    weights: Array,
+    prompts: Ints,
+    *,
+    scorer: str = "logistic",
+    prior: bool = False,
+    calibration: str = "platt",
+    seed: int = 0,
+) -> Scorer:
+    """A scorer for ``labels`` in [0, 1], shape (n,), from ``features``, shape (n, F).
+
+    ``weights`` (0: left out) and ``prompts`` have shape (n,). ``prior`` adds log-odds by token id.
+    ``calibration`` turns scores into probabilities by scores that were made without their own prompt
+    (five folds, by prompt). Raises :class:`CalibrationError` where all labels are equal.
+    """
+    _check("scorer", scorer, SCORERS)
+    _check("calibration", calibration, CALIBRATIONS)
+    kept = weights > 0
+    features, labels, weights, prompts = features[kept], labels[kept], weights[kept], prompts[kept]
+    if not len(labels) or labels.min() == labels.max():
+        raise CalibrationError(
+            f"all {len(labels)} labels are {'equal' if len(labels) else 'missing'}, so there is nothing to learn",
+            hint="give more prompts, or another --label",
+        )
+    fit = _fitter(scorer, prior=prior, seed=seed)
+    fitted = fit(features, labels, weights)
+    if calibration == "none":
+        return fitted
+    held_out = _held_out_scores(fit, features, labels, weights, prompts)
+    return _calibrated(fitted, held_out, labels, weights, isotonic=calibration == "isotonic")
+
+
+def _check(what: str, name: str, available: tuple[str, ...]) -> None:
+    if name not in available:
+        raise ConfigurationError(f"unknown {what} {name!r}", hint=f"available: {', '.join(available)}")
+
+
+def _fitter(scorer: str, *, prior: bool, seed: int) -> Fit:
+    def fit(features: Array, labels: Array, weights: Array) -> Scorer:
+        signal = next((name for name in SIGNALS if name == scorer), None)
+        base: Scorer
+        if signal is not None:
+            base = Signal(signal)
+        elif scorer == "masked_entropy":
+            base = fit_masked_entropy(features, labels, weights)
+        elif scorer == "mlp":
+            base = fit_mlp(features, labels, weights, seed=seed)
+        else:
+            base = fit_logistic(features, labels, weights)
+        return fit_prior(base, features, labels, weights) if prior else base
+
+    return fit
+
+
+# --- scorers -------------------------------------------------------------------------------------
+
+
+def fit_logistic(features: Array, labels: Array, weights: Array) -> Logistic:
+    """Logistic regression on standardised features, with scikit-learn's L2 penalty."""
+    names, mean, scale, inputs = _standardised(features, weights)
+    model = _regression(C=1.0).fit(*_doubled(inputs, labels, weights))
+    return Logistic(names, mean, scale, np.asarray(model.coef_[0], np.float64), float(model.intercept_[0]))
+
+
+def fit_masked_entropy(features: Array, labels: Array, weights: Array) -> MaskedEntropy:
+    """Entropy in those token classes, 0 in others, that give the best average precision.
+
+    All sets of classes that occur are tried: there are at most 127.
+    """
+    present = [name for name in CLASSES if features[:, INDEX[f"class_{name}"]].any()]
+    sets = chain.from_iterable(combinations(present, size) for size in range(1, len(present) + 1))
+    return max(
+        map(MaskedEntropy, sets),
+        key=lambda masked: average_precision(masked.score(features), labels, weights),
+    )
+
+
+def fit_mlp(
+    features: Array,
+    labels: Array,
+    weights: Array,
+    *,
+    hidden: tuple[int, ...] = (32, 32),
+    epochs: int = 30,
+    seed: int = 0,
+) -> Mlp:
+    """A small perceptron (ReLU, AdamW, cross-entropy) with torch."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("the scorer 'mlp' needs torch: pip install 'fsgen-router[train]'") from error
+    names, mean, scale, inputs = _standardised(features, weights)
+    sizes = [len(names), *hidden, 1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [torch.nn.Linear(wide, narrow) for wide, narrow in pairwise(sizes)]
+        stack = [part for layer in layers[:-1] for part in (layer, torch.nn.ReLU())]
+        model = torch.nn.Sequential(*stack, layers[-1])
+        x, y, w = (torch.as_tensor(array, dtype=torch.float32) for array in (inputs, labels, weights / weights.mean()))
+        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
+        for _ in range(epochs):
+            order: Any = torch.randperm(len(y))
+            for rows in order.split(1024):
+                optimiser.zero_grad()
+                losses: Any = torch.nn.functional.binary_cross_entropy_with_logits(
+                    model(x[rows])[:, 0], y[rows], weight=w[rows]
+                )
+                losses.backward()
+                optimiser.step()
+    return Mlp(
+        names,
+        mean,
+        scale,
+        tuple(layer.weight.detach().numpy().astype(np.float64) for layer in layers),
+        tuple(layer.bias.detach().numpy().astype(np.float64) for layer in layers),
+    )
+
+
+def fit_prior(inner: Scorer, features: Array, labels: Array, weights: Array) -> TokenPrior:
+    """Log-odds by token id: what a token's labels say beyond the score, shrunk where it was seen seldom."""
+    scores = inner.score(features)
+    ids, at = np.unique(features[:, INDEX["token_id"]].astype(np.int64), return_inverse=True)
+    count = np.bincount(at, weights)
+    expected = np.bincount(at, weights * scores) / count
+    observed = (np.bincount(at, weights * labels) + _SHRINKAGE * expected) / (count + _SHRINKAGE)
+    return TokenPrior(inner, ids, logits(observed) - logits(expected))
+
+
+def _standardised(features: Array, weights: Array) -> tuple[tuple[str, ...], Array, Array, Array]:
+    """Names, means, scales and standardised values of the features that vary."""
+    columns = features[:, [INDEX[name] for name in NUMERIC]]
+    mean = np.average(columns, axis=0, weights=weights)
+    scale = np.sqrt(np.average((columns - mean) ** 2, axis=0, weights=weights))
+    varies = scale > 1e-9
+    names = tuple(name for name, kept in zip(NUMERIC, varies.tolist(), strict=True) if kept)
+    mean, scale = mean[varies], scale[varies]
+    return names, mean, scale, (columns[:, varies] - mean) / scale
+
+
+def _regression(C: float) -> Any:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise ImportError(_NEEDS_EXTRA) from error
+    return LogisticRegression(C=C, max_iter=5000)
+
+
+def _doubled(inputs: Array, labels: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """Each row once as a positive and once as a negative, weighted by its label: soft labels for a classifier."""
+    positive, negative = labels > 0, labels < 1
+    return (
+        np.concatenate([inputs[positive], inputs[negative]]),
+        np.concatenate([np.ones(int(positive.sum())), np.zeros(int(negative.sum()))]),
+        np.concatenate([(weights * labels)[positive], (weights * (1 - labels))[negative]]),
+    )
+
+
+# --- probabilities -------------------------------------------------------------------------------
+
+
+def _held_out_scores(fit: Fit, features: Array, labels: Array, weights: Array, prompts: Ints) -> Array:
+    """Each position's score by a scorer that was fitted without its prompt."""
+    _, of_prompt = np.unique(prompts, return_inverse=True)
+    fold = of_prompt % min(_FOLDS, int(of_prompt.max()) + 1)
+    scores = np.empty(len(labels))
+    for held in range(int(fold.max()) + 1):
+        inside, outside = fold == held, fold != held
+        if not outside.any() or labels[outside].min() == labels[outside].max():
+            outside = np.ones_like(outside)  # too few prompts to hold any out
+        scores[inside] = fit(features[outside], labels[outside], weights[outside]).score(features[inside])
+    return scores
+
+
+def _calibrated(fitted: Scorer, scores: Array, labels: Array, weights: Array, *, isotonic: bool) -> Scorer:
+    if isotonic:
+        try:
+            from sklearn.isotonic import IsotonicRegression
+        except ImportError as error:
+            raise ImportError(_NEEDS_EXTRA) from error
+        table = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(
+            scores, labels, sample_weight=weights
+        )
+        x, y = np.asarray(table.X_thresholds_, np.float64), np.asarray(table.y_thresholds_, np.float64)
+        return Isotonic(fitted, x, np.clip(np.maximum.accumulate(y), 0.0, 1.0))
+    model = _regression(C=1e6).fit(*_doubled(logits(scores)[:, None], labels, weights))
+    slope = float(model.coef_[0, 0])
+    # A score that orders positions the wrong way round stays as it is: its metrics tell.
+    return Platt(fitted, slope, float(model.intercept_[0])) if slope > 0 else fitted

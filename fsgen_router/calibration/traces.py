@@ -1,0 +1,242 @@
+"""What both models think at every position of an answer: one prefill each, no stepping."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..evaluation import Item
+from ..models import TokenModel, Work
+from ..policies.features import feature_matrix
+from ..policy import Context
+from ..reading import Floats, Read, Row
+from ..router import Router
+from ..signals import TOP_K, Signals, make_signals
+from ..tokenizer import Tokenizer, token_classes
+from .answers import CHUNK, Answers, OnItems
+from .store import Arrays, WorkDirectory, join
+
+_FORWARD = 256
+"""Tokens read in one forward: bounds the rows of logits that a backend holds at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traces:
+    """Positions of answers. Every field is an array over them, shape (n,) unless said otherwise.
+
+    ``prompt`` counts the prompts from 0, ``round`` the rounds of collecting (0: the slow model's own
+    answers). ``token`` is what stands there; ``since_escalation`` are the tokens since the slow model
+    last wrote. ``entropy_nats`` to ``top_logprobs`` (shape (n, TOP_K), padded with -1 and -inf) are the
+    fast model's reductions, ``token_class`` the class of its choice ``top_ids[:, 0]``.
+    ``slow_choice`` is the slow model's choice after the same tokens, ``slow_logprob`` its
+    log-probability and ``slow_logprob_of_fast`` that of the fast model's choice, both under the slow
+    model, in nats.
+    """
+
+    round: npt.NDArray[np.int64]
+    prompt: npt.NDArray[np.int64]
+    position: npt.NDArray[np.int64]
+    token: npt.NDArray[np.int64]
+    since_escalation: npt.NDArray[np.int64]
+    token_class: npt.NDArray[np.int64]
+    entropy_nats: npt.NDArray[np.float64]
+    varentropy: npt.NDArray[np.float64]
+    log_partition: npt.NDArray[np.float64]
+    top_ids: npt.NDArray[np.int64]
+    top_logprobs: npt.NDArray[np.float64]
+    slow_choice: npt.NDArray[np.int64]
+    slow_logprob: npt.NDArray[np.float64]
+    slow_logprob_of_fast: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def fast_choice(self) -> npt.NDArray[np.int64]:
+        return self.top_ids[:, 0]
+
+    @property
+    def answer(self) -> npt.NDArray[np.int64]:
+        """Which answer a position belongs to, from 0: what may not be torn apart when data are split."""
+        return np.cumsum(self.position == 0) - 1
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def select(self, chosen: npt.NDArray[Any]) -> Traces:
+        """The positions that a mask or an index array names."""
+        return Traces(**{name: array[chosen] for name, array in self.to_arrays().items()})
+
+    def signals(self) -> Iterator[Signals]:
+        """Signals as serving would make them, position by position."""
+        columns = (self.entropy_nats, self.varentropy, self.log_partition, self.token_class)
+        rows = zip(
+            *(column.tolist() for column in columns), self.top_ids.tolist(), self.top_logprobs.tolist(), strict=True
+        )
+        for entropy, varentropy, log_partition, token_class, ids, logprobs in rows:
+            known = sum(token >= 0 for token in ids)
+            row = Row(
+                token=ids[0],
+                logprob=logprobs[0],
+                argmax=ids[0],
+                argmax_logprob=logprobs[0],
+                log_partition=log_partition,
+                entropy=entropy,
+                varentropy=varentropy,
+                top_ids=tuple(ids[:known]),
+                top_logprobs=tuple(logprobs[:known]),
+            )
+            yield make_signals(row, token_class)
+
+    def features(self) -> Floats:
+        """Rows of features, shape (n, F), made by the function that serves them."""
+        contexts = zip(self.position.tolist(), self.since_escalation.tolist(), strict=True)
+        return feature_matrix(
+            (signals, Context(position, since, 0, 0, _no_uniform))
+            for signals, (position, since) in zip(self.signals(), contexts, strict=True)
+        )
+
+    def digest(self) -> str:
+        """A short hash of everything in here, to name what is made of it."""
+        digest = hashlib.sha256()
+        for name, array in self.to_arrays().items():
+            digest.update(f"{name}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _no_uniform() -> float:
+    raise AssertionError("features draw no random numbers")
+
+
+def join_traces(parts: Sequence[Traces]) -> Traces:
+    """Traces one behind the other."""
+    return Traces(**join([part.to_arrays() for part in parts]))
+
+
+# --- making them ---------------------------------------------------------------------------------
+
+
+def encode_item(tokenizer: Tokenizer, item: Item) -> list[int]:
+    """An item's prompt as a model reads it."""
+    if item.messages is not None:
+        return tokenizer.encode_chat(item.messages)
+    return tokenizer.encode(item.prompt or "", add_bos=True)
+
+
+def read_answer(
+    model: TokenModel, prompt: Sequence[int], answer: Sequence[int], read: Callable[[int], Read]
+) -> list[Row]:
+    """The row behind which each token of ``answer`` was chosen, by one prefill (chunked where it is long).
+
+    ``read(k)`` says what to read of the row before the answer's k-th token.
+    """
+    ids = [*prompt, *answer][:-1]
+    first = len(prompt) - 1
+    opened = model.open(ids)
+    rows: list[Row] = []
+    try:
+        keep = min(opened.kept, first)
+        while keep < len(ids):
+            stop = min(keep + _FORWARD, len(ids))
+            reads = [(at - keep, read(at - first)) for at in range(max(keep, first), stop)]
+            rows += model.forward([Work(opened.sequence, keep, ids[keep:stop], reads)])[0]
+            keep = stop
+    finally:
+        model.close(opened.sequence)
+    return rows
+
+
+def trace_answer(
+    fast: TokenModel,
+    slow: TokenModel,
+    item: Item,
+    answer: Sequence[int],
+    by_slow: Sequence[int] | None,
+    *,
+    classes: npt.NDArray[Any],
+    number: int = 0,
+    round: int = 0,
+) -> Traces:
+    """Both models' views of one answer to one item.
+
+    ``by_slow`` is 1 where the slow model wrote a token. None: the answer is the slow model's own, and
+    counts as written by an oracle that escalates where the two choices differ, which writes the same.
+    """
+    wanted = Read(signals=True, top_k=TOP_K)
+    fast_rows = read_answer(fast, encode_item(fast.tokenizer, item), answer, lambda _: wanted)
+    slow_rows = read_answer(slow, encode_item(slow.tokenizer, item), answer, lambda k: Read(ids=(fast_rows[k].argmax,)))
+    written = [f.argmax != s.argmax for f, s in zip(fast_rows, slow_rows, strict=True)] if by_slow is None else by_slow
+    count = len(answer)
+    padding = TOP_K - len(fast_rows[0].top_ids)
+    return Traces(
+        round=np.full(count, round),
+        prompt=np.full(count, number),
+        position=np.arange(count),
+        token=np.array(answer, np.int64),
+        since_escalation=np.array(_since(written), np.int64),
+        token_class=classes[[row.argmax for row in fast_rows]].astype(np.int64),
+        entropy_nats=np.array([row.entropy for row in fast_rows]),
+        varentropy=np.array([row.varentropy for row in fast_rows]),
+        log_partition=np.array([row.log_partition for row in fast_rows]),
+        top_ids=np.array([(*row.top_ids, *(-1,) * padding) for row in fast_rows], np.int64),
+        top_logprobs=np.array([(*row.top_logprobs, *(-np.inf,) * padding) for row in fast_rows]),
+        slow_choice=np.array([row.argmax for row in slow_rows], np.int64),
+        slow_logprob=np.array([row.argmax_logprob for row in slow_rows]),
+        slow_logprob_of_fast=np.array([row.id_logprobs[0] for row in slow_rows]),
+    )
+
+
+def _since(written: Sequence[int | bool]) -> list[int]:
+    """At each position the tokens since the last that the slow model wrote, or since the beginning."""
+    counts, last = [], -1
+    for position, slow in enumerate(written):
+        counts.append(position - last - 1)
+        if slow:
+            last = position
+    return counts
+
+
+def trace_answers(
+    router: Router,
+    items: Sequence[Item],
+    answers: Answers,
+    *,
+    work: WorkDirectory,
+    name: str,
+    round: int = 0,
+    own: bool = False,
+    on_items: OnItems | None = None,
+) -> Traces:
+    """Traces of answers to items, or those that ``work`` holds under ``name``.
+
+    ``own`` says that the answers are the slow model's own. Nothing else may use the Router's models
+    meanwhile.
+    """
+    classes = token_classes(router.fast.tokenizer)
+
+    def compute(chunk: Sequence[Item], start: int) -> Arrays:
+        parts = []
+        for number, item in enumerate(chunk, start):
+            parts.append(
+                trace_answer(
+                    router.fast,
+                    router.slow,
+                    item,
+                    answers.ids[number],
+                    None if own else answers.by_slow[number],
+                    classes=classes,
+                    number=number,
+                    round=round,
+                )
+            )
+            if on_items is not None:
+                on_items(1)
+        return join_traces(parts).to_arrays()
+
+    return Traces(**work.in_chunks(name, items, compute, size=CHUNK, on_items=on_items))
