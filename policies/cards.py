@@ -73,7 +73,7 @@ class Guarantee(_Record):
     bound: Literal["binomial", "hoeffding_bentkus"]
     certified_rate: Share = Field(description="escalation rate on the calibration prompts")
     method: str = "replace"
-    policy: str = Field("", description="digest of the policy that it was made for")
+    policy: str = Field(default="", description="digest of the policy that it was made for")
 
     @property
     def sentence(self) -> str:
@@ -96,7 +96,7 @@ class PolicyCard(_Record):
 
     format: int = FORMAT
     kind: str = "learned"
-    created: str = Field("", description="date, ISO 8601")
+    created: str = Field(default="", description="date, ISO 8601")
     pair: Pair
     label: str = Field(description="what the score predicts: disagreement, soft or divergence")
     signals: tuple[str, ...] = Field(description="features that the scorer reads")

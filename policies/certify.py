@@ -12,7 +12,7 @@ calibration prompts, which have to be independent of those that scorer and candi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal, TypeAlias
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from fsgen_router.errors import ConfigurationError
 
+from .cards import Guarantee
 from .features import Floats
 
 Bound: TypeAlias = Literal["binomial", "hoeffding_bentkus"]
@@ -29,7 +30,7 @@ Bound: TypeAlias = Literal["binomial", "hoeffding_bentkus"]
 
 def binomial_p_value(failures: npt.ArrayLike, n: int, alpha: float) -> Floats:
     """P(Binomial(n, alpha) <= failures): exact for losses of 0 or 1, of which ``failures`` were 1."""
-    return np.asarray(_stats().binom.cdf(np.asarray(failures), n, alpha), np.float64)
+    return np.asarray(require_scipy_stats().binom.cdf(np.asarray(failures), n, alpha), np.float64)
 
 
 def hoeffding_bentkus_p_value(risk: npt.ArrayLike, n: int, alpha: float) -> Floats:
@@ -41,8 +42,8 @@ def hoeffding_bentkus_p_value(risk: npt.ArrayLike, n: int, alpha: float) -> Floa
     risk = np.asarray(risk, np.float64)
     hoeffding = np.exp(-n * _divergence(np.minimum(risk, alpha), alpha))
     # n times a mean of n numbers is whole where they are 0 or 1, but for its last bits.
-    bentkus = math.e * _stats().binom.cdf(np.ceil(n * risk - 1e-9), n, alpha)
-    return np.minimum(np.minimum(hoeffding, bentkus), 1.0)
+    bentkus = math.e * require_scipy_stats().binom.cdf(np.ceil(n * risk - 1e-9), n, alpha)
+    return np.asarray(np.minimum(np.minimum(hoeffding, bentkus), 1.0), np.float64)
 
 
 def _divergence(a: Floats, b: float) -> Floats:
@@ -107,6 +108,32 @@ def certify(losses: npt.ArrayLike, alpha: float, delta: float, *, bound: Bound =
     )
 
 
+def make_guarantee(
+    tested: Certification, thresholds: Sequence[float], rates: Sequence[float], *, loss: str, method: str = "replace"
+) -> Guarantee | None:
+    """The claim about the candidate that was chosen, None where there is none.
+
+    ``thresholds`` and ``rates`` (escalation rates on the calibration prompts) are the candidates', in
+    the order of testing.
+    """
+    at = tested.chosen
+    if at is None:
+        return None
+    return Guarantee(
+        alpha=tested.alpha,
+        delta=tested.delta,
+        loss=loss,
+        threshold=thresholds[at],
+        n_prompts=tested.n_prompts,
+        n_thresholds=len(thresholds),
+        risk=float(tested.risks[at]),
+        p_value=float(tested.p_values[at]),
+        bound=tested.bound,
+        certified_rate=rates[at],
+        method=method,
+    )
+
+
 def fixed_sequence(p_values: Floats, delta: float) -> int:
     """How many hypotheses are rejected, tested in order at level ``delta`` up to the first that is not.
 
@@ -134,7 +161,7 @@ def prompts_needed(alpha: float, delta: float, *, risk: float = 0.0, power: floa
     least = fewest_prompts(alpha, delta)
     if not 0.0 <= risk < alpha:
         return None
-    binom = _stats().binom
+    binom = require_scipy_stats().binom
 
     def enough(n: int) -> bool:
         # The most failures that still pass, and the probability of no more than those.
@@ -164,7 +191,7 @@ def _require_levels(alpha: float, delta: float) -> None:
         raise ConfigurationError(f"alpha={alpha}, delta={delta}", hint="both are between 0 and 1")
 
 
-def _stats() -> ModuleType:
+def require_scipy_stats() -> ModuleType:
     try:
         from scipy import stats
     except ImportError as error:

@@ -207,11 +207,21 @@ class Logistic(Stored):
     def _offset(self) -> float:
         return self.intercept - float(np.sum(self.weights.astype(np.float64) * self.mean / self.scale))
 
+    def log_odds(self, features: Floats) -> Floats:
+        """What the sigmoid is taken of, shape (n,), of features, shape (n, F)."""
+        result: Floats = features @ np.array(self._weights) + self._offset
+        return result
+
+    def log_odds_one(self, row: Sequence[float]) -> float:
+        """:meth:`log_odds` of one row."""
+        product: float = sum(map(operator.mul, row, self._weights))
+        return product + self._offset
+
     def score(self, features: Floats) -> Floats:
-        return sigmoids(features @ np.array(self._weights) + self._offset)
+        return sigmoids(self.log_odds(features))
 
     def score_one(self, row: Sequence[float]) -> float:
-        return sigmoid(sum(map(operator.mul, row, self._weights)) + self._offset)
+        return sigmoid(self.log_odds_one(row))
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,6 +312,25 @@ class TokenPrior(Stored):
 
     def score_one(self, row: Sequence[float]) -> float:
         return sigmoid(logit(self.inner.score_one(row)) + self._table.get(int(row[-1]), 0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted(Stored):
+    """A frozen score whose log-odds a small linear ``head`` corrects; see :mod:`.online`."""
+
+    kind: ClassVar[str] = "adapted"
+    inner: Scorer
+    head: Logistic
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name}+head"
+
+    def score(self, features: Floats) -> Floats:
+        return sigmoids(logits(self.inner.score(features)) + self.head.log_odds(features))
+
+    def score_one(self, row: Sequence[float]) -> float:
+        return sigmoid(logit(self.inner.score_one(row)) + self.head.log_odds_one(row))
 
 
 @dataclass(frozen=True, eq=False)
