@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import parse_qsl
 
 from .errors import ConfigurationError
 from .models import TokenModel
+from .text_models import TextModel
 
 
 def _llama_cpp(where: str, options: dict[str, Any]) -> TokenModel:
@@ -23,23 +24,45 @@ def _reference(where: str, options: dict[str, Any]) -> TokenModel:
     return reference.load(where, **options)
 
 
-BACKENDS: dict[str, Callable[[str, dict[str, Any]], TokenModel]] = {
+def _openai(where: str, options: dict[str, Any]) -> TextModel:
+    from .adapters.openai import OpenAIModel
+
+    return OpenAIModel(where, **options)
+
+
+def _transformers(where: str, options: dict[str, Any]) -> TokenModel:
+    from .adapters.transformers import TransformersModel
+
+    return TransformersModel(where, **options)
+
+
+BACKENDS: dict[str, Callable[[str, dict[str, Any]], TokenModel | TextModel]] = {
     "llama_cpp": _llama_cpp,
+    "openai": _openai,
     "reference": _reference,
+    "transformers": _transformers,
 }
 EXAMPLES = (
     "llama_cpp:small.gguf",
     "llama_cpp:small.gguf?n_ctx=8192&n_seq=4",
     "llama_cpp:hf://owner/repo/file.gguf@revision",
+    "openai:model-name@https://host/v1",
     "reference:fast",
     "reference:slow",
+    "transformers:folder",
+    "transformers:owner/repo@revision?dtype=bfloat16&n_seq=4",
 )
 
 
-def make_model(model: TokenModel | str) -> TokenModel:
+def reads_tokens(model: TokenModel | TextModel) -> TypeGuard[TokenModel]:
+    """Whether a model gives rows of logits for tokens, and not only text."""
+    return callable(getattr(model, "forward", None))
+
+
+def make_model(model: TokenModel | TextModel | str) -> TokenModel | TextModel:
     """A model from an object or a string; :class:`ConfigurationError` lists what exists."""
     if not isinstance(model, str):
-        if isinstance(model, type) or not callable(getattr(model, "forward", None)):
+        if isinstance(model, type) or not (reads_tokens(model) or callable(getattr(model, "stream", None))):
             raise ConfigurationError(f"{model!r} is not a model", hint=f"pass a string like {EXAMPLES[0]!r}")
         return model
     backend, colon, rest = model.partition(":")
@@ -51,9 +74,9 @@ def make_model(model: TokenModel | str) -> TokenModel:
         )
     where, _, query = rest.partition("?")
     if not where:
-        raise ConfigurationError(f"model {model!r} names no file", hint=f"examples: {', '.join(EXAMPLES)}")
+        raise ConfigurationError(f"model {model!r} names no file or model", hint=f"examples: {', '.join(EXAMPLES)}")
     try:
-        options = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
     except ValueError:
         raise ConfigurationError(f"{query!r} in model {model!r} is not option=value&option=value") from None
     return BACKENDS[backend](where, options)

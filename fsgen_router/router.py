@@ -26,8 +26,9 @@ from .options import checked
 from .policy import Ledger, Policy
 from .reading import Read, hashed_uniform
 from .records import Finished, Generation, ModelCard, Prices, Role, StreamEvent, TextDelta
-from .resolve import make_model
+from .resolve import make_model, reads_tokens
 from .slots import Slots
+from .text_models import TextModel
 from .tokenizer import Message, Tokenizer, require_messages, require_same_vocabulary, require_text, token_classes
 
 REFERENCE_PAIR = ("reference:fast", "reference:slow")
@@ -87,7 +88,7 @@ class Router:
         self.method = make_method(method)
         self.audit, self.prices, self.seed = audit, prices, seed
         self.ledger = Ledger()
-        self._owned: list[TokenModel] = []
+        self._owned: list[TokenModel | TextModel] = []
         self._closed = False
         try:
             self.fast = self._load(REFERENCE_PAIR[0] if fast is None else fast)
@@ -110,6 +111,8 @@ class Router:
         loaded = make_model(model)
         if isinstance(model, str):
             self._owned.append(loaded)
+        if not reads_tokens(loaded):
+            raise ConfigurationError(f"{loaded.name} gives text and no logits", hint="take a local model")
         return loaded
 
     # --- what users call ---

@@ -94,7 +94,7 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 # A file imports only from rooms before its own.
 ORDER = (
     "_version", "errors", "logs", "options", "acceptance", "reading", "tokenizer", "signals", "policy", "methods",
-    "models", "text_models", "records", "report", "engine", "drivers", "config", "adapters", "policies", "reference",
+    "models", "text_models", "records", "report", "engine", "workers", "drivers", "config", "adapters", "policies", "reference",
     "resolve", "slots", "router", "fsgen_router", "evaluation", "plots", "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.
@@ -103,9 +103,12 @@ LOOPS = {("records", "report")}
 # Which foreign backends and extras a file touches at all, and when.
 HEAVY = {
     "torch", "transformers", "llama_cpp", "huggingface_hub", "gguf", "matplotlib", "scipy", "psutil", "tokenizers",
-    "safetensors", "tqdm", "openai", "httpx", "sklearn", "jinja2",
+    "safetensors", "tqdm", "openai", "httpx", "httpx2", "tenacity", "sklearn", "jinja2",
 }  # fmt: skip
-AT_IMPORT = {"adapters/llama_cpp.py": {"llama_cpp", "psutil"}}
+AT_IMPORT = {
+    "adapters/llama_cpp.py": {"llama_cpp", "psutil"},
+    "adapters/openai.py": {"httpx2", "tenacity"},
+}
 WHEN_CALLED = {
     "adapters/llama_cpp.py": {"huggingface_hub"},
     "fsgen_router/evaluation/intervals.py": {"scipy"},
@@ -186,14 +189,22 @@ def test_importing_the_package_loads_no_backend() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("missing", ["llama_cpp", "psutil", "huggingface_hub"])
-def test_a_missing_extra_is_named(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "extra", "model"),
+    [
+        ("llama_cpp", "llama", "llama_cpp:small.gguf"),
+        ("psutil", "llama", "llama_cpp:small.gguf"),
+        ("huggingface_hub", "hub", "llama_cpp:hf://owner/repo/file.gguf"),
+        ("httpx2", "openai", "openai:name@https://host/v1"),
+        ("tenacity", "openai", "openai:name@https://host/v1"),
+    ],
+)
+def test_a_missing_extra_is_named(missing: str, extra: str, model: str) -> None:
     """In a process where the backend cannot be imported."""
-    extra = {"huggingface_hub": "hub"}.get(missing, "llama")
     program = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         "from fsgen_router.resolve import make_model\n"
-        "try:\n    make_model('llama_cpp:hf://owner/repo/file.gguf')\n"
+        f"try:\n    make_model({model!r})\n"
         "except ImportError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")

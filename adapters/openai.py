@@ -1,0 +1,747 @@
+"""Models behind an OpenAI-compatible HTTP endpoint (extra ``openai``).
+
+A :class:`~fsgen_router.text_models.TextModel` over ``/chat/completions`` and ``/completions``, streamed as
+server-sent events: hosted vendors, vLLM, SGLang, llama-server, Ollama and the like. What these endpoints
+have in common is little, so what one of them refuses (a parameter's name, a partial answer) is found out
+at the first need and remembered.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from fsgen_router.adapters.streaming import Call, Patience, SurrogateJoiner, Unrepeat, late
+from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
+from fsgen_router.logs import log
+from fsgen_router.options import checked
+from fsgen_router.reading import Warp
+from fsgen_router.text_models import Continuation, TextCapabilities, TextChunk, TextEnd, TextEvent
+from fsgen_router.tokenizer import require_messages, require_text
+
+try:
+    import httpx2
+    import tenacity
+except ImportError as error:
+    raise ImportError("the openai backend needs the extra 'openai': pip install 'fsgen-router[openai]'") from error
+
+DEFAULT_URL = "https://api.openai.com/v1"
+
+_MAX_STOPS = 4  # more are refused by OpenAI; the caller looks for all of them itself
+_MAX_EVENT_BYTES = 2**20
+_MAX_BODY_BYTES = 2**23
+_MAX_ERROR_BYTES = 2**14
+_CHARS_PER_TOKEN = 64  # no vocabulary reaches this on average
+_SPARE_CHARS = 1024
+_MAX_SEED = 2**31 - 1  # what every endpoint's integer type holds
+
+Messages = list[dict[str, Any]]
+T = TypeVar("T")
+
+
+class OpenAIOptions(BaseModel):
+    """How an endpoint is asked. The key is named by its environment variable and never written down."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    api: Literal["auto", "chat", "completions"] = Field(
+        "auto", description="auto: chat for messages, completions for raw prompts"
+    )
+    prefill: Literal["auto", "always", "never"] = Field(
+        "auto", description="send a partial answer to be continued; auto: where a probe shows that it works"
+    )
+    sampling: Literal["request", "server"] = Field(
+        "request", description="server: send no temperature, top_p, top_k and min_p, which reasoning models refuse"
+    )
+    deadline_seconds: float = Field(120.0, gt=0.0, le=86_400.0, description="for a whole call, retries included")
+    connect_timeout_seconds: float = Field(10.0, gt=0.0, le=86_400.0)
+    read_timeout_seconds: float = Field(60.0, gt=0.0, le=86_400.0, description="longest silence of the endpoint")
+    max_retries: int = Field(2, ge=0, le=20, description="before the first text has arrived; never after it")
+    n_ctx: int | None = Field(None, ge=16, description="the endpoint's context, which lowers max_tokens; None: unknown")
+    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key; empty: send none")
+    allow_http: bool = Field(False, description="send the key unencrypted to another machine")
+
+
+# --- where the endpoint is -----------------------------------------------------------------------
+
+_WHERE = re.compile(r"(?P<model>.+)@(?P<url>https?://.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A model and the base URL (up to ``/v1``, no slash behind it) that serves it."""
+
+    model: str
+    url: str
+    encrypted: bool
+    loopback: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{urlsplit(self.url).netloc}"
+
+
+def parse_endpoint(where: str) -> Endpoint:
+    """``model@https://host/v1``, or ``model`` alone for ``OPENAI_BASE_URL`` or OpenAI itself.
+
+    A model's name may hold ``/``, ``:`` and ``@``. Raises :class:`ConfigurationError`.
+    """
+    found = _WHERE.fullmatch(where)
+    model, url = (found["model"], found["url"]) if found else (where, os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL)
+    example = "write openai:model-name@https://host/v1"
+    try:
+        parts = urlsplit(url.rstrip("/"))
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"the URL of {model!r} is none: {error}", hint=example) from None
+    if "@" in parts.netloc:
+        raise ConfigurationError(
+            f"the URL of {model!r} holds a user name or a password", hint="put the key into an environment variable"
+        )
+    if not model.strip() or model.startswith("@"):
+        raise ConfigurationError("the endpoint's model has no name", hint=example)
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or not url.isprintable():
+        raise ConfigurationError(f"{url!r} is no base URL of an endpoint", hint=example)
+    if parts.path.endswith("/completions"):
+        raise ConfigurationError(f"{url!r} is not a base URL", hint="leave out /chat/completions or /completions")
+    return Endpoint(model, parts.geturl(), parts.scheme == "https", _is_loopback(host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _read_key(endpoint: Endpoint, options: OpenAIOptions) -> SecretStr | None:
+    name = options.api_key_env
+    key = os.environ.get(name, "").strip() if name else ""
+    if not key:
+        if endpoint.url.startswith(DEFAULT_URL) or (name and name != OpenAIOptions.model_fields["api_key_env"].default):
+            raise ConfigurationError(
+                f"{endpoint.name} needs a key, and " + (f"{name} is not set" if name else "api_key_env is empty"),
+                hint="put it into an environment variable, and that one's name into api_key_env",
+            )
+        return None
+    # A header takes no other characters, and the library's own error would quote it.
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigurationError(f"the key in {name} holds characters that no key has", hint="set it again")
+    if not (endpoint.encrypted or endpoint.loopback or options.allow_http):
+        raise ConfigurationError(
+            f"{endpoint.name} is asked over http, which would show the key in {name} to everyone in between",
+            hint="use https, or api_key_env= to send no key, or allow_http=true in a network that you trust",
+        )
+    return SecretStr(key)
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+class EndpointError(BackendError):
+    """An endpoint's refusal or failure: its HTTP ``status`` if there was one, and what may follow."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after_seconds: float | None = None,
+        body: str = "",
+        parameter: object = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status, self.retryable, self.retry_after_seconds = status, retryable, retry_after_seconds
+        self._body, self._parameter = body, parameter
+
+    @property
+    def bad_request(self) -> bool:
+        return self.status in (400, 422)
+
+    def names(self, parameter: str) -> bool:
+        """Whether a parameter is what was wrong with the request."""
+        if not self.bad_request:
+            return False
+        return self._parameter == parameter or bool(re.search(rf"(^|[\"'`.]|: ){parameter}\b", self._body))
+
+
+def _is_retryable(error: BaseException) -> bool:
+    return isinstance(error, EndpointError) and error.retryable
+
+
+_JITTER = tenacity.wait_random_exponential(multiplier=0.5, max=8.0)
+
+
+def _wait_seconds(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    told = error.retry_after_seconds if isinstance(error, EndpointError) else None
+    return _JITTER(state) if told is None else told
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from a header that holds seconds or a date (RFC 9110, 10.2.3)."""
+    value = headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max((date - datetime.now(UTC)).total_seconds(), 0.0)
+
+
+@contextmanager
+def _mapped(name: str, options: OpenAIOptions) -> Iterator[None]:
+    """The HTTP library's exceptions as ours."""
+    try:
+        yield
+    except httpx2.ConnectTimeout:
+        raise EndpointError(
+            f"{name} could not be reached within {options.connect_timeout_seconds:g} s",
+            hint="is the server up and the URL right?",
+            retryable=True,
+        ) from None
+    except httpx2.TimeoutException:
+        raise EndpointError(
+            f"{name} was silent for {options.read_timeout_seconds:g} s",
+            hint="raise read_timeout_seconds if it is only slow",
+            retryable=True,
+        ) from None
+    except httpx2.ConnectError as error:
+        raise EndpointError(
+            f"{name} cannot be reached: {error}", hint="is the server up and the URL right?", retryable=True
+        ) from None
+    except httpx2.SSEError as error:
+        raise EndpointError(f"{name} sent no usable event stream: {error}", hint=_NOT_AN_API) from None
+    except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+        raise EndpointError(f"the connection to {name} broke: {error}", retryable=True) from None
+    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+        raise EndpointError(f"the request to {name} failed: {type(error).__name__}: {error}") from None
+
+
+_NOT_AN_API = "does the URL point at an OpenAI-compatible API (it mostly ends in /v1)?"
+
+
+# --- what an endpoint sends ----------------------------------------------------------------------
+
+
+class _Delta(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+    @property
+    def words(self) -> str:
+        for part in (self.delta, self.message):
+            if part is not None and part.content:
+                return part.content
+        return self.text or ""
+
+
+class _Reply(BaseModel):
+    """A chunk of a stream, or a whole reply; all that is not read of it is let through."""
+
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    error: Any = None
+    object: Any = None
+    message: Any = None
+
+    @property
+    def failure(self) -> object:
+        """What the endpoint says went wrong, if this is such a message."""
+        return self.error or (self.message or self.object if self.object == "error" else None)
+
+
+_FINISH: dict[str, Literal["stop", "length"]] = {
+    "stop": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+}
+
+
+_UNFINISHED = {
+    "content_filter": "the endpoint's filter stopped it",
+    "tool_calls": "it wants to call a tool, and none was offered",
+    "function_call": "it wants to call a function, and none was offered",
+}
+
+
+def _count(usage: object, *path: str) -> int | None:
+    for name in path:
+        usage = usage.get(name) if isinstance(usage, dict) else None
+    return usage if isinstance(usage, int) and not isinstance(usage, bool) and usage >= 0 else None
+
+
+def _text_end(reason: Literal["stop", "length"], usage: object) -> TextEnd:
+    cached = _count(usage, "prompt_tokens_details", "cached_tokens")
+    return TextEnd(
+        reason,
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        cached_tokens=_count(usage, "prompt_cache_hit_tokens") if cached is None else cached,
+        completion_tokens=_count(usage, "completion_tokens"),
+    )
+
+
+def _message_in(body: str) -> tuple[str, object, object]:
+    """The sentence, the code and the parameter in the body of an error, whichever dialect it is in."""
+    try:
+        reply = json.loads(body)
+    except ValueError:
+        return body, None, None
+    inner = reply.get("error") or reply.get("detail") or reply if isinstance(reply, dict) else reply
+    if not isinstance(inner, dict):
+        return inner if isinstance(inner, str) else json.dumps(inner), None, None
+    return str(inner.get("message") or json.dumps(inner)), inner.get("code"), inner.get("param")
+
+
+# --- how a partial answer is sent ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A way to ask for the continuation of the last message: fields beside its content, and in the body."""
+
+    name: str
+    message: Mapping[str, Any]
+    body: Mapping[str, Any]
+
+
+DIALECTS = (
+    # Endpoints either take these (vLLM, SGLang, llama-server, DeepSeek's beta), ignore or refuse them all.
+    Dialect("flags", {"prefix": True}, {"continue_final_message": True, "add_generation_prompt": False}),
+    Dialect("last_message", {}, {}),
+    Dialect("prefix", {"prefix": True}, {}),  # Mistral, which refuses the flags and an unmarked last message
+)
+_PROBE = {"role": "user", "content": "Write the letter a."}
+_CONTINUE = (
+    "Your last message was cut off. Continue it exactly where it stops, as if you had never stopped: write only what "
+    "comes next, with a space first if a new word begins. Repeat nothing of it, and add no introduction or comment."
+)
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+class OpenAIModel:
+    """A :class:`~fsgen_router.text_models.TextModel` behind an OpenAI-compatible endpoint.
+
+    ``where`` is ``model-name@https://host/v1``; ``options`` are :class:`OpenAIOptions`. Nothing is asked of
+    the endpoint before the first :meth:`stream`. Raises :class:`ConfigurationError` for what cannot work.
+    """
+
+    n_params = None
+
+    def __init__(self, where: str, /, **options: Any) -> None:
+        self.options = checked(OpenAIOptions, options, error=ConfigurationError)
+        self._endpoint = parse_endpoint(where)
+        self._key = _read_key(self._endpoint, self.options)
+        headers = {"Accept-Encoding": "identity", "Accept": "text/event-stream, application/json"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key.get_secret_value()}"
+        self._client = httpx2.Client(
+            headers=headers,
+            follow_redirects=False,  # the key goes to the host that was named and to no other
+            limits=httpx2.Limits(max_keepalive_connections=16),
+            trust_env=not self._endpoint.loopback,
+        )
+        self._closed = False
+        self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
+        # Found out on the way, and then remembered.
+        self._dropped: set[str] = set()
+        self._renamed: dict[str, str] = {}
+        self._probing = threading.Lock()
+        self._probed = False
+        self._dialect: Dialect | None = None
+
+    def __repr__(self) -> str:
+        return f"OpenAIModel({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        return self._endpoint.name
+
+    @property
+    def n_ctx(self) -> int | None:
+        return self.options.n_ctx
+
+    @property
+    def capabilities(self) -> TextCapabilities:
+        """``prefill`` is None until the first partial answer was sent."""
+        if self.options.api == "completions" or self.options.prefill == "always":
+            return TextCapabilities(prefill=True)
+        if self.options.prefill == "never":
+            return TextCapabilities(prefill=False)
+        return TextCapabilities(prefill=self._dialect is not None if self._probed else None)
+
+    def count_tokens(self, text: str) -> int:
+        """An estimate, a quarter of the bytes: endpoints share no way to count."""
+        return -(-len(text.encode()) // 4)
+
+    def shutdown(self) -> None:
+        """Close connections; whoever still reads a stream gets a :class:`BackendError`."""
+        self._closed = True
+        for call in list(self._calls):
+            call.close(BackendError(f"{self.name} was shut down"))
+        self._client.close()
+
+    def stream(self, request: Continuation) -> Call:
+        """The continuation of ``request``; it is under way when this returns.
+
+        Raises :class:`InvalidRequest` or :class:`ConfigurationError` here for what is known to be wrong,
+        and :class:`BackendError` from the iteration for what the endpoint does.
+        """
+        if self._closed:
+            raise BackendError(f"{self.name} was shut down")
+        if (request.prompt is None) == (request.messages is None) or request.max_tokens < 1:
+            raise InvalidRequest("a continuation has a prompt or messages, and at least one token to write")
+        kind = "chat" if request.prompt is None else "completions"
+        if request.messages is None:
+            require_text(request.prompt)
+        else:
+            require_messages(request.messages)
+        if self.options.api not in ("auto", kind):
+            raise ConfigurationError(
+                f"{self.name} is used with api={self.options.api}, which takes no "
+                + ("messages" if kind == "chat" else "raw prompts"),
+                hint=f"use {'complete' if kind == 'chat' else 'chat'}(), or leave out api",
+            )
+        call = Call(lambda patience: self._continue(request, patience), self.options.deadline_seconds, self.name)
+        self._calls.add(call)
+        return call
+
+    # --- requests ---
+
+    def _continue(self, request: Continuation, patience: Patience) -> Generator[TextEvent]:
+        body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+        body |= self._limits(request) | self._sampling(request.warp, request.seed)
+        unrepeat: Unrepeat | None = None
+        if request.messages is None:
+            path = "/completions"
+            body["prompt"] = f"{request.prompt}{request.answer}"
+        else:
+            path = "/chat/completions"
+            messages: Messages = [dict(message) for message in request.messages]
+            if request.answer:
+                dialect = self._find_dialect(patience)
+                unrepeat = _add_answer(messages, body, request.answer, dialect)
+            body["messages"] = messages
+        with closing(self._ask(path, body, patience, lambda reply: self._read(reply, request.max_tokens))) as events:
+            for event in events:
+                if patience.ended:
+                    raise late(self.name)
+                if unrepeat is None:
+                    yield event
+                    continue
+                text = unrepeat.push(event.text) if isinstance(event, TextChunk) else unrepeat.flush()
+                if text:
+                    yield TextChunk(text)
+                if isinstance(event, TextEnd):
+                    yield event
+
+    def _limits(self, request: Continuation) -> dict[str, Any]:
+        max_tokens = request.max_tokens
+        if self.options.n_ctx is not None:
+            texts = [request.prompt or "", request.answer, *(m["content"] for m in request.messages or ())]
+            max_tokens = max(min(max_tokens, self.options.n_ctx - sum(map(self.count_tokens, texts))), 1)
+        stops = list(dict.fromkeys(request.stop))[:_MAX_STOPS]
+        return {"max_tokens": max_tokens, **({"stop": stops} if stops else {})}
+
+    def _sampling(self, warp: Warp, seed: int | None) -> dict[str, Any]:
+        if warp.greedy:
+            return {} if self.options.sampling == "server" else {"temperature": 0.0}
+        fields: dict[str, Any] = {} if seed is None else {"seed": seed & _MAX_SEED}
+        if self.options.sampling == "server":
+            return fields
+        # top_p is said even where it changes nothing, because endpoints have defaults of their own.
+        fields |= {"temperature": warp.temperature, "top_p": warp.top_p}
+        beyond = {"top_k": warp.top_k, "min_p": warp.min_p}  # not OpenAI's: only where they were asked for
+        return fields | {name: value for name, value in beyond.items() if value}
+
+    def _ask(
+        self, path: str, body: Mapping[str, Any], patience: Patience, read: Callable[[httpx2.Response], Iterator[T]]
+    ) -> Generator[T]:
+        """Send a request until its first item has come, at most as often as allowed; then the rest of it."""
+
+        def start() -> tuple[T, Generator[T]]:
+            while True:
+                sent = self._adapted(body)
+                items = self._send(path, sent, patience, read)
+                try:
+                    return next(items), items
+                except EndpointError as error:
+                    if not self._adapt(error, sent):
+                        raise
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_retryable),
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(self.options.max_retries + 1),
+                tenacity.stop_before_delay(patience.left),
+            ),
+            wait=_wait_seconds,
+            sleep=tenacity.sleep_using_event(patience.closed),
+            before_sleep=self._log_retry,
+            reraise=True,
+        )
+        first, rest = retrying(start)
+        with closing(rest):
+            yield first
+            yield from rest
+
+    def _send(
+        self, path: str, body: Mapping[str, Any], patience: Patience, read: Callable[[httpx2.Response], Iterator[T]]
+    ) -> Generator[T]:
+        if patience.ended:
+            raise late(self.name)
+        options, left = self.options, patience.left
+        timeout = httpx2.Timeout(
+            min(options.read_timeout_seconds, left), connect=min(options.connect_timeout_seconds, left)
+        )
+        url, sent = self._endpoint.url + path, {"model": self._endpoint.model, **body}
+        with (
+            _mapped(self.name, options),
+            self._client.stream("POST", url, json=sent, timeout=timeout) as response,
+        ):
+            if response.status_code != 200:
+                raise self._refusal(response, path)
+            yield from read(response)
+
+    def _adapted(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return {self._renamed.get(name, name): value for name, value in body.items() if name not in self._dropped}
+
+    def _adapt(self, error: EndpointError, sent: Mapping[str, Any]) -> bool:
+        """Do without what an endpoint refuses, where that changes no text; whether a new try is worth it."""
+        if "max_tokens" in sent and error.names("max_completion_tokens"):
+            self._renamed["max_tokens"] = "max_completion_tokens"
+            log.info("endpoint_parameter", model=self.name, parameter="max_tokens", now="max_completion_tokens")
+            return True
+        for name in ("stream_options", "seed"):
+            if name in sent and error.names(name):
+                self._dropped.add(name)
+                log.warning("endpoint_parameter", model=self.name, parameter=name, now=None)
+                return True
+        return False
+
+    def _log_retry(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning(
+            "endpoint_retry",
+            model=self.name,
+            attempt=state.attempt_number,
+            status=getattr(error, "status", None),
+            wait_seconds=round(state.upcoming_sleep, 3),
+        )
+
+    # --- replies ---
+
+    def _read(self, response: httpx2.Response, max_tokens: int) -> Generator[TextEvent]:
+        """Chunks and the end of them, out of an event stream or (some know no streams) a whole reply."""
+        finish: str | None = None
+        usage: object = None
+        room = max_tokens * _CHARS_PER_TOKEN + _SPARE_CHARS
+        joiner = SurrogateJoiner()
+        replies = self._replies(response)
+        while True:
+            try:
+                reply = next(replies, None)
+            except (EndpointError, httpx2.HTTPError):
+                if finish is None:
+                    raise
+                reply = None  # it broke off after it had ended
+            if reply is None:
+                break
+            usage = reply.usage or usage
+            for choice in (reply.choices or ())[:1]:
+                finish = choice.finish_reason or finish
+                text = joiner.push(choice.words)
+                room -= len(text)
+                if room < 0:
+                    raise EndpointError(
+                        f"{self.name} writes on beyond max_tokens={max_tokens}", hint="the endpoint ignores the limit"
+                    )
+                if text:
+                    yield TextChunk(text)
+        if tail := joiner.flush():
+            yield TextChunk(tail)
+        yield self._end(finish, usage)
+        next(replies, None)  # what closes the stream, so that the connection can be used again
+
+    def _end(self, finish: str | None, usage: object) -> TextEnd:
+        if finish is None:
+            raise EndpointError(
+                f"{self.name} broke off in the middle of an answer",
+                hint="it sent no finish_reason: was it stopped, or busy with another request?",
+                retryable=True,
+            )
+        if finish not in _FINISH:
+            raise EndpointError(f"{self.name} ended its answer with {finish!r:.80}", hint=_UNFINISHED.get(finish))
+        return _text_end(_FINISH[finish], usage)
+
+    def _replies(self, response: httpx2.Response) -> Generator[_Reply | None]:
+        """Parsed messages; None at ``[DONE]``."""
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/json":
+            yield self._parse(self._body(response, _MAX_BODY_BYTES))
+            return
+        response.encoding = "utf-8"  # as event streams are, whatever the header says
+        for event in httpx2.EventSource(response, max_event_size=_MAX_EVENT_BYTES):
+            if event.data.strip() == "[DONE]":
+                yield None
+            elif event.event == "error":
+                raise self._failure(_message_in(event.data)[0])
+            elif event.data:
+                yield self._parse(event.data)
+
+    def _parse(self, data: str) -> _Reply:
+        try:
+            reply = _Reply.model_validate(json.loads(data))
+        except (ValueError, RecursionError) as error:
+            what = f"no {error.errors()[0]['loc']}" if isinstance(error, ValidationError) else "no JSON"
+            raise EndpointError(f"{self.name} sent {what}: {self._quoted(data)}", hint=_NOT_AN_API) from None
+        if reply.failure:
+            failure = reply.failure
+            raise self._failure(_message_in(failure if isinstance(failure, str) else json.dumps(failure))[0])
+        return reply
+
+    def _failure(self, message: str) -> EndpointError:
+        return EndpointError(f"{self.name} failed: {self._quoted(message)}", retryable=True)
+
+    def _body(self, response: httpx2.Response, limit: int) -> str:
+        """At most ``limit`` bytes of it."""
+        data = bytearray()
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) > limit:
+                break
+        return data[:limit].decode("utf-8", "replace")
+
+    def _quoted(self, text: str) -> str:
+        """What an endpoint said, on one line, short, and without the key that it may have repeated."""
+        if self._key is not None:
+            text = text.replace(self._key.get_secret_value(), "***")
+        line = " ".join(text.split())
+        return line if len(line) <= 300 else f"{line[:300]}..."
+
+    def _refusal(self, response: httpx2.Response, path: str) -> EndpointError:
+        status = response.status_code
+        body = self._body(response, _MAX_ERROR_BYTES)
+        message, code, parameter = _message_in(body)
+        error = EndpointError(
+            f"{self.name} answered {path} with status {status}: {self._quoted(message) or 'no reason given'}",
+            status=status,
+            retryable=(status in (408, 409, 429) and code != "insufficient_quota") or status >= 500,
+            retry_after_seconds=_retry_after(response.headers),
+            body=body,
+            parameter=parameter,
+        )
+        error.hint = self._hint(error, path, response)
+        return error
+
+    def _hint(self, error: EndpointError, path: str, response: httpx2.Response) -> str | None:
+        status = error.status or 0
+        if 300 <= status < 400:
+            target = urlsplit(response.headers.get("location", ""))
+            return f"it redirects to {target.scheme}://{target.netloc}{target.path}: name that URL if you trust it"
+        if status in (401, 403):
+            variable = self.options.api_key_env or "OPENAI_API_KEY"
+            return f"is the key in {variable} right?" if self._key else f"no key was sent: set {variable}"
+        if status in (404, 405, 501):
+            if path == "/completions":
+                return "an endpoint without /completions takes no raw prompts: use chat(); or check URL and model"
+            return f"check the model's name, and the URL: {_NOT_AN_API}"
+        if status == 429:
+            return "too many requests, or the account is empty"
+        if any(error.names(name) for name in ("temperature", "top_p", "top_k", "min_p")):
+            return "sampling=server leaves sampling to the endpoint"
+        return None
+
+    # --- partial answers ---
+
+    def _find_dialect(self, patience: Patience) -> Dialect | None:
+        """How this endpoint continues a partial answer; None where it has to be told to. Found out once."""
+        if self.options.prefill == "never":
+            return None
+        with self._probing:
+            if not self._probed:
+                self._dialect = self._probe(patience)
+                self._probed = True
+                log.info("prefill_probed", model=self.name, dialect=self._dialect.name if self._dialect else None)
+            return self._dialect
+
+    def _probe(self, patience: Patience) -> Dialect | None:
+        """The first dialect that is not refused, if the endpoint's own count of tokens shows that it works.
+
+        A prompt is counted without and with an assistant's last message of one token. Where that is left
+        open it adds one token; where it is closed and a new one begun, at least two more. At most four
+        tiny requests, of which two write one token.
+        """
+        bare = None
+        if self.options.prefill == "auto":
+            try:
+                bare = self._prompt_tokens([_PROBE], {}, patience)
+            except EndpointError as error:
+                if not error.bad_request:
+                    raise
+            if not bare:
+                return None  # it does not say what it counts
+        for dialect in DIALECTS:
+            messages = [_PROBE, {"role": "assistant", "content": "a", **dialect.message}]
+            try:
+                told = self._prompt_tokens(messages, dialect.body, patience)
+            except EndpointError as error:
+                if not error.bad_request:
+                    raise
+                continue
+            return dialect if bare is None or (told is not None and told <= bare + 1) else None
+        if self.options.prefill == "always":
+            raise EndpointError(f"{self.name} refuses partial answers in every form", hint="leave out prefill=always")
+        return None
+
+    def _prompt_tokens(self, messages: Messages, extra: Mapping[str, Any], patience: Patience) -> int | None:
+        body = {"messages": messages, "max_tokens": 1, **extra}
+        with closing(self._ask("/chat/completions", body, patience, self._whole)) as replies:
+            return _count(next(replies).usage, "prompt_tokens")
+
+    def _whole(self, response: httpx2.Response) -> Iterator[_Reply]:
+        yield self._parse(self._body(response, _MAX_BODY_BYTES))
+
+
+def _add_answer(messages: Messages, body: dict[str, Any], answer: str, dialect: Dialect | None) -> Unrepeat:
+    """Put the answer so far at the end of ``messages``; returns what takes repetitions off its continuation."""
+    if dialect is None:
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": _CONTINUE}]
+        return Unrepeat(answer)
+    # Chat templates trim white space at the end (and some vendors refuse it): it is left out, and taken off
+    # the continuation, which begins with it.
+    kept = answer.rstrip()
+    messages.append({"role": "assistant", "content": kept, **dialect.message})
+    body |= dialect.body
+    return Unrepeat(answer[len(kept) :], minimum=1)
