@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -78,30 +77,20 @@ def save_policy(path: str | os.PathLike[str], policy: Learned, card: PolicyCard)
 
 
 def _replace_file(path: Path, content: bytes) -> None:
-    partial: Path | None = None
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            partial = Path(file.name)
+        with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # Readable by whom a file made in the ordinary way would be: temporary files are private.
-        partial.chmod(0o666 & ~_umask())
         os.replace(partial, path)
     except OSError as error:
         raise PolicyFileError(
             f"{path} cannot be written: {error.strerror or error}", hint="name a folder that exists and has room"
         ) from error
     finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def load_policy(path: str | os.PathLike[str]) -> tuple[Learned, PolicyCard]:
