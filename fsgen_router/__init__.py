@@ -25,6 +25,7 @@ from .errors import (
     NothingToGain,
     PolicyFileError,
     PromptTooLong,
+    QueueFull,
     RouterClosed,
     VocabularyMismatch,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "PolicyFileError",
     "Prices",
     "PromptTooLong",
+    "QueueFull",
     "RequestOptions",
     "Router",
     "RouterClosed",

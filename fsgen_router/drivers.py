@@ -1,115 +1,219 @@
-"""Drivers pump an engine: they carry out its commands on real models and feed the outcomes back."""
+"""Drivers pump an engine: they have its commands carried out and feed the outcomes back.
+
+One loop, :func:`_steps`, in three settings. :func:`run` does everything in the caller's thread. A
+:class:`Live` request is moved on by the workers that its jobs run on, so many share their forwards;
+:func:`run_live` and :func:`arun_live` wait for what it emits, in a thread or in a coroutine.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import suppress
+from typing import TypeAlias, cast
 
-from .engine import Command, Done, Emit, Engine, Event, Failed, Open, Start
-from .errors import FsgenError, RouterClosed
-from .models import TokenModel
+from .engine import Cancel, Chunk, Command, Done, Emit, Engine, Event, Start
+from .models import Opened, TokenModel
 from .records import Role
+from .text_models import Continuation
+from .workers import AnyModel, Worker, perform
 
-Models = Mapping[Role, TokenModel]
+Models: TypeAlias = Mapping[Role, AnyModel]
+Item: TypeAlias = Emit | BaseException | None
+"""What a live request emits: tokens and text, then what it failed with, or None at its end."""
 
 
-def _steps(engine: Engine) -> Generator[Command, Event | None, None]:
-    """The engine's commands in order. Time that the consumer of an ``Emit`` takes is not counted."""
+def _steps(engine: Engine) -> Generator[Command | None, Event | None, None]:
+    """The engine's commands in order; None asks for the next event of the jobs under way.
+
+    Time that the consumer of an ``Emit`` takes is not counted.
+    """
     usage = engine.state.usage
     resumed = time.perf_counter()
     commands = deque(engine.start())
-    while commands:
-        command = commands.popleft()
-        if isinstance(command, Emit):
+    while True:
+        while commands:
+            command = commands.popleft()
+            if not isinstance(command, Emit):
+                yield command
+                continue
             usage.seconds += time.perf_counter() - resumed
             if usage.first_token_seconds is None:
                 usage.first_token_seconds = usage.seconds
             yield command
             resumed = time.perf_counter()
-        else:
-            event = yield command
-            assert event is not None
-            commands.extend(engine.send(event))
+        if not engine.state.jobs:
+            break
+        event = yield None
+        assert event is not None
+        commands.extend(engine.send(event))
     usage.seconds += time.perf_counter() - resumed - usage.audit_seconds
-
-
-def perform(model: TokenModel, command: Start) -> Event:
-    """Carry out one job; what the backend failed with becomes an event."""
-    began = time.perf_counter()
-    try:
-        work = command.work
-        result = model.open(work.ids) if isinstance(work, Open) else model.forward([work])[0]
-    except FsgenError as error:
-        return Failed(command.job, error)
-    return Done(command.job, result, time.perf_counter() - began)
 
 
 def _close(engine: Engine, models: Models) -> None:
     for role, sequence in engine.sequences:
-        models[role].close(sequence)
+        _local(models[role]).close(sequence)
+
+
+def _local(model: AnyModel) -> TokenModel:
+    return cast(TokenModel, model)
 
 
 def run(engine: Engine, models: Models) -> Iterator[Emit]:
     """The synchronous driver. Closing the iterator early leaves the models usable."""
     steps = _steps(engine)
+    jobs: dict[int, Generator[Event, None, None]] = {}
     try:
-        command = next(steps, None)
-        while command is not None:
-            event = None
-            if isinstance(command, Emit):
-                yield command
-            else:
-                event = perform(models[command.role], command)
+        event: Event | None = None
+        while True:
             try:
                 command = steps.send(event)
             except StopIteration:
-                command = None
+                return
+            event = None
+            if isinstance(command, Emit):
+                yield command
+            elif isinstance(command, Start):
+                jobs[command.job] = perform(models[command.role], command)
+            elif isinstance(command, Cancel):
+                jobs.pop(command.job).close()
+            else:
+                job = next(iter(jobs))
+                event = next(jobs[job])
+                if not isinstance(event, Chunk):
+                    del jobs[job]
     finally:
+        for events in jobs.values():
+            events.close()
         _close(engine, models)
 
 
-async def arun(engine: Engine, models: Models, executors: Mapping[Role, Executor]) -> AsyncGenerator[Emit, None]:
-    """The asynchronous driver: each model works on the one thread of its executor."""
+class Live:
+    """A request that workers move on. ``emit`` is called on their threads, and must neither block nor raise.
+
+    After the last :class:`Emit` comes exactly one end: None, or the error that the request failed with.
+    By then nothing of it is running and its sequences are closed.
+    """
+
+    def __init__(
+        self, engine: Engine, models: Models, workers: Mapping[Role, Worker], emit: Callable[[Item], None]
+    ) -> None:
+        self._engine, self._models, self._workers, self._emit = engine, models, workers, emit
+        self._steps = _steps(engine)
+        self._lock = threading.RLock()
+        self._under_way: dict[int, Start] = {}
+        self._failed: BaseException | None = None
+        self.cancelled = False
+
+    def begin(self) -> None:
+        with self._lock:
+            self._advance(None)
+
+    def cancel(self) -> None:
+        """Give the request up. A forward cannot be broken off: the end comes when it is done."""
+        with self._lock:
+            if not self._under_way:
+                return
+            self.cancelled = True
+            for job, command in list(self._under_way.items()):
+                if isinstance(command.work, Continuation):
+                    del self._under_way[job]
+            self._end_if_idle()
+
+    def deliver(self, event: Event) -> bool:
+        with self._lock:
+            command = self._under_way.get(event.job)
+            if command is None:
+                return False
+            stopping = self.cancelled or self._failed is not None
+            if stopping or not isinstance(event, Chunk):
+                del self._under_way[event.job]
+            if not stopping:
+                self._advance(event)
+                return event.job in self._under_way
+            if isinstance(event, Done) and isinstance(event.result, Opened):
+                # The engine hears no more of it, so nobody else will close it.
+                _local(self._models[command.role]).close(event.result.sequence)
+            self._end_if_idle()
+            return False
+
+    def _advance(self, event: Event | None) -> None:
+        try:
+            while (command := self._steps.send(event)) is not None:
+                event = None
+                if isinstance(command, Emit):
+                    self._emit(command)
+                elif isinstance(command, Start):
+                    self._under_way[command.job] = command
+                    self._workers[command.role].submit(command, self)
+                else:
+                    del self._under_way[command.job]
+        except StopIteration:
+            pass
+        except BaseException as error:
+            self._failed = error
+        else:
+            return
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if not self._under_way:
+            _close(self._engine, self._models)
+            self._emit(self._failed)
+
+
+def run_live(engine: Engine, models: Models, workers: Mapping[Role, Worker]) -> Iterator[Emit]:
+    """The synchronous side of the batching driver. Closing the iterator early leaves the models usable."""
+    items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    live = Live(engine, models, workers, items.put)
+    live.begin()
+    item: Item = None
+    ended = False
+    try:
+        while isinstance(item := items.get(), Emit):
+            yield item
+        ended = True
+    finally:
+        if not ended:
+            live.cancel()
+            while isinstance(items.get(), Emit):
+                pass
+    if item is not None:
+        raise item
+
+
+async def arun_live(engine: Engine, models: Models, workers: Mapping[Role, Worker]) -> AsyncGenerator[Emit, None]:
+    """The asynchronous side of the batching driver: :func:`run_live` for a coroutine."""
     loop = asyncio.get_running_loop()
-    steps = _steps(engine)
+    items: asyncio.Queue[Item] = asyncio.Queue()
+
+    def emit(item: Item) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(items.put_nowait, item)
+
+    live = Live(engine, models, workers, emit)
+    live.begin()
+    item: Item = None
+    ended = False
     try:
-        command = next(steps, None)
-        while command is not None:
-            event = None
-            if isinstance(command, Emit):
-                yield command
-            else:
-                try:
-                    job = loop.run_in_executor(executors[command.role], perform, models[command.role], command)
-                except RuntimeError:  # its threads have ended
-                    raise RouterClosed("the Router was closed while it was answering") from None
-                try:
-                    event = await asyncio.shield(job)
-                except asyncio.CancelledError:
-                    # A forward cannot be broken off; its sequence must not be closed under it.
-                    await _done(job)
-                    _remember(engine, command, job.result())
-                    raise
-            try:
-                command = steps.send(event)
-            except StopIteration:
-                command = None
+        while isinstance(item := await items.get(), Emit):
+            yield item
+        ended = True
     finally:
-        _close(engine, models)
+        if not ended:
+            live.cancel()
+            await _drained(items)
+    if item is not None:
+        raise item
 
 
-async def _done(job: asyncio.Future[Event]) -> None:
-    """Wait for a job, however often the task that waits is cancelled meanwhile."""
-    while not job.done():
+async def _drained(items: asyncio.Queue[Item]) -> None:
+    """Wait for the end of a request, however often the task that waits is cancelled meanwhile."""
+    while True:
         with suppress(asyncio.CancelledError):
-            await asyncio.wait([job])
-
-
-def _remember(engine: Engine, command: Start, event: Event) -> None:
-    """A sequence that was opened while the request was cancelled has to be closed too."""
-    if isinstance(command.work, Open) and isinstance(event, Done):
-        engine.send(event)
+            if not isinstance(await items.get(), Emit):
+                return

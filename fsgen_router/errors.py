@@ -16,6 +16,7 @@
     ├── CalibrationError                  calibration cannot go on; what was done so far is kept
     │   ├── NothingToGain                 the slow model is not measurably better than the fast one
     │   └── CheckerFailed                 a caller's checker raised
+    ├── QueueFull                         too many requests are waiting already
     ├── PolicyFileError                   a policy file is missing, corrupt or of a newer format
     └── RouterClosed                      the Router was used after close()
 
@@ -90,6 +91,10 @@ class NothingToGain(CalibrationError):
 
 class CheckerFailed(CalibrationError):
     """A caller's checker raised; the message names the prompt."""
+
+
+class QueueFull(FsgenError):
+    """More requests are waiting than the Router was told to keep."""
 
 
 class PolicyFileError(FsgenError):

@@ -203,7 +203,7 @@ class ModelCard:
     """What a report needs to know of a model. Prices are in US dollars per million tokens."""
 
     name: str
-    n_params: int
+    n_params: int | None
     step_seconds: float | None = None
     """Measured time of a forward with one new token (median), where any was seen."""
     prices: Prices | None = None

@@ -37,13 +37,13 @@ class Comparison:
         return 1 - self.routed / self.slow_only
 
 
-def flops(usage: ModelUsage, n_params: int) -> float:
-    """2 x parameters x positions read: a forward's multiply-adds per token.
+def flops(usage: ModelUsage, n_params: int | None) -> float | None:
+    """2 x parameters x positions read: a forward's multiply-adds per token; None where the size is unknown.
 
     Kaplan et al., arXiv 2001.08361, section 2.1, without the attention term, which grows with the
     context and is small beside it for contexts below about 6 times the model's width.
     """
-    return 2.0 * n_params * usage.positions
+    return None if n_params is None else 2.0 * n_params * usage.positions
 
 
 def cost_usd(usage: ModelUsage, *, written: int, calls: int, prices: Prices) -> float:
@@ -167,9 +167,10 @@ def make_report(answer: Generation) -> Report:
     usage, fast, slow = answer.usage, answer.models.get("fast"), answer.models.get("slow")
     measured = answer.baseline.usage if answer.baseline else None
     kind: Literal["measured", "estimated"] = "measured" if measured else "estimated"
-    # A baseline's only model is in its "fast" seat: it is the same engine, never escalating.
+    # A baseline's only model is in its "fast" seat (it is the same engine, never escalating), or was
+    # handed everything over.
     alone = (
-        measured.fast
+        (measured.slow if measured.round_trips else measured.fast)
         if measured
         else ModelUsage(prefill=usage.prompt_tokens, decode=max(usage.tokens - 1, 0), forwards=usage.tokens)
     )
@@ -178,17 +179,27 @@ def make_report(answer: Generation) -> Report:
         usage=usage,
         slow_forwards=Comparison(usage.slow_forwards, alone.forwards, kind),
         seconds=_seconds(usage, measured, slow),
-        flops=Comparison(
-            flops(usage.fast, fast.n_params) + flops(usage.slow, slow.n_params) if fast and slow else None,
-            flops(alone, slow.n_params) if slow else None,
-            kind if slow else "unknown",
-        ),
+        flops=_flops(usage, alone, fast, slow, kind),
         money_usd=_money(usage, alone, written, slow, kind),
         policy=answer.policy,
         method=answer.method,
         finish_reason=answer.finish_reason,
         degraded=answer.degraded,
     )
+
+
+def _flops(
+    usage: Usage,
+    alone: ModelUsage,
+    fast: ModelCard | None,
+    slow: ModelCard | None,
+    kind: Literal["measured", "estimated"],
+) -> Comparison:
+    if fast is None or slow is None or slow.n_params is None:
+        return Comparison(None, None, "unknown")
+    own, asked = flops(usage.fast, fast.n_params), flops(usage.slow, slow.n_params)
+    routed = None if own is None or asked is None else own + asked
+    return Comparison(routed, flops(alone, slow.n_params), kind)
 
 
 def _seconds(usage: Usage, measured: Usage | None, slow: ModelCard | None) -> Comparison:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 from urllib.parse import parse_qsl
 
 from .errors import ConfigurationError
 from .models import TokenModel
-from .text_models import TextModel
+from .text_models import TextModel, reads_tokens
 
 
 def _llama_cpp(where: str, options: dict[str, Any]) -> TokenModel:
@@ -52,11 +52,6 @@ EXAMPLES = (
     "transformers:folder",
     "transformers:owner/repo@revision?dtype=bfloat16&n_seq=4",
 )
-
-
-def reads_tokens(model: TokenModel | TextModel) -> TypeGuard[TokenModel]:
-    """Whether a model gives rows of logits for tokens, and not only text."""
-    return callable(getattr(model, "forward", None))
 
 
 def make_model(model: TokenModel | TextModel | str) -> TokenModel | TextModel:

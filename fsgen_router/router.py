@@ -7,8 +7,7 @@ import hashlib
 import os
 import statistics
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cached_property
@@ -17,22 +16,26 @@ from typing import Any, Self, TypeAlias
 
 from . import drivers
 from .config import RequestOptions
-from .engine import Engine, Request
+from .engine import Engine, Request, TextPrompt
 from .errors import ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
 from .logs import log
-from .methods import Method, make_method
-from .models import TokenModel, Work
+from .methods import Method, Replace, Verify, make_method
+from .models import Work
 from .options import checked
-from .policy import Ledger, Policy
+from .policy import REST, Ledger, Policy
 from .reading import Read, hashed_uniform
 from .records import Finished, Generation, ModelCard, Prices, Role, StreamEvent, TextDelta
-from .resolve import make_model, reads_tokens
+from .resolve import make_model
 from .slots import Slots
-from .text_models import TextModel
+from .text_models import reads_tokens
 from .tokenizer import Message, Tokenizer, require_messages, require_same_vocabulary, require_text, token_classes
+from .workers import AnyModel, Workers
 
 REFERENCE_PAIR = ("reference:fast", "reference:slow")
 DEFAULT_POLICY = "budget:0.2"
+DEFAULT_REMOTE_POLICY = "entropy>1.5,window=8,span=rest"
+"""One hand-over of the rest: asking an endpoint token by token costs more than asking it for everything."""
+MAX_WAITING = 1024
 
 _Prompts: TypeAlias = Mapping[Role, Sequence[int]]
 
@@ -46,14 +49,21 @@ class Router:
             print(router.complete("...").report())
 
     ``fast`` and ``slow`` are model strings (``backend:where``) or models; without both, the embedded
-    reference pair is loaded. ``policy`` and ``method`` are objects or short forms. ``audit`` is the
-    share of answers that the slow model reads whole afterwards, which yields ``disagreement_rate``.
-    ``prices`` are the slow model's, in US dollars per million tokens. ``seed`` fixes sampling for
-    requests that name none.
+    reference pair is loaded. ``policy`` and ``method`` are objects, short forms or, for a policy, a
+    file. ``audit`` is the share of answers that the slow model reads whole afterwards, which yields
+    ``disagreement_rate``. ``prices`` are the slow model's, in US dollars per million tokens. ``seed``
+    fixes sampling for requests that name none.
 
-    Every method may be called from several threads, and from coroutines at the same time: a model
-    runs one forward at a time, and a request waits while all sequences of a model (its ``n_seq``)
-    are in use. Models that the Router loaded itself are freed by :meth:`close`.
+    A slow model behind an endpoint gives text and no rows: by default it is handed the rest of an
+    answer once, when the fast model has been uncertain for a while.
+
+    Every method may be called from several threads, and from coroutines at the same time. With
+    ``batching`` what all live requests want of a model goes into one forward (None: where both models
+    hold several sequences; coroutines always batch). A request waits while all sequences of a model (its
+    ``n_seq``) are in use, and is refused with :class:`QueueFull` when ``max_waiting`` wait already. With
+    ``read_ahead`` n > 0 the slow model reads whenever n tokens wait for it, while the fast one goes on:
+    worth it where they run on different devices. Models that the Router loaded itself are freed by
+    :meth:`close`.
 
     Raises :class:`ConfigurationError` for parts that do not exist or do not fit together (its
     subclass :class:`VocabularyMismatch` where ids mean different bytes) and
@@ -62,14 +72,17 @@ class Router:
 
     def __init__(
         self,
-        fast: TokenModel | str | None = None,
-        slow: TokenModel | str | None = None,
+        fast: AnyModel | str | None = None,
+        slow: AnyModel | str | None = None,
         *,
         policy: Policy | str | None = None,
-        method: Method | str = "replace",
+        method: Method | str | None = None,
         audit: float = 0.0,
         prices: Prices | None = None,
         seed: int | None = None,
+        batching: bool | None = None,
+        read_ahead: int = 0,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         from .policies import make_policy
 
@@ -84,36 +97,70 @@ class Router:
             raise ConfigurationError(f"seed={seed!r}", hint="a whole number, or None")
         if not isinstance(prices, Prices | None):
             raise ConfigurationError(f"prices={prices!r}", hint="a Prices object, in US dollars per million tokens")
-        self.policy = make_policy(DEFAULT_POLICY if policy is None else policy)
-        self.method = make_method(method)
-        self.audit, self.prices, self.seed = audit, prices, seed
+        if not isinstance(batching, bool | None):
+            raise ConfigurationError(f"batching={batching!r}", hint="True, False, or None for what the models hold")
+        for name, value in (("read_ahead", read_ahead), ("max_waiting", max_waiting)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ConfigurationError(f"{name}={value!r}", hint="a whole number, at least 0")
+        if read_ahead and batching is False:
+            raise ConfigurationError("read_ahead without batching", hint="one thread cannot run two models at once")
+        # Checked before models are loaded, which takes longer.
+        wanted_policy = None if policy is None else make_policy(policy)
+        wanted_method = None if method is None else make_method(method)
+        self.audit, self.prices, self.seed, self.read_ahead = audit, prices, seed, read_ahead
         self.ledger = Ledger()
-        self._owned: list[TokenModel | TextModel] = []
+        self._owned: list[AnyModel] = []
         self._closed = False
         try:
-            self.fast = self._load(REFERENCE_PAIR[0] if fast is None else fast)
+            loaded = self._load(REFERENCE_PAIR[0] if fast is None else fast)
+            if not reads_tokens(loaded):
+                raise ConfigurationError(f"{loaded.name} cannot be the fast model", hint="it gives text, no logits")
+            self.fast = loaded
             self.slow = self._load(REFERENCE_PAIR[1] if slow is None else slow)
             if self.fast is self.slow:
                 raise ConfigurationError(
                     "fast and slow are one model object", hint="load it twice to compare it to itself"
                 )
-            require_same_vocabulary(
-                self.fast.tokenizer, self.slow.tokenizer, fast_name=self.fast.name, slow_name=self.slow.name
-            )
+            self._local_slow = self.slow if reads_tokens(self.slow) else None
+            if self._local_slow is not None:
+                require_same_vocabulary(
+                    self.fast.tokenizer, self._local_slow.tokenizer, fast_name=self.fast.name, slow_name=self.slow.name
+                )
+            self._choose(wanted_policy, wanted_method)
         except BaseException:
             self.close()
             raise
-        self._models: dict[Role, TokenModel] = {"fast": self.fast, "slow": self.slow}
-        self._slots = Slots(min(self.fast.n_seq, self.slow.n_seq))
+        self._models: dict[Role, AnyModel] = {"fast": self.fast, "slow": self.slow}
+        n_seq = self.fast.n_seq if self._local_slow is None else min(self.fast.n_seq, self._local_slow.n_seq)
+        self._slots = Slots(n_seq, max_waiting)
+        self._batching = bool(read_ahead) or (n_seq > 1 if batching is None else batching)
+        self._workers = Workers(self._models)
         self._steps: dict[Role, deque[float]] = {"fast": deque(maxlen=256), "slow": deque(maxlen=256)}
 
-    def _load(self, model: TokenModel | str) -> TokenModel:
+    def _load(self, model: AnyModel | str) -> AnyModel:
         loaded = make_model(model)
         if isinstance(model, str):
             self._owned.append(loaded)
-        if not reads_tokens(loaded):
-            raise ConfigurationError(f"{loaded.name} gives text and no logits", hint="take a local model")
         return loaded
+
+    def _choose(self, policy: Policy | None, method: Method | None) -> None:
+        """Take a policy and a method, or this pair's defaults; refuse what the pair cannot do."""
+        from .policies import Capped, check_pair, fingerprint, make_policy
+
+        if self._local_slow is None:
+            self.policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
+            self.method = method or Replace()
+            if self.method.rule is not None:
+                raise ConfigurationError(
+                    f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {self.method.name}",
+                    hint="use method='replace'",
+                )
+            if self.audit:
+                raise ConfigurationError(f"{self.slow.name} gives text, no logits, so it cannot audit answers")
+            return
+        self.method = method or Verify()
+        pair = fingerprint(self.fast, self._local_slow)
+        self.policy = check_pair(policy or make_policy(DEFAULT_POLICY), pair, method=self.method.name)
 
     # --- what users call ---
 
@@ -126,7 +173,7 @@ class Router:
 
     def stream(self, prompt: str, **options: Any) -> Iterator[StreamEvent]:
         """Like :meth:`complete`, as :class:`TextDelta` events and one :class:`Finished`."""
-        return self._stream(self._raw(prompt), options)
+        return self._stream(TextPrompt(prompt=require_text(prompt)), options)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
         """Answer a conversation, each model in its own chat template.
@@ -137,7 +184,7 @@ class Router:
 
     def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[StreamEvent]:
         """Like :meth:`chat`, as events."""
-        return self._stream(self._chat(messages), options)
+        return self._stream(TextPrompt(messages=tuple(require_messages(messages))), options)
 
     async def acomplete(self, prompt: str, **options: Any) -> Generation:
         """The asynchronous :meth:`complete`; the same text."""
@@ -145,7 +192,7 @@ class Router:
 
     def astream(self, prompt: str, **options: Any) -> AsyncIterator[StreamEvent]:
         """The asynchronous :meth:`stream`."""
-        return self._astream(self._raw(prompt), options)
+        return self._astream(TextPrompt(prompt=require_text(prompt)), options)
 
     async def achat(self, messages: Sequence[Message], **options: Any) -> Generation:
         """The asynchronous :meth:`chat`."""
@@ -153,7 +200,7 @@ class Router:
 
     def astream_chat(self, messages: Sequence[Message], **options: Any) -> AsyncIterator[StreamEvent]:
         """The asynchronous :meth:`stream_chat`."""
-        return self._astream(self._chat(messages), options)
+        return self._astream(TextPrompt(messages=tuple(require_messages(messages))), options)
 
     def with_policy(self, policy: Policy | str, *, method: Method | str | None = None) -> Router:
         """A Router over the same models with another policy, and a ledger of its own.
@@ -165,12 +212,11 @@ class Router:
 
         self._require_open()
         twin = copy.copy(self)
-        twin.policy = make_policy(policy)
-        twin.method = self.method if method is None else make_method(method)
+        twin._choose(make_policy(policy), self.method if method is None else make_method(method))
         twin.ledger, twin._owned = Ledger(), []
         # Its own threads, so that closing one leaves the other's; the slots count the models' sequences
         # and stay shared.
-        twin.__dict__.pop("_executors", None)
+        twin._workers = Workers(self._models)
         return twin
 
     def measure_steps(self, count: int = 8) -> None:
@@ -181,23 +227,26 @@ class Router:
         from time import perf_counter
 
         self._require_open()
-        token = max(self.slow.tokenizer.eog_ids, default=0)
+        slow = self._local_slow
+        if slow is None:
+            raise ConfigurationError(f"{self.slow.name} has no steps to time", hint="ask with baseline=True")
+        token = max(slow.tokenizer.eog_ids, default=0)
         with self._slots.hold():
-            sequence = self.slow.open([]).sequence
+            sequence = slow.open([]).sequence
             try:
                 for number in range(count + 1):
                     began = perf_counter()
-                    self.slow.forward([Work(sequence, number, [token], [(0, Read())])])
+                    slow.forward([Work(sequence, number, [token], [(0, Read())])])
                     if number:  # the first one also warms up
                         self._steps["slow"].append(perf_counter() - began)
             finally:
-                self.slow.close(sequence)
+                slow.close(sequence)
 
     def close(self) -> None:
         """Free the models that this Router loaded. Further calls raise :class:`RouterClosed`."""
         self._closed = True
-        for executor in self.__dict__.pop("_executors", {}).values():
-            executor.shutdown(wait=True)
+        if "_workers" in self.__dict__:
+            self._workers.close()
         while self._owned:
             self._owned.pop().shutdown()
 
@@ -211,25 +260,17 @@ class Router:
 
     # --- prompts ---
 
-    def _raw(self, prompt: str) -> Callable[[Tokenizer], list[int]]:
-        self._require_open()
-        require_text(prompt)
-        return lambda tokenizer: tokenizer.encode(prompt, add_bos=True)
-
-    def _chat(self, messages: Sequence[Message]) -> Callable[[Tokenizer], list[int]]:
-        self._require_open()
-        checked_messages = require_messages(messages)
-        return lambda tokenizer: tokenizer.encode_chat(checked_messages)
-
     def _require_open(self) -> None:
         if self._closed:
             raise RouterClosed("the Router was closed", hint="make a new one")
 
-    def _encode(self, encode: Callable[[Tokenizer], list[int]], roles: Sequence[Role]) -> _Prompts:
+    def _encode(self, text: TextPrompt, roles: Sequence[Role]) -> _Prompts:
         prompts: dict[Role, list[int]] = {}
         for role in roles:
             model = self._models[role]
-            prompts[role] = encode(model.tokenizer)
+            if not reads_tokens(model):
+                continue
+            prompts[role] = _ids(text, model.tokenizer)
             if not prompts[role]:
                 raise InvalidRequest("the prompt has no tokens", hint="give at least one character")
             if len(prompts[role]) >= model.n_ctx:
@@ -243,44 +284,56 @@ class Router:
 
     @cached_property
     def _vocabulary(self) -> _Vocabulary:
-        return _Vocabulary(self.fast.tokenizer, self.slow.tokenizer)
+        return _Vocabulary(self.fast.tokenizer, None if self._local_slow is None else self._local_slow.tokenizer)
 
-    def _engine(self, prompts: _Prompts, options: RequestOptions) -> Engine:
+    def _engine(self, text: TextPrompt, prompts: _Prompts, options: RequestOptions) -> Engine:
         from .policies import Capped
 
         policy = self.policy
         if options.max_slow_calls is not None or options.max_slow_tokens is not None:
             policy = Capped(policy, options.max_slow_calls, options.max_slow_tokens)
         roles: list[Role] = ["fast", "slow"] if policy.asks or self.audit else ["fast"]
-        request = self._request(prompts, options)
+        request = self._request(text, prompts, options)
         audit = hashed_uniform(request.seed, request.key, self.ledger.requests, "audit") < self.audit
         return Engine(
             replace(request, audit=audit),
             policy=policy,
             method=self.method,
             vocabulary=self._vocabulary,
-            contexts={role: self._models[role].n_ctx for role in roles},
+            contexts=self._contexts(roles),
             ledger=self.ledger,
+            read_ahead=self.read_ahead,
         )
 
-    def _baseline(self, prompts: _Prompts, options: RequestOptions) -> Engine:
-        """The slow model alone: the same engine with it in the fast seat, never escalating."""
-        from .policies import Never
+    def _baseline(self, text: TextPrompt, prompts: _Prompts, options: RequestOptions) -> Engine:
+        """The slow model alone: the same engine with it in the fast seat, never escalating; or, where it gives
+        text, everything handed over to it."""
+        from .policies import Always, Never
 
+        local = self._local_slow
         return Engine(
-            self._request({"fast": prompts["slow"]}, options),
-            policy=Never(),
-            method=self.method,
+            self._request(text, {"fast": prompts["slow" if local else "fast"]}, options),
+            policy=Never() if local else Always(REST),
+            method=Replace(),
             vocabulary=self._vocabulary,
-            contexts={"fast": self.slow.n_ctx},
+            contexts={"fast": local.n_ctx if local else self.fast.n_ctx},
             ledger=Ledger(),
         )
 
-    def _request(self, prompts: _Prompts, options: RequestOptions) -> Request:
+    def _contexts(self, roles: Sequence[Role]) -> dict[Role, int]:
+        return {role: model.n_ctx for role in roles if reads_tokens(model := self._models[role])}
+
+    def _request(self, text: TextPrompt, prompts: _Prompts, options: RequestOptions) -> Request:
+        if self._local_slow is None and (options.logit_bias or options.constraint is not None):
+            raise InvalidRequest(
+                f"{self.slow.name} gives text, no logits, so they can be neither biased nor constrained",
+                hint="leave logit_bias and constraint out",
+            )
         seed = options.seed if options.seed is not None else self.seed
         ids = prompts["fast"]
         return Request(
             prompts=prompts,
+            text=text if self._local_slow is None else None,
             key=hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest(),
             max_tokens=options.max_tokens,
             seed=int.from_bytes(os.urandom(6), "big") if seed is None else seed,
@@ -290,64 +343,66 @@ class Router:
             constraint=options.make_constraint(self.fast.tokenizer.n_vocab),
         )
 
-    def _prepare(
-        self, encode: Callable[[Tokenizer], list[int]], options: Mapping[str, Any]
-    ) -> tuple[Engine, Engine | None]:
+    def _prepare(self, text: TextPrompt, options: Mapping[str, Any]) -> tuple[Engine, Engine | None]:
+        self._require_open()
         parsed = checked(RequestOptions, options, error=InvalidRequest)
         needed: list[Role] = ["fast", "slow"] if self.policy.asks or self.audit or parsed.baseline else ["fast"]
         if parsed.seed is None and self.seed is None:
             # A drawn seed is shared with the baseline and told in the answer.
             parsed = parsed.model_copy(update={"seed": int.from_bytes(os.urandom(6), "big")})
-        prompts = self._encode(encode, needed)
-        return self._engine(prompts, parsed), self._baseline(prompts, parsed) if parsed.baseline else None
+        prompts = self._encode(text, needed)
+        alone = self._baseline(text, prompts, parsed) if parsed.baseline else None
+        return self._engine(text, prompts, parsed), alone
 
     # --- running them ---
 
-    def _stream(self, encode: Callable[[Tokenizer], list[int]], options: Mapping[str, Any]) -> Iterator[StreamEvent]:
+    def _stream(self, text: TextPrompt, options: Mapping[str, Any]) -> Iterator[StreamEvent]:
         # Checked here and not in the generator, so that a bad request raises at the call.
-        engine, alone = self._prepare(encode, options)
+        engine, alone = self._prepare(text, options)
         return self._run(engine, alone)
 
     def _run(self, engine: Engine, alone: Engine | None) -> Iterator[StreamEvent]:
         with self._slots.hold():
             self._require_open()
-            for emit in drivers.run(engine, self._models):
+            for emit in self._drive(engine):
                 yield TextDelta(emit.text, emit.token)
             if alone is not None:
                 _level(alone, engine)
-                deque(drivers.run(alone, {"fast": self.slow}), maxlen=0)
+                deque(self._drive(alone, "slow" if self._local_slow else "fast"), maxlen=0)
         yield Finished(self._conclude(engine, alone))
 
-    def _astream(
-        self, encode: Callable[[Tokenizer], list[int]], options: Mapping[str, Any]
-    ) -> AsyncIterator[StreamEvent]:
-        engine, alone = self._prepare(encode, options)
+    def _drive(self, engine: Engine, seat: Role = "fast") -> Iterator[drivers.Emit]:
+        """Run an engine whose fast seat is taken by one of the models."""
+        models: drivers.Models = {"fast": self._models[seat], "slow": self._models["slow"]}
+        if not self._batching:
+            return drivers.run(engine, models)
+        return drivers.run_live(engine, models, self._workers.seated(seat))
+
+    def _astream(self, text: TextPrompt, options: Mapping[str, Any]) -> AsyncIterator[StreamEvent]:
+        engine, alone = self._prepare(text, options)
         return self._arun(engine, alone)
 
     async def _arun(self, engine: Engine, alone: Engine | None) -> AsyncIterator[StreamEvent]:
         async with self._slots.ahold():
             self._require_open()
             # Closed before the slots are given back, also when the stream is given up half-way.
-            async with aclosing(drivers.arun(engine, self._models, self._executors)) as emits:
+            async with aclosing(drivers.arun_live(engine, self._models, self._workers.seated("fast"))) as emits:
                 async for emit in emits:
                     yield TextDelta(emit.text, emit.token)
             if alone is not None:
                 _level(alone, engine)
-                async for _ in drivers.arun(alone, {"fast": self.slow}, {"fast": self._executors["slow"]}):
+                seat: Role = "slow" if self._local_slow else "fast"
+                models: drivers.Models = {"fast": self._models[seat], "slow": self._models["slow"]}
+                async for _ in drivers.arun_live(alone, models, self._workers.seated(seat)):
                     pass
         yield Finished(self._conclude(engine, alone))
-
-    @cached_property
-    def _executors(self) -> dict[Role, ThreadPoolExecutor]:
-        """One thread per model: a backend's own threads belong to the thread that calls it."""
-        return {role: ThreadPoolExecutor(1, f"fsgen-{role}") for role in self._models}
 
     def _conclude(self, engine: Engine, alone: Engine | None) -> Generation:
         for role, times in engine.state.step_seconds.items():
             self._steps[role].extend(times)
         baseline = None
         if alone is not None:
-            self._steps["slow"].extend(alone.state.step_seconds["fast"])
+            self._steps["slow"].extend(alone.state.step_seconds["fast"] if self._local_slow else ())
             baseline = alone.generation
         assert engine.generation is not None
         answer = replace(
@@ -371,13 +426,20 @@ class Router:
         return ModelCard(model.name, model.n_params, statistics.median(steps) if steps else None, prices)
 
 
+def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
+    if text.prompt is not None:
+        return tokenizer.encode(text.prompt, add_bos=True)
+    assert text.messages is not None
+    return tokenizer.encode_chat(text.messages)
+
+
 class _Vocabulary:
     """Pieces, classes and ends of generation, shared by both models (checked to be the same)."""
 
-    def __init__(self, fast: Tokenizer, slow: Tokenizer) -> None:
+    def __init__(self, fast: Tokenizer, slow: Tokenizer | None) -> None:
         self._tokenizer, self._hidden = fast, fast.special_ids
         self.n_vocab = fast.n_vocab
-        self.eog_ids = fast.eog_ids | slow.eog_ids
+        self.eog_ids = fast.eog_ids if slow is None else fast.eog_ids | slow.eog_ids
         self._classes = token_classes(fast).tolist()
 
     def piece(self, token: int) -> bytes:

@@ -9,14 +9,18 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 
-from .errors import NoFreeSequence
+from .errors import NoFreeSequence, QueueFull
 
 
 class Slots:
-    """At most ``count`` requests at once, from threads and coroutines, first come first served."""
+    """At most ``count`` requests at once, from threads and coroutines, first come first served.
 
-    def __init__(self, count: int) -> None:
+    Raises :class:`QueueFull` where ``max_waiting`` are waiting already.
+    """
+
+    def __init__(self, count: int, max_waiting: int) -> None:
         self._free = self._count = count
+        self._max_waiting = max_waiting
         self._lock = threading.Lock()
         self._waiting: deque[Future[None]] = deque()
         self._threads: list[int] = []
@@ -68,8 +72,13 @@ class Slots:
             if self._free:
                 self._free -= 1
                 turn.set_result(None)
-            else:
+            elif len(self._waiting) < self._max_waiting:
                 self._waiting.append(turn)
+            else:
+                raise QueueFull(
+                    f"{self._count} requests are being answered and {len(self._waiting)} are waiting",
+                    hint="try again later, or raise the Router's max_waiting or the models' n_seq",
+                )
         return turn
 
     def _give(self) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, TypeGuard
 
+from .models import TokenModel
 from .reading import GREEDY, Warp
 from .tokenizer import Message
 
@@ -15,10 +16,10 @@ class TextCapabilities:
     """What an endpoint was found to do.
 
     ``prefill``: it goes on with a partial answer. Where it does not, it is told what was written so
-    far and asked to go on, which costs fidelity.
+    far and asked to go on, which costs fidelity. None: not yet known, the first partial answer shows it.
     """
 
-    prefill: bool
+    prefill: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +71,8 @@ class TextModel(Protocol):
     @property
     def capabilities(self) -> TextCapabilities: ...
 
-    def stream(self, request: Continuation) -> Iterator[TextEvent]:
-        """Chunks, then one :class:`TextEnd`. Closing the iterator early ends the request.
+    def stream(self, request: Continuation) -> Generator[TextEvent, None, None]:
+        """Chunks, then one :class:`TextEnd`. Closing the generator early ends the request.
 
         Raises :class:`~fsgen_router.errors.BackendError` where the endpoint fails, also in mid-stream.
         """
@@ -81,3 +82,8 @@ class TextModel(Protocol):
 
     def shutdown(self) -> None:
         """Close connections. Closing twice is allowed."""
+
+
+def reads_tokens(model: TokenModel | TextModel) -> TypeGuard[TokenModel]:
+    """Whether a model gives rows of logits for tokens, and not only text."""
+    return callable(getattr(model, "forward", None))

@@ -104,10 +104,15 @@ LOOPS = {("records", "report")}
 HEAVY = {
     "torch", "transformers", "llama_cpp", "huggingface_hub", "gguf", "matplotlib", "scipy", "psutil", "tokenizers",
     "safetensors", "tqdm", "openai", "httpx", "httpx2", "tenacity", "sklearn", "jinja2",
+    "accelerate",
 }  # fmt: skip
 AT_IMPORT = {
     "adapters/llama_cpp.py": {"llama_cpp", "psutil"},
     "adapters/openai.py": {"httpx2", "tenacity"},
+    "adapters/slot_cache.py": {"torch", "transformers"},
+    "adapters/torch_reading.py": {"torch"},
+    "adapters/transformers.py": {"accelerate", "gguf", "huggingface_hub", "psutil", "torch", "transformers"},
+    "adapters/transformers_tokenizer.py": {"tokenizers"},
 }
 WHEN_CALLED = {
     "adapters/llama_cpp.py": {"huggingface_hub"},
@@ -195,6 +200,10 @@ def test_importing_the_package_loads_no_backend() -> None:
         ("llama_cpp", "llama", "llama_cpp:small.gguf"),
         ("psutil", "llama", "llama_cpp:small.gguf"),
         ("huggingface_hub", "hub", "llama_cpp:hf://owner/repo/file.gguf"),
+        ("torch", "transformers", "transformers:folder"),
+        ("transformers", "transformers", "transformers:folder"),
+        ("accelerate", "transformers", "transformers:folder"),
+        ("gguf", "transformers", "transformers:folder"),
         ("httpx2", "openai", "openai:name@https://host/v1"),
         ("tenacity", "openai", "openai:name@https://host/v1"),
     ],

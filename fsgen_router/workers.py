@@ -1,0 +1,253 @@
+"""Who carries out the jobs of live requests: in the caller's thread, or in one that owns the model.
+
+A :class:`BatchWorker` runs whatever waits for its model in one forward, single tokens and catch-up chunks
+mixed; nobody waits for a batch to fill. A request that waits for one model is in no other's queue, so it
+costs the rest nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeAlias, cast
+
+from .engine import Chunk, Done, Event, Failed, Open, Start
+from .errors import BackendError, FsgenError, RouterClosed
+from .models import TokenModel, Work
+from .reading import Row
+from .records import Role
+from .text_models import Continuation, TextEnd, TextModel, reads_tokens
+
+CHUNK = 64
+"""Tokens of one work in one forward while others wait too, so that a long prompt does not hold them up."""
+TICK = 512
+"""Tokens of all works in one forward."""
+STREAMS = 64
+"""Continuations from one endpoint at once."""
+
+AnyModel: TypeAlias = TokenModel | TextModel
+
+
+def perform(model: AnyModel, command: Start) -> Generator[Event, None, None]:
+    """Carry out one job here and now; what the backend failed with becomes an event."""
+    began, job, work = time.perf_counter(), command.job, command.work
+    try:
+        if isinstance(work, Continuation):
+            yield from _stream(cast(TextModel, model), job, work, began)
+            return
+        local = cast(TokenModel, model)
+        result = local.open(work.ids) if isinstance(work, Open) else local.forward([work])[0]
+    except FsgenError as error:
+        yield Failed(job, error)
+    else:
+        yield Done(job, result, time.perf_counter() - began)
+
+
+def _stream(model: TextModel, job: int, wanted: Continuation, began: float) -> Iterator[Event]:
+    with closing(model.stream(wanted)) as stream:
+        for item in stream:
+            if isinstance(item, TextEnd):
+                yield Done(job, item, time.perf_counter() - began)
+                return
+            yield Chunk(job, item.text)
+    raise BackendError(f"{model.name} ended its stream in mid-answer")
+
+
+class Client(Protocol):
+    """A live request, as a worker sees it."""
+
+    @property
+    def cancelled(self) -> bool: ...
+
+    def deliver(self, event: Event) -> bool:
+        """Called on the worker's thread, without any lock of the worker's held; False: the job is given up."""
+
+
+class Worker(Protocol):
+    """Carries out jobs of one model on threads of its own."""
+
+    def submit(self, command: Start, client: Client) -> None: ...
+
+    def close(self) -> None:
+        """End the threads; what is still waiting fails. Closing twice is allowed."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """A work on its way: what is left of it, and the rows that have come."""
+
+    command: Start
+    client: Client
+    left: Work
+    rows: list[Row | None] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    """Where in ``rows`` each of the remaining reads belongs."""
+    seconds: float = 0.0
+
+
+class BatchWorker:
+    """The one thread of a local model."""
+
+    def __init__(self, model: TokenModel, name: str) -> None:
+        self._model = model
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[Start, Client]] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, command: Start, client: Client) -> None:
+        with self._changed:
+            if not self._closed:
+                self._waiting.append((command, client))
+                self._changed.notify()
+                return
+        client.deliver(Failed(command.job, RouterClosed("the Router was closed while it was answering")))
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._jobs or self._closed):
+                    self._changed.wait()
+                arrived, self._waiting = self._waiting, deque()
+                closed = self._closed
+            for command, client in arrived:
+                self._admit(command, client)
+            if closed:
+                for job in self._jobs:
+                    error = RouterClosed("the Router was closed while it was answering")
+                    job.client.deliver(Failed(job.command.job, error))
+                return
+            if self._jobs:
+                self._tick()
+
+    def _admit(self, command: Start, client: Client) -> None:
+        work = command.work
+        if isinstance(work, Work):
+            self._jobs.append(_Job(command, client, work, [None] * len(work.reads), list(range(len(work.reads)))))
+            return
+        for event in perform(self._model, command):
+            client.deliver(event)
+
+    def _tick(self) -> None:
+        """One forward over a share of what waits, in the order of arrival."""
+        for job in [job for job in self._jobs if job.client.cancelled]:
+            self._jobs.remove(job)
+            job.client.deliver(Failed(job.command.job, RouterClosed("the request was cancelled")))
+        room, share = TICK, CHUNK if len(self._jobs) > 1 else TICK
+        taken: list[tuple[_Job, Work, list[int]]] = []
+        while self._jobs and room > 0:
+            job = self._jobs.popleft()
+            part, slots = _split(job, min(share, room))
+            room -= len(part.ids)
+            taken.append((job, part, slots))
+        if not taken:
+            return
+        began = time.perf_counter()
+        try:
+            results = self._model.forward([part for _, part, _ in taken])
+        except Exception as error:
+            failure = error if isinstance(error, FsgenError) else BackendError(f"{self._model.name}: {error!r}")
+            for job, _, _ in taken:
+                job.client.deliver(Failed(job.command.job, failure))
+            return
+        seconds = time.perf_counter() - began
+        for (job, _, slots), rows in zip(taken, results, strict=True):
+            for slot, row in zip(slots, rows, strict=True):
+                job.rows[slot] = row
+            job.seconds += seconds
+        # What is not read to its end stays in front of what has not begun.
+        self._jobs.extendleft(job for job, _, _ in reversed(taken) if job.left.ids)
+        for job, _, _ in taken:
+            if not job.left.ids:
+                job.client.deliver(Done(job.command.job, job.rows, job.seconds))  # type: ignore[arg-type]
+
+
+def _split(job: _Job, size: int) -> tuple[Work, list[int]]:
+    """Take the first ``size`` tokens off a job: as a work, and where its rows belong."""
+    left = job.left
+    if len(left.ids) <= size:
+        job.left = replace(left, ids=())
+        return left, job.slots
+    now = [(slot, at, read) for slot, (at, read) in zip(job.slots, left.reads, strict=True) if at < size]
+    later = [(slot, at - size, read) for slot, (at, read) in zip(job.slots, left.reads, strict=True) if at >= size]
+    job.left = Work(left.sequence, left.keep + size, left.ids[size:], [(at, read) for _, at, read in later])
+    job.slots = [slot for slot, _, _ in later]
+    part = Work(left.sequence, left.keep, left.ids[:size], [(at, read) for _, at, read in now])
+    return part, [slot for slot, _, _ in now]
+
+
+class StreamWorker:
+    """Threads that wait for an endpoint, one for each stream under way."""
+
+    def __init__(self, model: TextModel, name: str) -> None:
+        self._model = model
+        self._threads = ThreadPoolExecutor(STREAMS, name)
+
+    def submit(self, command: Start, client: Client) -> None:
+        try:
+            self._threads.submit(self._run, command, client)
+        except RuntimeError:  # its threads have ended
+            client.deliver(Failed(command.job, RouterClosed("the Router was closed while it was answering")))
+
+    def _run(self, command: Start, client: Client) -> None:
+        with closing(_safely(perform(self._model, command), command.job)) as events:
+            for event in events:
+                if not client.deliver(event):
+                    return
+
+    def close(self) -> None:
+        # Without waiting for an endpoint that hangs: its stream ends when the model is shut down.
+        self._threads.shutdown(wait=False)
+
+
+def _safely(events: Iterator[Event], job: int) -> Generator[Event, None, None]:
+    try:
+        yield from events
+    except Exception as error:
+        yield Failed(job, BackendError(f"{error!r}"))
+
+
+class Workers:
+    """The workers of a pair, each started when it is first needed."""
+
+    def __init__(self, models: Mapping[Role, AnyModel]) -> None:
+        self._models = models
+        self._started: dict[Role, Worker] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def seated(self, fast: Role) -> Mapping[Role, Worker]:
+        """Both workers, with that of one of the models in the fast seat."""
+        return {"fast": self._of(fast), "slow": self._of("slow")}
+
+    def _of(self, role: Role) -> Worker:
+        with self._lock:
+            if role not in self._started:
+                model, name = self._models[role], f"fsgen-{role}"
+                made = BatchWorker(model, name) if reads_tokens(model) else StreamWorker(cast(TextModel, model), name)
+                self._started[role] = made
+                if self._closed:
+                    made.close()
+            return self._started[role]
+
+    def close(self) -> None:
+        """End the threads; requests under way fail with :class:`RouterClosed`."""
+        with self._lock:
+            self._closed = True
+            started = list(self._started.values())
+        for worker in started:
+            worker.close()
