@@ -23,7 +23,7 @@ cat >mypy.ini <<INI
 mypy_path = $apart/wheel
 strict = True
 warn_unreachable = True
-[mypy-llama_cpp.*,matplotlib.*,scipy.*,sklearn.*,psutil.*,huggingface_hub.*]
+[mypy-llama_cpp.*,accelerate.*,gguf.*,tokenizers.*,torch.*,transformers.*,matplotlib.*,scipy.*,sklearn.*,psutil.*,huggingface_hub.*]
 ignore_missing_imports = True
 follow_imports = skip
 INI

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 import scripted_pairs
+import tiny_transformers
 
 from fsgen_router import BackendError, Mask, NoFreeSequence, reference
 from fsgen_router.adapters.scripted import ScriptedModel
+from fsgen_router.adapters.transformers import TransformersModel
 from fsgen_router.models import TokenModel, Work
 from fsgen_router.reading import GREEDY, Read, Row, Warp, draw, warped
 
@@ -31,6 +33,12 @@ def _llama_cpp(n_seq: int, n_batch: int) -> TokenModel:
     return reference.load("fast", n_ctx=N_CTX, n_seq=n_seq, n_batch=n_batch)
 
 
+def _transformers(architecture: str, n_seq: int, n_batch: int = 512) -> TokenModel:
+    return TransformersModel(
+        tiny_transformers.saved(architecture), n_ctx=N_CTX, n_seq=n_seq, n_batch=n_batch, device="cpu"
+    )
+
+
 ADAPTERS: dict[str, Callable[[], TokenModel]] = {
     "scripted-1": lambda: _scripted(1),
     "scripted-4": lambda: _scripted(4),
@@ -38,6 +46,10 @@ ADAPTERS: dict[str, Callable[[], TokenModel]] = {
     "llama_cpp-4": lambda: _llama_cpp(4, 512),
     "llama_cpp-1-chunked": lambda: _llama_cpp(1, 7),
     "llama_cpp-4-chunked": lambda: _llama_cpp(4, 7),
+    "transformers-1": lambda: _transformers("llama", 1),
+    "transformers-4": lambda: _transformers("llama", 4),
+    "transformers-4-chunked": lambda: _transformers("gemma2", 4, 7),  # one layer with a sliding window
+    "transformers-4-recurrent": lambda: _transformers("falcon_h1", 4),
 }
 
 

@@ -29,6 +29,7 @@ _STYLES: dict[Status, tuple[str, str]] = {
 }
 _EXTRAS = {
     "llama": ("llama-cpp-python", "psutil"),
+    "transformers": ("torch", "transformers", "accelerate", "gguf", "psutil"),
     "hub": ("huggingface_hub",),
     "eval": ("matplotlib", "scipy"),
     "train": ("torch", "transformers", "gguf", "safetensors"),

@@ -1,0 +1,191 @@
+"""The vocabulary and chat template of a model of transformers, as llama.cpp sees the same vocabulary."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from fsgen_router.errors import ConfigurationError
+from fsgen_router.tokenizer import Message
+
+try:
+    from tokenizers import AddedToken, Tokenizer
+except ImportError as error:
+    raise ImportError(
+        "the transformers backend needs the extra 'transformers': pip install 'fsgen-router[transformers]'"
+    ) from error
+
+# Names of control tokens that some vocabularies list as ordinary added tokens. GGUF files have them as
+# control tokens, and both must agree where one model of a pair comes from each.
+_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>", re.DOTALL)
+# What a GGUF file calls a row that no token belongs to.
+_PADDING = re.compile(r"\[PAD\d+\]")
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class TransformersTokenizer:
+    """A :class:`~fsgen_router.tokenizer.Tokenizer` on a fast tokenizer of transformers.
+
+    ``width`` is the number of rows of logits: what the tokenizer holds beyond it cannot be read.
+    ``eog_ids`` are those that the model's own configuration names; the tokenizer's is added.
+    ``unused_ids`` have names and mean nothing. ``whole_words`` takes what is in the vocabulary without
+    asking whether merges lead to it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        *,
+        width: int,
+        eog_ids: Iterable[int] = (),
+        unused_ids: frozenset[int] = frozenset(),
+        whole_words: bool = False,
+    ) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ConfigurationError(
+                f"{name} has no fast tokenizer", hint="a tokenizer.json is needed: convert it with transformers"
+            )
+        self._tokenizer, self._name = tokenizer, name
+        vocabulary = {token: text for text, token in backend.get_vocab().items() if token < width}
+        added = {token: entry for token, entry in backend.get_added_tokens_decoder().items() if token < width}
+        meant = {token for token, text in vocabulary.items() if not _PADDING.fullmatch(text)} - unused_ids
+        self.n_vocab = max(meant) + 1
+        self.unused_ids = frozenset(range(self.n_vocab)) - meant
+        self.special_ids = frozenset(_control_tokens(added, tokenizer)) & meant
+        self.eog_ids = (frozenset(eog_ids) | {tokenizer.eos_token_id}) & meant
+        self._vocabulary, self._added = vocabulary, added
+        self._with_special, self._plain = _encoders(backend, self.special_ids, whole_words)
+        # The token that every sequence begins with, if the vocabulary says so.
+        bos = tokenizer.bos_token_id
+        self._bos: int | None = bos if backend.encode("").ids[:1] == [bos] else None
+
+    @cached_property
+    def pieces(self) -> Sequence[bytes]:
+        spell = _spelling(json.loads(self._with_special.to_str()))
+        pieces = [b""] * self.n_vocab
+        for token in set(range(self.n_vocab)) - self.unused_ids:
+            entry = self._added.get(token)
+            pieces[token] = spell(self._vocabulary[token]) if entry is None else entry.content.encode()
+        return pieces
+
+    def piece(self, token: int) -> bytes:
+        return self.pieces[token]
+
+    def encode(self, text: str, *, add_bos: bool, parse_special: bool = False) -> list[int]:
+        encoder = self._with_special if parse_special else self._plain
+        ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
+        return [self._bos, *ids] if add_bos and self._bos is not None else ids
+
+    # --- chat ---
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """A user's text never becomes a control token, whatever it contains."""
+        control = [self.piece(token).decode() for token in self.special_ids]
+        if any(name in message["content"] for message in messages for name in control):
+            ids = self._encode_split(messages)
+        else:
+            ids = self.encode(self._render(messages), add_bos=False, parse_special=True)
+        if self._bos is not None and ids[:1] != [self._bos]:
+            ids.insert(0, self._bos)
+        return ids
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        if not self._tokenizer.chat_template:
+            raise ConfigurationError(f"{self._name} has no chat template", hint="use complete() with a raw prompt")
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as error:  # whatever a template from a file raises
+            raise ConfigurationError(f"the chat template of {self._name} refuses these messages: {error}") from None
+
+    def _encode_split(self, messages: Sequence[Message]) -> list[int]:
+        """Template and contents apart: the template around stand-ins, then each content as plain text."""
+        stand_ins = [f"\x02{number}\x03" for number in range(len(messages))]
+        contents = [message["content"] for message in messages]
+        # White space stays around a stand-in: some templates trim it, some do not.
+        around = [
+            content.replace(content.strip(), stand_in, 1) if content.strip() else content
+            for content, stand_in in zip(contents, stand_ins, strict=True)
+        ]
+        rendered = self._render([{**m, "content": text} for m, text in zip(messages, around, strict=True)])
+        inner = {stand_in: content.strip() for stand_in, content in zip(stand_ins, contents, strict=True)}
+        ids: list[int] = []
+        for part in filter(None, re.split("(\x02\\d+\x03)", rendered)):
+            ids += self.encode(inner.get(part, part), add_bos=False, parse_special=part not in inner)
+        return ids
+
+
+def _control_tokens(added: dict[int, AddedToken], tokenizer: Any) -> Iterator[int]:
+    """What is no part of a text. The token for unknown text is one, unless it does another's work too."""
+    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    for token, entry in added.items():
+        control = entry.special or _CONTROL.fullmatch(entry.content)
+        if token in named or (control and token != tokenizer.unk_token_id):
+            yield token
+
+
+def _encoders(backend: Tokenizer, special_ids: frozenset[int], whole_words: bool) -> tuple[Tokenizer, Tokenizer]:
+    """Copies that nothing else changes: one reads control tokens in a text, one reads their names as text."""
+    made = json.loads(backend.to_str())
+    made |= {"truncation": None, "padding": None}
+    for entry in made["added_tokens"]:
+        entry["special"] = entry["id"] in special_ids
+    if whole_words and made["model"]["type"] == "BPE":
+        made["model"]["ignore_merges"] = True
+    with_special, plain = (Tokenizer.from_str(json.dumps(made)) for _ in range(2))
+    plain.encode_special_tokens = True
+    return with_special, plain
+
+
+# --- from a vocabulary's spelling to bytes -------------------------------------------------------
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable ones stand for themselves, the others follow from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
+
+
+def _spelling(tokenizer: dict[str, Any]) -> Any:
+    """The function from a token's spelling in this vocabulary to its bytes."""
+    decoders = list(_parts(tokenizer.get("decoder"), "decoders"))
+    kinds = {part["type"] for part in decoders}
+    if "ByteLevel" in kinds:
+        alphabet = _byte_alphabet()
+
+        def from_letters(text: str) -> bytes:
+            return b"".join(bytes([alphabet[c]]) if c in alphabet else c.encode() for c in text)
+
+        return from_letters
+    if "WordPiece" in kinds:
+        return lambda text: text[2:].encode() if text.startswith("##") else b" " + text.encode()
+    # SentencePiece and its kin: a mark for the space, and bytes by their numbers.
+    marks = [part.get("replacement", "▁") for part in decoders if part["type"] == "Metaspace"] or ["▁"]
+    suffix = tokenizer["model"].get("end_of_word_suffix")
+
+    def from_marks(text: str) -> bytes:
+        byte = _BYTE.fullmatch(text)
+        if byte is not None:
+            return bytes([int(byte[1], 16)])
+        for mark in (*marks, *([suffix] if suffix else [])):
+            text = text.replace(mark, " ")
+        return text.encode()
+
+    return from_marks
+
+
+def _parts(node: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
+    if node is not None and node["type"] == "Sequence":
+        for inner in node[key]:
+            yield from _parts(inner, key)
+    elif node is not None:
+        yield node
