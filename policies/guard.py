@@ -62,7 +62,8 @@ class OutlierGuard(Stored):
 
     def is_outlier(self, row: Sequence[float]) -> bool:
         """Whether this row is less probable than the cut (or no row of numbers at all)."""
-        return not float(self.log_density(np.array([row]))[0]) >= self.cut
+        features = np.array([row])
+        return not np.isfinite(features).all() or float(self.log_density(features)[0]) < self.cut
 
 
 def unit(rows: Floats, mean: Floats, scale: Floats) -> Floats:
