@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from fsgen_router.errors import ConfigurationError
 
@@ -51,8 +52,8 @@ class OutlierGuard(Stored):
             raise ConfigurationError(f"vmf: the parts do not fit {unknown or ''}".rstrip())
 
     @cached_property
-    def _columns(self) -> list[int]:
-        return [INDEX[name] for name in self.features]
+    def _columns(self) -> npt.NDArray[np.intp]:
+        return np.array([INDEX[name] for name in self.features], np.intp)
 
     def log_density(self, features: Floats) -> Floats:
         """Log-density on the unit sphere, shape (n,), of feature rows, shape (n, F)."""
