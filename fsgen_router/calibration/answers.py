@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..evaluation import COLUMNS, Array, Item, Outcome, Run, ask, make_outcome
+from ..methods import Method
 from ..policy import Policy
 from ..records import Generation
 from ..router import Router
@@ -20,6 +21,8 @@ CHUNK = 50
 OnItems: TypeAlias = Callable[[int], None]
 """Hears how many prompts are done since it was last called."""
 
+MakeOutcome: TypeAlias = Callable[[Item, Generation], Outcome]
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -27,12 +30,16 @@ class Answers:
 
     ``ids`` are each answer's tokens and ``by_slow`` 1 where the slow model wrote one; ``counters`` has
     shape (n, len(COLUMNS)). Whether an answer is right is not kept, so that a checker may change.
+    ``accepted`` is the highest score that was not escalated (-inf: none), ``escalated`` the lowest that
+    was (inf: none), shape (n,) each: any threshold from the one up to the other writes the same answer.
     """
 
     texts: list[str]
     ids: list[list[int]]
     by_slow: list[list[int]]
     counters: Array
+    accepted: Array
+    escalated: Array
 
     def run(self, items: Sequence[Item], policy: str) -> Run:
         """The answers as an evaluation's run, each judged by its item's ``check``."""
@@ -41,6 +48,10 @@ class Answers:
             for item, text, row in zip(items, self.texts, self.counters.tolist(), strict=True)
         )
         return Run(policy, tuple(outcomes))
+
+    def record(self, number: int) -> dict[str, Any]:
+        """One answer, as it is packed."""
+        return {field.name: getattr(self, field.name)[number] for field in fields(self)}
 
 
 def _outcome(row: Sequence[float]) -> Outcome:
@@ -58,33 +69,66 @@ def answer_items(
     *,
     work: WorkDirectory,
     name: str,
-    method: str | None = None,
+    method: Method | str = "replace",
+    known: Callable[[int], Answers | None] | None = None,
+    outcome: MakeOutcome = make_outcome,
     on_items: OnItems | None = None,
     **options: Any,
 ) -> Answers:
-    """Answer every item under ``policy``, or take the answers from ``work`` where they are under ``name``."""
+    """Answer every item under ``policy``, or take the answers from ``work`` where they are under ``name``.
+
+    ``known(i)`` may name answers of which the i-th is what would be written again.
+    """
     routed = router.with_policy(policy, method=method)
 
-    def compute(chunk: Sequence[Item], _start: int) -> Arrays:
-        answers = []
-        for item in chunk:
-            answers.append(ask(routed, item, **options))
+    def one(number: int, item: Item) -> dict[str, Any]:
+        found = None if known is None else known(number)
+        if found is not None:
+            return found.record(number)
+        answer = ask(routed, item, **options)
+        return _record(answer, outcome)
+
+    def compute(chunk: Sequence[Item], start: int) -> Arrays:
+        records = []
+        for number, item in enumerate(chunk, start):
+            records.append(one(number, item))
             if on_items is not None:
                 on_items(1)
-        return _pack(answers)
+        return _pack(records)
 
-    arrays = work.in_chunks(name, items, compute, size=CHUNK, on_items=on_items)
-    sources = {"ids": arrays["by_slow"], "id_counts": arrays["id_counts"]}
-    return Answers(unpack_texts(arrays), unpack_ids(arrays), unpack_ids(sources), arrays["counters"])
+    return _unpack(work.in_chunks(name, items, compute, size=CHUNK, on_items=on_items))
 
 
-def _pack(answers: Sequence[Generation]) -> Arrays:
-    unchecked = Item(id="", prompt="", check=lambda _text: False)
-    counters = [list(asdict(make_outcome(unchecked, answer)).values()) for answer in answers]
-    by_slow = [token.source == "slow" for answer in answers for token in answer.tokens]
+_UNCHECKED = Item(id="", prompt="", check=lambda _text: False)
+
+
+def _record(answer: Generation, outcome: MakeOutcome) -> dict[str, Any]:
+    scored = [t.decision for t in answer.tokens if t.decision is not None and t.decision.score is not None]
     return {
-        **pack_texts([answer.text for answer in answers]),
-        **pack_ids([[token.id for token in answer.tokens] for answer in answers]),
-        "by_slow": np.array(by_slow, np.int8),
-        "counters": np.array(counters, np.float64),
+        "texts": answer.text,
+        "ids": [token.id for token in answer.tokens],
+        "by_slow": [int(token.source == "slow") for token in answer.tokens],
+        "counters": [float(value) for value in asdict(outcome(_UNCHECKED, answer)).values()],
+        "accepted": max((d.score or 0.0 for d in scored if not d.escalate), default=-np.inf),
+        "escalated": min((d.score or 0.0 for d in scored if d.escalate), default=np.inf),
     }
+
+
+def _pack(records: Sequence[Mapping[str, Any]]) -> Arrays:
+    return {
+        **pack_texts([record["texts"] for record in records]),
+        **pack_ids([record["ids"] for record in records]),
+        "by_slow": np.array([flag for record in records for flag in record["by_slow"]], np.int8),
+        **{name: np.array([r[name] for r in records], np.float64) for name in ("counters", "accepted", "escalated")},
+    }
+
+
+def _unpack(arrays: Arrays) -> Answers:
+    return Answers(
+        texts=unpack_texts(arrays),
+        ids=unpack_ids(arrays),
+        by_slow=unpack_ids({"ids": arrays["by_slow"], "id_counts": arrays["id_counts"]}),
+        counters=arrays["counters"],
+        accepted=arrays["accepted"],
+        escalated=arrays["escalated"],
+    )

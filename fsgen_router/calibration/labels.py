@@ -75,6 +75,18 @@ def soft(traces: Traces) -> Labels:
     return Labels("soft", np.clip(lost, 0.0, 1.0), np.ones(len(traces)))
 
 
+def join_labels(parts: Sequence[Labels]) -> Labels:
+    """Labels of traces one behind the other."""
+    return Labels(
+        parts[0].name,
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.weights for part in parts]),
+        rollouts=sum(part.rollouts for part in parts),
+        neutral=sum(part.neutral for part in parts),
+        divergent=sum(part.divergent for part in parts),
+    )
+
+
 @dataclass(frozen=True)
 class Prefix:
     """A constraint that lets an answer begin with ``ids`` and then leaves it free: a rollout's fork."""
@@ -92,7 +104,7 @@ class Prefix:
 
 def roll_out(router: Router, item: Item, prefix: Sequence[int], **options: Any) -> str:
     """The answer's text when it begins with ``prefix`` and the slow model goes on alone."""
-    constraint = Prefix(tuple(prefix), router.slow.tokenizer.n_vocab)
+    constraint = Prefix(tuple(prefix), router.fast.tokenizer.n_vocab)
     return ask(router.with_policy(SLOW_ONLY, method="replace"), item, constraint=constraint, **options).text
 
 

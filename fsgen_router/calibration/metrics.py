@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,10 +24,7 @@ def auroc(scores: Array, labels: Array, weights: Array) -> float:
 
     ``labels`` in [0, 1] count as that share of a positive. NaN without positives or negatives.
     """
-    positives, negatives = _by_score(scores, labels, weights)
-    above = np.cumsum(negatives) - negatives
-    pairs = positives.sum() * negatives.sum()
-    return float((positives * (above + negatives / 2)).sum() / pairs) if pairs > 0 else float("nan")
+    return _auroc(*_by_score(_ranks(scores), labels, weights))
 
 
 def average_precision(scores: Array, labels: Array, weights: Array) -> float:
@@ -35,21 +32,34 @@ def average_precision(scores: Array, labels: Array, weights: Array) -> float:
 
     As scikit-learn's ``average_precision_score``. NaN without positives.
     """
-    positives, negatives = _by_score(scores, labels, weights)
+    return _average_precision(*_by_score(_ranks(scores), labels, weights))
+
+
+def _ranks(scores: Array) -> Ints:
+    """0 for the lowest score, equal for ties."""
+    return np.unique(scores, return_inverse=True)[1]
+
+
+def _by_score(ranks: Ints, labels: Array, weights: Array) -> tuple[Array, Array]:
+    """Weights of positives and negatives at each different score, ascending."""
+    positives = np.bincount(ranks, weights * labels).astype(np.float64)
+    negatives = np.bincount(ranks, weights * (1 - labels)).astype(np.float64)
+    return positives, negatives
+
+
+def _auroc(positives: Array, negatives: Array) -> float:
+    below = np.cumsum(negatives) - negatives
+    pairs = positives.sum() * negatives.sum()
+    return float((positives * (below + negatives / 2)).sum() / pairs) if pairs > 0 else float("nan")
+
+
+def _average_precision(positives: Array, negatives: Array) -> float:
     found = np.cumsum(positives[::-1])
     seen = found + np.cumsum(negatives[::-1])
     if not found[-1] > 0:
         return float("nan")
     precision = np.divide(found, seen, out=np.zeros_like(found), where=seen > 0)
     return float((positives[::-1] * precision).sum() / found[-1])
-
-
-def _by_score(scores: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
-    """Weights of positives and negatives at each different score, ascending."""
-    _, at = np.unique(scores, return_inverse=True)
-    positives = np.bincount(at, weights * labels).astype(np.float64)
-    negatives = np.bincount(at, weights * (1 - labels)).astype(np.float64)
-    return positives, negatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +73,29 @@ class Reliability:
 
 def reliability(scores: Array, labels: Array, weights: Array, *, bins: int = BINS) -> Reliability:
     """What came true of what the score promised. Ties are never torn apart, so there may be fewer bins."""
+    return _reliability(_bins(scores, bins), scores, labels, weights)
+
+
+def _bins(scores: Array, bins: int) -> Ints:
     edges = np.unique(np.quantile(scores, np.linspace(0, 1, bins + 1)[1:-1]))
-    at = np.searchsorted(edges, scores, side="right")
-    size = len(edges) + 1
-    mass = np.bincount(at, weights, minlength=size)
+    return np.searchsorted(edges, scores, side="right")
+
+
+def _reliability(at: Ints, scores: Array, labels: Array, weights: Array) -> Reliability:
+    mass = np.bincount(at, weights)
     kept = mass > 0
-    score = np.bincount(at, weights * scores, minlength=size)[kept] / mass[kept]
-    label = np.bincount(at, weights * labels, minlength=size)[kept] / mass[kept]
+    score = np.bincount(at, weights * scores)[kept] / mass[kept]
+    label = np.bincount(at, weights * labels)[kept] / mass[kept]
     return Reliability(score, label, mass[kept] / mass.sum())
 
 
 def calibration_error(scores: Array, labels: Array, weights: Array, *, bins: int = BINS) -> float:
     """Expected calibration error: the mean over bins of |mean score - mean label|."""
-    found = reliability(scores, labels, weights, bins=bins)
+    return _error(reliability(scores, labels, weights, bins=bins))
+
+
+def _error(found: Reliability) -> float:
     return float((found.weight * np.abs(found.score - found.label)).sum())
-
-
-_FUNCTIONS: Mapping[str, Callable[[Array, Array, Array], float]] = {
-    "auroc": auroc,
-    "average_precision": average_precision,
-    "calibration_error": calibration_error,
-}
 
 
 def score_metrics(
@@ -107,8 +119,9 @@ def score_metrics(
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     found: dict[str, dict[str, Estimate]] = {}
     for name, values in scores.items():
-        draws = [_all_metrics(values, labels, weights * times[of_prompt]) for times in drawn]
-        point = _all_metrics(values, labels, weights)
+        ranks, bins = _ranks(values), _bins(values, BINS)
+        draws = [_all_metrics(values, ranks, bins, labels, weights * times[of_prompt]) for times in drawn]
+        point = _all_metrics(values, ranks, bins, labels, weights)
         columns = np.array(draws).T
         found[name] = {
             metric: _estimate(value, column) for metric, value, column in zip(METRICS, point, columns, strict=True)
@@ -116,8 +129,10 @@ def score_metrics(
     return found
 
 
-def _all_metrics(scores: Array, labels: Array, weights: Array) -> list[float]:
-    return [_FUNCTIONS[metric](scores, labels, weights) for metric in METRICS]
+def _all_metrics(scores: Array, ranks: Ints, bins: Ints, labels: Array, weights: Array) -> list[float]:
+    positives, negatives = _by_score(ranks, labels, weights)
+    error = _error(_reliability(bins, scores, labels, weights))
+    return [_auroc(positives, negatives), _average_precision(positives, negatives), error]
 
 
 def _estimate(value: float, draws: Array) -> Estimate:

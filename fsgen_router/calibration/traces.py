@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..evaluation import Item
+from ..errors import ConfigurationError
+from ..evaluation import Array, Item
 from ..models import TokenModel, Work
 from ..policies.features import feature_matrix
 from ..policy import Context
-from ..reading import Floats, Read, Row
+from ..reading import Read, Row
 from ..router import Router
 from ..signals import TOP_K, Signals, make_signals
 from ..tokenizer import Tokenizer, token_classes
@@ -93,7 +94,7 @@ class Traces:
             )
             yield make_signals(row, token_class)
 
-    def features(self) -> Floats:
+    def features(self) -> Array:
         """Rows of features, shape (n, F), made by the function that serves them."""
         contexts = zip(self.position.tolist(), self.since_escalation.tolist(), strict=True)
         return feature_matrix(
@@ -120,6 +121,21 @@ def join_traces(parts: Sequence[Traces]) -> Traces:
 
 
 # --- making them ---------------------------------------------------------------------------------
+
+
+def local_slow(router: Router) -> TokenModel:
+    """The slow model, whose choice at every position is read.
+
+    Raises :class:`ConfigurationError` for one that gives only text.
+    """
+    slow: Any = router.slow
+    if not callable(getattr(slow, "forward", None)):
+        raise ConfigurationError(
+            f"calibration reads the slow model's choice at every position, which {slow.name} does not give",
+            hint="take a local slow model",
+        )
+    model: TokenModel = slow
+    return model
 
 
 def encode_item(tokenizer: Tokenizer, item: Item) -> list[int]:
@@ -218,7 +234,7 @@ def trace_answers(
     ``own`` says that the answers are the slow model's own. Nothing else may use the Router's models
     meanwhile.
     """
-    classes = token_classes(router.fast.tokenizer)
+    classes, slow = token_classes(router.fast.tokenizer), local_slow(router)
 
     def compute(chunk: Sequence[Item], start: int) -> Arrays:
         parts = []
@@ -226,7 +242,7 @@ def trace_answers(
             parts.append(
                 trace_answer(
                     router.fast,
-                    router.slow,
+                    slow,
                     item,
                     answers.ids[number],
                     None if own else answers.by_slow[number],
