@@ -57,15 +57,11 @@ def quality_plot(
     first = next((summary for curve in curves.values() for summary in curve), None)
     if first is None:
         raise ConfigurationError("nothing to plot", hint="give at least one summary")
-    figure = _figure()(figsize=(7.5, 5.0), dpi=150, layout="constrained")
+    figure = new_figure()
     axes = figure.add_subplot()
-    for level, label, colour in (
-        (first.accuracy_slow, "slow alone", "black"),
-        (first.accuracy_fast, "fast alone", "tab:gray"),
-    ):
-        _level(axes, level, label, colour)
+    draw_levels(axes, first)
     for name, curve in curves.items():
-        _curve(axes, name, curve, rate)
+        draw_curve(axes, name, [(getattr(summary, rate), summary.accuracy) for summary in curve])
     for name, ((x0, y0), (x1, y1)) in (chords or {}).items():
         axes.plot((x0, x1), (y0, y1), linestyle=":", linewidth=1.2, label=name)
     axes.set_xlabel(_AXES.get(rate, rate))
@@ -77,12 +73,29 @@ def quality_plot(
     axes.set_title(title)
     axes.legend(loc="best", fontsize="small")
     target = Path(path)
+    write_atomically(target, figure_bytes(figure, target.suffix[1:].lower()))
+
+
+def new_figure(width: float = 7.5, height: float = 5.0) -> Any:
+    """An empty matplotlib figure, ``width`` by ``height`` inches, that belongs to no window."""
+    return _figure()(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def figure_bytes(figure: Any, kind: str = "png") -> bytes:
+    """A figure as a file of one of :data:`FORMATS`. No dates or versions: the same figures give the same file."""
     buffer = io.BytesIO()
-    # No dates or versions: the same figures give the same file.
     stamp = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    kind = target.suffix[1:].lower()
     figure.savefig(buffer, format=kind, metadata=stamp.get(kind))
-    write_atomically(target, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def draw_levels(axes: Any, summary: Summary) -> None:
+    """Both models alone as lines across, their intervals as bands."""
+    for level, label, colour in (
+        (summary.accuracy_slow, "slow alone", "black"),
+        (summary.accuracy_fast, "fast alone", "tab:gray"),
+    ):
+        _level(axes, level, label, colour)
 
 
 def _percent(value: float, _position: object) -> str:
@@ -97,9 +110,10 @@ def _level(axes: Any, level: Estimate, label: str, colour: str) -> None:
         axes.axhspan(*level.interval, color=colour, alpha=0.1, linewidth=0)
 
 
-def _curve(axes: Any, name: str, curve: Sequence[Summary], rate: str) -> None:
+def draw_curve(axes: Any, name: str, curve: Sequence[tuple[Estimate, Estimate]], **style: Any) -> None:
+    """Points (x, y) with their intervals as bars, joined in the order of x; undefined ones are left out."""
     points = sorted(
-        ((x.value, s.accuracy.value, x, s.accuracy) for s in curve if (x := getattr(s, rate)).value is not None),
+        ((x.value, y.value, x, y) for x, y in curve if x.value is not None and y.value is not None),
         key=lambda point: point[0],
     )
     if not points:
@@ -110,12 +124,8 @@ def _curve(axes: Any, name: str, curve: Sequence[Summary], rate: str) -> None:
         [y for _, y, *_ in points],
         yerr=list(zip(*bars[0], strict=True)),
         xerr=list(zip(*bars[1], strict=True)),
-        marker="o",
-        markersize=4,
-        linewidth=1.4,
-        elinewidth=0.8,
-        capsize=2,
         label=name,
+        **{"marker": "o", "markersize": 4, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2} | style,
     )
 
 
