@@ -12,10 +12,11 @@ import ipaddress
 import json
 import os
 import re
+import socket
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -239,6 +240,14 @@ def _mapped(name: str, options: OpenAIOptions) -> Iterator[None]:
 _NOT_AN_API = "does the URL point at an OpenAI-compatible API (it mostly ends in /v1)?"
 
 
+def _cut(response: httpx2.Response) -> None:
+    """End the connection under whoever reads from it, in another thread."""
+    connection = response.extensions["network_stream"].get_extra_info("socket")
+    with suppress(OSError):  # it has ended by itself
+        # Not SSLSocket's own, which also takes the state away that the reader is using.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
 # --- what an endpoint sends ----------------------------------------------------------------------
 
 
@@ -372,6 +381,7 @@ class OpenAIModel:
             limits=httpx2.Limits(max_keepalive_connections=16),
             trust_env=not self._endpoint.loopback,
         )
+        weakref.finalize(self, self._client.close)  # for a model that is dropped without shutdown()
         self._closed = False
         self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
         # Found out on the way, and then remembered.
@@ -482,7 +492,8 @@ class OpenAIModel:
             return fields
         # top_p is said even where it changes nothing, because endpoints have defaults of their own.
         fields |= {"temperature": warp.temperature, "top_p": warp.top_p}
-        beyond = {"top_k": warp.top_k, "min_p": warp.min_p}  # not OpenAI's: only where they were asked for
+        # These are not OpenAI's, and refused there: only where they were asked for. Else the endpoint's defaults hold.
+        beyond = {"top_k": warp.top_k, "min_p": warp.min_p}
         return fields | {name: value for name, value in beyond.items() if value}
 
     def _ask(
@@ -532,7 +543,8 @@ class OpenAIModel:
         ):
             if response.status_code != 200:
                 raise self._refusal(response, path)
-            yield from read(response)
+            with patience.cutting(lambda: _cut(response)):
+                yield from read(response)
 
     def _adapted(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return {self._renamed.get(name, name): value for name, value in body.items() if name not in self._dropped}

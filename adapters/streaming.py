@@ -5,9 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from types import TracebackType
 
 from fsgen_router.errors import BackendError
@@ -16,12 +15,14 @@ from fsgen_router.text_models import TextChunk, TextEnd, TextEvent
 # --- one call ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class Patience:
     """How long a call may take, and whether anybody still waits for it."""
 
-    deadline: float
-    closed: threading.Event
+    def __init__(self, seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.closed = threading.Event()
+        self._lock = threading.Lock()
+        self._cut: Callable[[], object] | None = None
 
     @property
     def left(self) -> float:
@@ -32,17 +33,33 @@ class Patience:
     def ended(self) -> bool:
         return self.closed.is_set() or time.monotonic() >= self.deadline
 
+    @contextmanager
+    def cutting(self, cut: Callable[[], object]) -> Iterator[None]:
+        """While this is entered, :meth:`close` calls ``cut``, which ends a wait for the network."""
+        with self._lock:
+            self._cut = cut
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._cut = None
+
+    def close(self) -> None:
+        self.closed.set()
+        with self._lock:
+            if self._cut is not None:
+                self._cut()
+
 
 class Call(Generator[TextEvent, None, None]):
     """A request under way on a thread of its own, as a generator.
 
-    :meth:`close` may be called from any thread; it returns at once, and the request ends with the next
-    packet at the latest. So does dropping it.
+    :meth:`close` may be called from any thread and returns at once; so does dropping it.
     """
 
     def __init__(self, events: Callable[[Patience], Generator[TextEvent]], seconds: float, name: str) -> None:
         self._inbox: queue.SimpleQueue[TextEvent | Exception | None] = queue.SimpleQueue()
-        self._patience = Patience(time.monotonic() + seconds, threading.Event())
+        self._patience = Patience(seconds)
         self._name = name
         self._ended = False
         self._reason: Exception | None = None
@@ -55,11 +72,12 @@ class Call(Generator[TextEvent, None, None]):
             item = self._next()
             if isinstance(item, TextChunk):
                 return item
-            self.close()
-            if isinstance(item, Exception):
-                raise item
-            if item is not None:
+            if isinstance(item, TextEnd):
+                self._ended = True
                 return item
+            self.close()
+            if item is not None:
+                raise item
         reason, self._reason = self._reason, None
         raise reason or StopIteration
 
@@ -79,11 +97,11 @@ class Call(Generator[TextEvent, None, None]):
         """End the request. Who waits or asks for the next event gets ``reason``, or the end of the stream."""
         if not self._ended:
             self._reason, self._ended = reason, True
-        self._patience.closed.set()
-        self._inbox.put(None)
+            self._patience.close()
+            self._inbox.put(None)
 
     def __del__(self) -> None:
-        self._patience.closed.set()
+        self.close()
 
 
 def _work(

@@ -1,0 +1,187 @@
+"""Endpoints on loopback: llama-cpp-python's real server, and a socket that does what no server should."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# --- the real one --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RealServer:
+    """``python -m llama_cpp.server`` under way; ``log`` is what it prints."""
+
+    url: str
+    log: Path
+
+
+@contextlib.contextmanager
+def real_server(folder: Path, models: Mapping[str, Path], **settings: Any) -> Iterator[RealServer]:
+    """Serve GGUF files under the names they are given; ``settings`` are the server's own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "seed": 0, "verbose": False}
+    config = {
+        "host": "127.0.0.1",
+        "port": port,
+        **settings,
+        "models": [{"model": str(path), "model_alias": name, **shared} for name, path in models.items()],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    log = folder / "log"
+    command = [sys.executable, "-m", "llama_cpp.server", "--config_file", str(folder / "config.json")]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        server = RealServer(f"http://127.0.0.1:{port}/v1", log)
+        while True:
+            if process.poll() is not None:
+                raise AssertionError(f"the server did not start:\n{log.read_text()}")
+            try:
+                urllib.request.urlopen(f"{server.url}/models", timeout=5).close()
+            except urllib.error.HTTPError as refused:  # it wants a key, so it is up
+                refused.close()
+            except OSError:
+                time.sleep(0.05)
+                continue
+            break
+        yield server
+    finally:
+        process.kill()  # asked politely, it would finish its streams first
+        process.wait()
+
+
+# --- the scripted one ----------------------------------------------------------------------------
+
+
+@dataclass
+class Asked:
+    """A request as it came over the wire."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    send: Callable[[bytes], None]
+    connection: int
+
+
+Script = Callable[[Asked], None]
+
+
+@dataclass
+class ScriptedServer:
+    """Answers every request with what ``script`` sends, byte for byte."""
+
+    script: Script
+    url: str = ""
+    asked: list[Asked] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [asked.body for asked in self.asked]
+
+
+@contextlib.contextmanager
+def scripted_server(script: Script) -> Iterator[ScriptedServer]:
+    server = ScriptedServer(script)
+    numbers = iter(range(1_000_000))
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            number = next(numbers)
+            # A client that has gone is what half of the tests are about.
+            with contextlib.suppress(OSError):
+                while asked := self._read(number):
+                    server.asked.append(asked)
+                    server.script(asked)
+
+        def _read(self, connection: int) -> Asked | None:
+            request = self.rfile.readline().decode()
+            if not request.strip():
+                return None
+            headers = {}
+            while line := self.rfile.readline().decode().strip():
+                name, _, value = line.partition(":")
+                headers[name.lower()] = value.strip()
+            body = json.loads(self.rfile.read(int(headers.get("content-length", 0))) or b"{}")
+            return Asked(request.split()[1], headers, body, self.request.sendall, connection)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Handler) as listening:
+        server.url = f"http://127.0.0.1:{listening.server_address[1]}/v1"
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stopping.set()
+            listening.shutdown()
+            thread.join()
+
+
+# --- bytes ---------------------------------------------------------------------------------------
+
+
+def reply(status: int, body: object, *, kind: str = "application/json", **headers: str) -> bytes:
+    """A whole response."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} Said", f"Content-Type: {kind}", f"Content-Length: {len(data)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + data
+
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def piece(data: bytes) -> bytes:
+    """One piece of a chunked body; the empty one ends it."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def event(item: object) -> bytes:
+    """One server-sent event: bytes and strings as they are, all else as JSON."""
+    data = item if isinstance(item, bytes) else (item if isinstance(item, str) else json.dumps(item)).encode()
+    return b"data: " + data + b"\n\n"
+
+
+def chat_chunk(content: object = None, finish_reason: object = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": finish_reason}]}
+
+
+def text_chunk(text: object = "", finish_reason: object = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "text": text, "finish_reason": finish_reason}]}
+
+
+def streamed(*items: object, done: bool = True) -> bytes:
+    """A whole stream of events."""
+    data = b"".join(map(event, [*items, *(["[DONE]"] if done else [])]))
+    return STREAM_HEAD + piece(data) + piece(b"")
+
+
+def says(text: str) -> bytes:
+    """A stream that says ``text``, whatever was asked."""
+    return streamed({"choices": [{"delta": {"content": text}, "text": text}]}, chat_chunk(None, "stop"))
