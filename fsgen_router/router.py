@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -75,7 +76,7 @@ class Router:
         fast: AnyModel | str | None = None,
         slow: AnyModel | str | None = None,
         *,
-        policy: Policy | str | None = None,
+        policy: Policy | str | Path | None = None,
         method: Method | str | None = None,
         audit: float = 0.0,
         prices: Prices | None = None,
@@ -145,11 +146,15 @@ class Router:
 
     def _choose(self, policy: Policy | None, method: Method | None) -> None:
         """Take a policy and a method, or this pair's defaults; refuse what the pair cannot do."""
-        from .policies import Capped, check_pair, fingerprint, make_policy
+        from .policies import Capped, check_pair, make_policy
 
+        if method is None:
+            # A learned policy knows the method that it was calibrated with.
+            learned_with: str | None = getattr(policy, "method", None)
+            method = make_method(learned_with or (Replace() if self._local_slow is None else Verify()))
+        self.method = method
         if self._local_slow is None:
-            self.policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
-            self.method = method or Replace()
+            policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
             if self.method.rule is not None:
                 raise ConfigurationError(
                     f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {self.method.name}",
@@ -157,10 +162,9 @@ class Router:
                 )
             if self.audit:
                 raise ConfigurationError(f"{self.slow.name} gives text, no logits, so it cannot audit answers")
-            return
-        self.method = method or Verify()
-        pair = fingerprint(self.fast, self._local_slow)
-        self.policy = check_pair(policy or make_policy(DEFAULT_POLICY), pair, method=self.method.name)
+        else:
+            policy = policy or make_policy(DEFAULT_POLICY)
+        self.policy = check_pair(policy, self.fast, self.slow, method=method)
 
     # --- what users call ---
 
@@ -202,7 +206,7 @@ class Router:
         """The asynchronous :meth:`stream_chat`."""
         return self._astream(TextPrompt(messages=tuple(require_messages(messages))), options)
 
-    def with_policy(self, policy: Policy | str, *, method: Method | str | None = None) -> Router:
+    def with_policy(self, policy: Policy | str | Path, *, method: Method | str | None = None) -> Router:
         """A Router over the same models with another policy, and a ledger of its own.
 
         Loads and checks nothing again. The models stay this Router's: keep it open meanwhile, and

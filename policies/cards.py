@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from fsgen_router.models import TokenModel
+from fsgen_router.text_models import TextModel
 from fsgen_router.tokenizer import vocabulary_hash
 
 FORMAT = 1
@@ -25,7 +26,7 @@ class _Record(BaseModel):
 class Pair(_Record):
     """Which two models a policy was made for. Sizes are parameters; None where a model does not tell."""
 
-    vocabulary: str = Field(description="SHA-256 of the shared vocabulary")
+    vocabulary: str = Field(description="SHA-256 of the fast model's vocabulary")
     fast: str
     slow: str
     fast_params: int | None = None
@@ -46,8 +47,8 @@ def _model(name: str, n_params: int | None) -> str:
     return name if n_params is None else f"{name} ({n_params:,} parameters)"
 
 
-def fingerprint(fast: TokenModel, slow: TokenModel) -> Pair:
-    """The pair that two local models are."""
+def fingerprint(fast: TokenModel, slow: TokenModel | TextModel) -> Pair:
+    """The pair that two models are. The vocabulary is the fast one's, which a local slow model shares."""
     return Pair(
         vocabulary=vocabulary_hash(fast.tokenizer),
         fast=fast.name,
@@ -98,6 +99,7 @@ class PolicyCard(_Record):
     kind: str = "learned"
     created: str = Field(default="", description="date, ISO 8601")
     pair: Pair
+    method: str = Field(default="replace", description="the method that it was calibrated with")
     label: str = Field(description="what the score predicts: disagreement, soft or divergence")
     signals: tuple[str, ...] = Field(description="features that the scorer reads")
     data_hash: str = Field(description="SHA-256 over the prompts")

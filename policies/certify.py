@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fsgen_router.errors import ConfigurationError
+from fsgen_router.methods import make_method
 
 from .cards import Guarantee
 from .features import Floats
@@ -114,7 +115,7 @@ def make_guarantee(
     """The claim about the candidate that was chosen, None where there is none.
 
     ``thresholds`` and ``rates`` (escalation rates on the calibration prompts) are the candidates', in
-    the order of testing.
+    the order of testing; ``method`` is the one that they were run with.
     """
     at = tested.chosen
     if at is None:
@@ -130,7 +131,7 @@ def make_guarantee(
         p_value=float(tested.p_values[at]),
         bound=tested.bound,
         certified_rate=rates[at],
-        method=method,
+        method=make_method(method).name,
     )
 
 

@@ -14,10 +14,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fsgen_router.errors import ConfigurationError, PolicyFileError
 from fsgen_router.logs import log
+from fsgen_router.methods import Method, make_method
+from fsgen_router.models import TokenModel
 from fsgen_router.policy import Policy
+from fsgen_router.text_models import TextModel
 
 from .budget import RateHold
-from .cards import FORMAT, Pair, PolicyCard
+from .cards import FORMAT, PolicyCard, fingerprint
 from .drift import DriftMonitor
 from .guard import OutlierGuard
 from .learned import Learned, SpanRule
@@ -50,12 +53,13 @@ class _Settings(BaseModel):
 def save_policy(path: str | os.PathLike[str], policy: Learned, card: PolicyCard) -> None:
     """Write a policy file, all of it or nothing: an older file stays until the new one is complete.
 
-    The card's guarantee and pair are the policy's own where it has them. Raises
-    :class:`PolicyFileError` where the file cannot be written.
+    The guarantee in the card is the policy's own, and so are pair and method where the policy has them.
+    Raises :class:`PolicyFileError` where the file cannot be written.
     """
     from safetensors.numpy import save
 
-    card = card.model_copy(update={"guarantee": policy.certificate, "pair": policy.pair or card.pair})
+    own = {"guarantee": policy.certificate, "pair": policy.pair or card.pair, "method": policy.method or card.method}
+    card = card.model_copy(update=own)
     settings = _Settings(
         threshold=policy.threshold,
         extent=policy.extent,
@@ -110,6 +114,7 @@ def load_policy(path: str | os.PathLike[str]) -> tuple[Learned, PolicyCard]:
             guard=_guard(settings.guard, tensors),
             certificate=card.guarantee,
             pair=card.pair,
+            method=card.method,
         )
     except KeyError as error:
         raise PolicyFileError(f"{path} lacks its {error.args[0]}", hint=_REMAKE) from error
@@ -164,23 +169,24 @@ def _under(prefix: str, tensors: Mapping[str, Any]) -> Tensors:
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def check_pair(policy: Policy, pair: Pair, *, method: str = "replace") -> Policy:
-    """The policy to use with this pair and method: itself, or with its certificate suspended.
+def check_pair(policy: Policy, fast: TokenModel, slow: TokenModel | TextModel, *, method: Method | str) -> Policy:
+    """The policy to use with these models and this method: itself, or with its certificate suspended.
 
-    Warns (:class:`PolicyPairWarning`, and the event ``policy_pair``) where a learned policy was made
-    for something else. Policies that are not learned fit every pair.
+    Warns (:class:`PolicyPairWarning`, and the event ``policy_pair``) where a learned policy was made for
+    other models, or certified with another method. Policies that know no pair fit every pair.
     """
     if not isinstance(policy, Learned):
         return policy
-    reasons = [] if policy.pair is None else policy.pair.differences(pair)
-    if reasons:
-        reasons[0] = f"made for another pair ({reasons[0]}"
-        reasons[-1] += ")"
-    if policy.certificate is not None and policy.certificate.method != method:
-        reasons.append(f"certified with the method {policy.certificate.method!r}, not {method!r}")
+    reasons = []
+    if policy.pair is not None and (differences := policy.pair.differences(fingerprint(fast, slow))):
+        reasons.append(f"made for another pair ({', '.join(differences)})")
+    certified_with = None if policy.certificate is None else make_method(policy.certificate.method).name
+    if certified_with is not None and certified_with != (running := make_method(method).name):
+        reasons.append(f"certified with the method {certified_with}, not {running}")
     if not reasons:
         return policy
     why = ", ".join(reasons)
-    warnings.warn(f"the policy {policy.name} was {why}; calibrate one for this pair", PolicyPairWarning, stacklevel=3)
+    # Told at the line that made the Router, which calls this two levels down.
+    warnings.warn(f"the policy {policy.name} was {why}; calibrate one for this pair", PolicyPairWarning, stacklevel=4)
     log.warning("policy_pair", policy=policy.name, why=why)
     return replace(policy, suspended=why)

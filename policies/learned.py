@@ -74,7 +74,8 @@ class Learned:
     ``span`` adds a judgement of whole drafted spans. ``hold`` lets the threshold follow a rate (see
     :meth:`holding`), ``drift`` watches the scores over a Router's requests, ``guard`` single positions
     (experimental). ``certificate`` is what was certified about scorer, threshold, extent and span; it
-    is suspended by whatever moves the threshold away from the certified one.
+    is suspended by whatever moves the threshold away from the certified one. ``pair`` and ``method`` are
+    what the policy was made for, None where that is not known.
     """
 
     scorer: Scorer
@@ -86,6 +87,7 @@ class Learned:
     guard: OutlierGuard | None = None
     certificate: Guarantee | None = None
     pair: Pair | None = None
+    method: str | None = None
     suspended: str = ""
 
     def __post_init__(self) -> None:
@@ -160,7 +162,8 @@ class Learned:
             raise ConfigurationError(
                 f"certified for the threshold {guarantee.threshold}, the policy's is {self.threshold}"
             )
-        return replace(self, certificate=guarantee.model_copy(update={"policy": self.digest}))
+        certificate = guarantee.model_copy(update={"policy": self.digest})
+        return replace(self, certificate=certificate, method=guarantee.method)
 
     # --- the claim ---
 

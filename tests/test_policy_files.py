@@ -15,6 +15,7 @@ import pytest
 from learned_cases import PAIR, card, features, full_policy, guarantee, logistic, mlp, monitor, positions, scorers
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from scripted_pairs import Pair, pair
 
 from fsgen_router import Ledger, PolicyFileError, Router
 from fsgen_router.policies import (
@@ -82,6 +83,7 @@ def test_the_card_survives(tmp_path: Path) -> None:
     policy = Learned(logistic(), 0.5).certified(guarantee())
     loaded, read = load_policy(saved(tmp_path / "p.safetensors", policy))
     assert read == card(guarantee=policy.certificate)
+    assert (loaded.method, read.method) == ("replace", "replace")
     assert loaded.certificate == policy.certificate
     assert loaded.pair == PAIR
     assert loaded.guarantee() == "certified"
@@ -110,8 +112,10 @@ def test_a_file_is_a_short_form(tmp_path: Path, kind: type) -> None:
         make_policy(kind(tmp_path / "other.safetensors"))
 
 
-def test_a_router_takes_a_file(tmp_path: Path) -> None:
-    path = saved(tmp_path / "calibrated.safetensors", replace(Learned(logistic(), 0.3), pair=None))
+def test_a_router_takes_a_file(tmp_path: Path, fast_model, slow_model) -> None:
+    path = saved(
+        tmp_path / "calibrated.safetensors", Learned(logistic(), 0.3), pair=fingerprint(fast_model, slow_model)
+    )
     with Router(policy=str(path)) as router:
         answer = router.complete("lamp", max_tokens=12)
     assert answer.policy == Learned(logistic(), 0.3).name
@@ -280,31 +284,39 @@ def test_a_certificate_for_other_weights_is_suspended(tmp_path: Path) -> None:
 # --- another pair --------------------------------------------------------------------------------
 
 
+def made_for(models: Pair, **changes: object) -> Learned:
+    """A policy that was certified for this scripted pair, or for one with these differences."""
+    made = fingerprint(models.fast, models.slow).model_copy(update=changes)
+    return replace(Learned(logistic(), 0.5).certified(guarantee()), pair=made)
+
+
 def test_the_pair_it_was_made_for_passes_without_a_word() -> None:
-    policy = replace(Learned(logistic(), 0.5).certified(guarantee()), pair=PAIR)
-    assert check_pair(policy, PAIR) is policy
-    assert check_pair(Never(), PAIR) == Never()
+    models = pair(0)
+    policy = made_for(models)
+    assert check_pair(policy, models.fast, models.slow, method="replace") is policy
+    assert check_pair(Never(), models.fast, models.slow, method="verify") == Never()
     nobodys = Learned(logistic(), 0.5)
-    assert check_pair(nobodys, PAIR) is nobodys
+    assert check_pair(nobodys, models.fast, models.slow, method="verify") is nobodys
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"vocabulary": "xyz"}, "another vocabulary"),
-        ({"fast": "tiny.gguf"}, "fast is tiny.gguf .* not small.gguf"),
-        ({"slow_params": 7}, r"slow is large.gguf \(7 parameters\), not large.gguf \(10,000 parameters\)"),
+        ({"fast": "tiny.gguf"}, "fast is fast .* not tiny.gguf"),
+        ({"slow_params": 7}, r"slow is slow \(10,000 parameters\), not slow \(7 parameters\)"),
     ],
 )
 def test_another_pair_warns_loudly_and_suspends(
     change: dict[str, object], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = replace(Learned(logistic(), 0.5).certified(guarantee()), pair=PAIR)
+    models = pair(0)
+    policy = made_for(models, **change)
     with (
         caplog.at_level(logging.WARNING, "fsgen_router"),
         pytest.warns(PolicyPairWarning, match=f"another pair .*{said}"),
     ):
-        checked = check_pair(policy, PAIR.model_copy(update=change))
+        checked = check_pair(policy, models.fast, models.slow, method="replace")
     assert "policy_pair" in caplog.text
     assert isinstance(checked, Learned)
     assert checked.guarantee().startswith("suspended: made for another pair")
@@ -312,20 +324,39 @@ def test_another_pair_warns_loudly_and_suspends(
 
 
 def test_another_method_suspends_a_certificate_only() -> None:
-    policy = replace(Learned(logistic(), 0.5).certified(guarantee(method="verify")), pair=PAIR)
-    with pytest.warns(PolicyPairWarning, match="method 'verify', not 'replace'"):
-        assert check_pair(policy, PAIR, method="replace").guarantee().startswith("suspended: certified with the method")
-    assert check_pair(policy, PAIR, method="verify") is policy
+    models = pair(0)
+    policy = made_for(models)
+    with pytest.warns(PolicyPairWarning, match="method replace, not verify"):
+        checked = check_pair(policy, models.fast, models.slow, method="verify")
+    assert guarantee_of(checked).startswith("suspended: certified with the method")
     uncertified = replace(policy, certificate=None)
-    assert check_pair(uncertified, PAIR, method="replace") is uncertified
+    assert check_pair(uncertified, models.fast, models.slow, method="verify") is uncertified
+    verified = replace(Learned(logistic(), 0.5).certified(guarantee(method="verify")), pair=policy.pair)
+    # Short forms of one method.
+    assert check_pair(verified, models.fast, models.slow, method="verify:exact") is verified
+
+
+def test_a_router_runs_a_policy_with_its_method_and_warns_at_the_line_that_made_it(tmp_path: Path) -> None:
+    models = pair(0)
+    path = saved(tmp_path / "p.safetensors", made_for(models))
+    for policy in (path, str(path), load_policy(path)[0]):
+        with Router(models.fast, models.slow, policy=policy) as router:
+            assert router.method.name == "replace"
+            assert guarantee_of(router.policy, router.ledger) == "certified"
+    with pytest.warns(PolicyPairWarning) as warned, Router(models.fast, models.slow, policy=path, method="verify"):
+        pass
+    assert warned[0].filename == __file__
+    other = pair(1)
+    with pytest.warns(PolicyPairWarning), Router(other.slow, other.fast, policy=path) as router:
+        assert guarantee_of(router.policy).startswith("suspended: made for another pair")
 
 
 def test_a_fingerprint_is_of_both_models(fast_model, slow_model) -> None:
-    pair = fingerprint(fast_model, slow_model)
-    assert pair == fingerprint(fast_model, slow_model)
-    assert (pair.fast_params, pair.slow_params) == (fast_model.n_params, slow_model.n_params)
-    assert pair.differences(fingerprint(slow_model, fast_model))
-    assert not pair.differences(pair)
+    found = fingerprint(fast_model, slow_model)
+    assert found == fingerprint(fast_model, slow_model)
+    assert (found.fast_params, found.slow_params) == (fast_model.n_params, slow_model.n_params)
+    assert found.differences(fingerprint(slow_model, fast_model))
+    assert not found.differences(found)
 
 
 def test_a_cap_suspends() -> None:
