@@ -739,6 +739,7 @@ def make_card(bench: Bench, policy: Learned, choice: Choice, target: Target, hel
     return PolicyCard(
         created=datetime.date.today().isoformat(),
         pair=bench.pair,
+        method=make_method(bench.options.method).name,
         label=bench.options.label,
         signals=scorer_signals(policy.scorer),
         data_hash=bench.prompts.sha256,
