@@ -94,8 +94,8 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 # A file imports only from rooms before its own.
 ORDER = (
     "_version", "errors", "logs", "options", "acceptance", "reading", "tokenizer", "signals", "policy", "methods",
-    "models", "text_models", "records", "report", "engine", "workers", "drivers", "config", "adapters", "policies", "reference",
-    "resolve", "slots", "router", "fsgen_router", "evaluation", "plots", "calibration", "cli",
+    "models", "text_models", "records", "report", "engine", "workers", "drivers", "config", "adapters",
+    "policies", "reference", "resolve", "slots", "router", "fsgen_router", "evaluation", "plots", "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.
 LOOPS = {("records", "report")}
@@ -115,6 +115,8 @@ AT_IMPORT = {
     "adapters/transformers_tokenizer.py": {"tokenizers"},
 }
 WHEN_CALLED = {
+    "fsgen_router/calibration/fit.py": {"sklearn", "torch"},
+    "fsgen_router/calibration/report.py": {"jinja2"},
     "adapters/llama_cpp.py": {"huggingface_hub"},
     "fsgen_router/evaluation/intervals.py": {"scipy"},
     "fsgen_router/cli/doctor.py": {"llama_cpp", "huggingface_hub", "psutil", "torch"},

@@ -1,0 +1,119 @@
+"""From a pair of models and prompts to a policy file with a stated, tested target.
+
+::
+
+    from fsgen_router.calibration import calibrate
+
+    found = calibrate("llama_cpp:small.gguf", "llama_cpp:large.gguf", "prompts.jsonl",
+                      out="policy.safetensors", max_regret=0.05, confidence=0.9, report="report.html")
+    print(found.choice.reason)
+
+Prompts are split by their hash into three: scorers are fitted on ``fit``, thresholds chosen and
+certified on ``calibration``, figures given on ``report``. The steps, for notebooks::
+
+    with open_pair(None, None) as router:
+        bench = open_bench(router, reference_prompts(300), "calibration.work")
+        require_gap(bench)                          # is there anything to gain?
+        fitted = collect_and_fit(bench, target)     # traces, labels, on-policy rounds, a scorer
+        choice = choose(bench, fitted, target)      # candidates, each run on the calibration prompts
+        held = hold_out(bench, fitted, choice.policy)
+
+What is finished is kept in the work directory, so each may be called again at no cost. Needs the
+extra ``calibrate``.
+"""
+
+from .answers import Answers, answer_items
+from .checks import CHECKERS, Checker, bind, make_checker
+from .choose import CANDIDATE_RATES, Choice, Runner, Span, Target, choose_certified, choose_cost, choose_rate, regret
+from .cost import SAMPLE, StageCost, estimate_cost
+from .curves import Curve, Point, recovered_area
+from .fit import CALIBRATIONS, SCORERS, fit_scorer
+from .labels import LABELS, Labels, disagreement, divergence, roll_out, soft
+from .metrics import auroc, average_precision, calibration_error, reliability, score_metrics
+from .pipeline import (
+    Bench,
+    Calibration,
+    CalibrationOptions,
+    Fitted,
+    Held,
+    Progress,
+    Round,
+    calibrate,
+    choose,
+    collect_and_fit,
+    hold_out,
+    make_options,
+    make_target,
+    open_bench,
+    open_pair,
+    require_gap,
+)
+from .prompts import SHARES, SPLITS, Prompts, read_prompts, reference_prompts, split_items
+from .report import write_report
+from .store import WorkDirectory
+from .traces import Traces, trace_answer, trace_answers
+
+__all__ = [
+    "CALIBRATIONS",
+    "CANDIDATE_RATES",
+    "CHECKERS",
+    "LABELS",
+    "SAMPLE",
+    "SCORERS",
+    "SHARES",
+    "SPLITS",
+    "Answers",
+    "Bench",
+    "Calibration",
+    "CalibrationOptions",
+    "Checker",
+    "Choice",
+    "Curve",
+    "Fitted",
+    "Held",
+    "Labels",
+    "Point",
+    "Progress",
+    "Prompts",
+    "Round",
+    "Runner",
+    "Span",
+    "StageCost",
+    "Target",
+    "Traces",
+    "WorkDirectory",
+    "answer_items",
+    "auroc",
+    "average_precision",
+    "bind",
+    "calibrate",
+    "calibration_error",
+    "choose",
+    "choose_certified",
+    "choose_cost",
+    "choose_rate",
+    "collect_and_fit",
+    "disagreement",
+    "divergence",
+    "estimate_cost",
+    "fit_scorer",
+    "hold_out",
+    "make_checker",
+    "make_options",
+    "make_target",
+    "open_bench",
+    "open_pair",
+    "read_prompts",
+    "recovered_area",
+    "reference_prompts",
+    "regret",
+    "reliability",
+    "require_gap",
+    "roll_out",
+    "score_metrics",
+    "soft",
+    "split_items",
+    "trace_answer",
+    "trace_answers",
+    "write_report",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeAlias
 
@@ -72,29 +73,33 @@ def answer_items(
     method: Method | str = "replace",
     known: Callable[[int], Answers | None] | None = None,
     outcome: MakeOutcome = make_outcome,
+    concurrency: int = 1,
     on_items: OnItems | None = None,
     **options: Any,
 ) -> Answers:
     """Answer every item under ``policy``, or take the answers from ``work`` where they are under ``name``.
 
-    ``known(i)`` may name answers of which the i-th is what would be written again.
+    ``known(i)`` may name answers of which the i-th is what would be written again. ``concurrency`` items
+    are asked at once.
     """
     routed = router.with_policy(policy, method=method)
 
     def one(number: int, item: Item) -> dict[str, Any]:
         found = None if known is None else known(number)
-        if found is not None:
-            return found.record(number)
-        answer = ask(routed, item, **options)
-        return _record(answer, outcome)
+        record = _record(ask(routed, item, **options), outcome) if found is None else found.record(number)
+        if on_items is not None:
+            on_items(1)
+        return record
 
     def compute(chunk: Sequence[Item], start: int) -> Arrays:
-        records = []
-        for number, item in enumerate(chunk, start):
-            records.append(one(number, item))
-            if on_items is not None:
-                on_items(1)
-        return _pack(records)
+        numbers = range(start, start + len(chunk))
+        if concurrency == 1:
+            return _pack(list(map(one, numbers, chunk)))
+        pool = ThreadPoolExecutor(concurrency, "fsgen-calibrate")
+        try:
+            return _pack(list(pool.map(one, numbers, chunk)))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     return _unpack(work.in_chunks(name, items, compute, size=CHUNK, on_items=on_items))
 

@@ -144,6 +144,7 @@ class Runner:
     work: WorkDirectory
     split: str
     options: dict[str, Any]
+    concurrency: int = 1
     on_items: OnItems | None = None
 
     def __post_init__(self) -> None:
@@ -169,6 +170,7 @@ class Runner:
                 name=name,
                 method=method,
                 known=known if shareable else None,
+                concurrency=self.concurrency,
                 on_items=self.on_items,
                 **self.options,
             )

@@ -193,6 +193,7 @@ def oracle_runs(runner: Runner, *, nats: Sequence[float] = _ORACLE_NATS) -> list
             name=f"{runner.split}-{oracle.name}".replace(">", "_"),
             method=oracle,
             outcome=_corrections_only,
+            concurrency=runner.concurrency,
             on_items=runner.on_items,
             **runner.options,
         )

@@ -70,6 +70,7 @@ class CalibrationOptions(BaseModel):
     curves: bool = Field(True, description="run everything that the report compares the policy to")
     max_tokens: int = Field(256, ge=1, description="tokens of an answer at most")
     stop: tuple[str, ...] = Field((), description="end answers before any of these")
+    concurrency: int = Field(1, ge=1, description="prompts asked at once, where both models hold several sequences")
     seed: int = Field(0, ge=0, description="of the fit, of rollouts and of every interval")
 
     @field_validator("scorer")
@@ -90,6 +91,24 @@ class CalibrationOptions(BaseModel):
     def request(self) -> dict[str, Any]:
         """Options of every request."""
         return {"max_tokens": self.max_tokens, "stop": self.stop, "seed": self.seed}
+
+
+def make_options(**options: Any) -> CalibrationOptions:
+    """Checked options; :class:`ConfigurationError` says what exists."""
+    return checked(CalibrationOptions, options, error=ConfigurationError)
+
+
+def make_target(
+    *,
+    target_rate: float | None = None,
+    max_regret: float | None = None,
+    confidence: float = 0.9,
+    max_cost: float | None = None,
+) -> Target:
+    """The one target that was given; an escalation rate of 0.2 where none was."""
+    if target_rate is None and max_regret is None and max_cost is None:
+        target_rate = 0.2
+    return Target(rate=target_rate, max_regret=max_regret, confidence=confidence, max_cost=max_cost)
 
 
 def _one_of(value: str, available: Sequence[str]) -> str:
@@ -173,7 +192,7 @@ def open_bench(
     ``options`` are :class:`CalibrationOptions`. Raises :class:`ConfigurationError` where ``work`` belongs
     to another pair, file or options, and :class:`PromptTooLong` naming the prompt.
     """
-    parsed = checked(CalibrationOptions, options, error=ConfigurationError)
+    parsed = make_options(**options)
     stages = stages or Stages()
     for method in (parsed.method, *parsed.compare):
         make_method(method)
@@ -191,7 +210,7 @@ def open_bench(
     with stages.stage("both models alone", 2 * len(prompts)) as on_items:
         runners: dict[SplitName, Runner] = {}
         for split, items in prompts:
-            runner = Runner(router, items, directory, split, parsed.request, on_items)
+            runner = Runner(router, items, directory, split, parsed.request, parsed.concurrency, on_items)
             slow = runner.answers(SLOW_ONLY)
             runner.answers("never")
             runner.items = bind(checker, items, slow.texts)
@@ -597,10 +616,8 @@ def calibrate(
     or too few prompts for the certificate, :class:`CheckerFailed`, and :class:`CalibrationError` where
     results cannot be written.
     """
-    parsed = checked(CalibrationOptions, options, error=ConfigurationError)
-    if target_rate is None and max_regret is None and max_cost is None:
-        target_rate = 0.2
-    target = Target(rate=target_rate, max_regret=max_regret, confidence=confidence, max_cost=max_cost)
+    parsed = make_options(**options)
+    target = make_target(target_rate=target_rate, max_regret=max_regret, confidence=confidence, max_cost=max_cost)
     loaded = load_prompts(prompts, fast, slow, count=count)
     require_enough_prompts(loaded, target)
     path = check_output(out)

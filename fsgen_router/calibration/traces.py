@@ -18,6 +18,7 @@ from ..policy import Context
 from ..reading import Read, Row
 from ..router import Router
 from ..signals import TOP_K, Signals, make_signals
+from ..text_models import reads_tokens
 from ..tokenizer import Tokenizer, token_classes
 from .answers import CHUNK, Answers, OnItems
 from .store import Arrays, WorkDirectory, join
@@ -128,14 +129,13 @@ def local_slow(router: Router) -> TokenModel:
 
     Raises :class:`ConfigurationError` for one that gives only text.
     """
-    slow: Any = router.slow
-    if not callable(getattr(slow, "forward", None)):
+    slow = router.slow
+    if not reads_tokens(slow):
         raise ConfigurationError(
             f"calibration reads the slow model's choice at every position, which {slow.name} does not give",
             hint="take a local slow model",
         )
-    model: TokenModel = slow
-    return model
+    return slow
 
 
 def encode_item(tokenizer: Tokenizer, item: Item) -> list[int]:

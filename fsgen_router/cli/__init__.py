@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import chat, complete, demo, doctor, evaluate, trace
+from . import calibrate, chat, complete, demo, doctor, evaluate, policy, trace
 from .terminal import Group
 
 app = typer.Typer(
@@ -55,6 +55,8 @@ app.command("complete")(complete.complete)
 app.command("chat")(chat.chat)
 app.command("eval")(evaluate.evaluate)
 app.command("trace")(trace.trace)
+app.command("calibrate")(calibrate.calibrate)
+app.add_typer(policy.app, name="policy")
 app.command("doctor")(doctor.doctor)
 
 

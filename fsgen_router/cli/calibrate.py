@@ -1,0 +1,327 @@
+"""``fsgen-router calibrate``: from a pair and prompts to a policy file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .. import calibration as cal
+from ..calibration.pipeline import check_output, load_prompts, require_enough_prompts
+from ..calibration.report import check_report_path
+from . import options as o
+from .terminal import EXIT_FAILED, err, out, say, write_json
+
+_PROMPTS, _TARGET, _FIT = "Prompts", "Target", "Fit"
+
+
+def calibrate(
+    policy_file: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE.safetensors", help="The policy file to write.", rich_help_panel="Output"),
+    ],
+    fast: o.Fast = None,
+    slow: o.Slow = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help='{"prompt": ...} or {"messages": [...]} a line, with an "answer" where there is one. Needed for '
+            "models of your own.",
+            show_default="the reference pair's own problems",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option(min=10, help="How many of the reference pair's problems.", rich_help_panel=_PROMPTS)
+    ] = 1000,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKER",
+            help=f"When an answer is right: {', '.join(cal.CHECKERS)}. [cyan]python:[/] imports code that you name.",
+            show_default="answer, or slow where answers are missing",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None,
+    max_tokens: o.MaxTokens = o.MAX_TOKENS,
+    stop: o.Stop = None,
+    target_rate: Annotated[
+        float | None,
+        typer.Option(help="Escalate about this share of the tokens.", show_default="0.2", rich_help_panel=_TARGET),
+    ] = None,
+    max_regret: Annotated[
+        float | None,
+        typer.Option(
+            help="Certify that this share of prompts at most is right with the slow model and wrong when routed.",
+            show_default=False,
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of --max-regret.", rich_help_panel=_TARGET)] = 0.9,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            help="Measured seconds at most, as a share of the slow model's alone.",
+            show_default=False,
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Let the threshold follow --target-rate.", rich_help_panel=_TARGET)
+    ] = False,
+    label: Annotated[
+        str, typer.Option(help=f"What the score predicts: {', '.join(cal.LABELS)}.", rich_help_panel=_FIT)
+    ] = "soft",
+    scorer: Annotated[
+        str, typer.Option(help=f"What is fitted: {', '.join(cal.SCORERS)}.", rich_help_panel=_FIT)
+    ] = "logistic",
+    prior: Annotated[bool, typer.Option("--prior", help="Add log-odds by token id.", rich_help_panel=_FIT)] = False,
+    rounds: Annotated[
+        int, typer.Option(min=0, max=10, help="On-policy rounds of collecting.", rich_help_panel=_FIT)
+    ] = 2,
+    rollouts: Annotated[
+        int, typer.Option(min=0, help="Budget of --label divergence, in continuations.", rich_help_panel=_FIT)
+    ] = 2000,
+    extent: Annotated[
+        int, typer.Option(min=1, help="Tokens that the slow model writes at an escalation.", rich_help_panel=_FIT)
+    ] = 1,
+    span_window: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Also judge spans of so many drafted tokens.", show_default=False, rich_help_panel=_FIT
+        ),
+    ] = None,
+    method: o.Method = o.METHOD,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Draw the learned policy's curve with this method too; may be repeated.",
+            show_default=False,
+            rich_help_panel="Routing",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the fit, rollouts and intervals.", rich_help_panel=_FIT)] = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Prompts asked at once.", rich_help_panel=_PROMPTS)] = 1,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keeps what is finished, so that an interrupted calibration goes on.",
+            show_default="beside --out",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Write a report page and its figures.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    curves: Annotated[
+        bool,
+        typer.Option("--curves/--no-curves", help="Run what the report compares to.", rich_help_panel="Output"),
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it will cost, and stop.", rich_help_panel="Output")
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Make a policy file for a pair of models, with a stated and tested target.
+
+    Prompts are split by their hash: scorers are fitted on some, thresholds chosen and certified on
+    others, figures given on the rest. What is finished is kept: run the same command again after an
+    interruption, or with another target at no cost for the traces.
+
+    Examples:
+
+      fsgen-router calibrate --out policy.safetensors --report report.html
+
+      fsgen-router calibrate --fast llama_cpp:a.gguf --slow llama_cpp:b.gguf --prompts prompts.jsonl
+      --out policy.safetensors --max-regret 0.05 --confidence 0.9
+
+      fsgen-router calibrate --out policy.safetensors --target-rate 0.1 --dry-run
+    """
+    options: dict[str, Any] = {
+        "label": label,
+        "scorer": scorer,
+        "prior": prior,
+        "rounds": rounds,
+        "rollouts": rollouts,
+        "extent": extent,
+        "span_window": span_window,
+        "method": method,
+        "compare": tuple(compare or ()),
+        "hold": hold,
+        "curves": curves,
+        "max_tokens": max_tokens,
+        "stop": tuple(stop or ()),
+        "concurrency": concurrency,
+        "seed": seed,
+    }
+    target: dict[str, Any] = {
+        "target_rate": target_rate,
+        "max_regret": max_regret,
+        "confidence": confidence,
+        "max_cost": max_cost,
+    }
+    if dry_run:
+        _estimate(fast, slow, prompts, count, policy_file, report, target, options, as_json=as_json)
+        return
+    with _progress() as progress:
+        found = cal.calibrate(
+            fast,
+            slow,
+            prompts,
+            out=policy_file,
+            check=check,
+            count=count,
+            work=work,
+            report=report,
+            progress=progress,
+            **target,
+            **options,
+        )
+    if as_json:
+        write_json(found.to_dict())
+    else:
+        _show(found, report)
+    if found.policy is None:
+        raise typer.Exit(EXIT_FAILED)
+
+
+class _Bars:
+    """A bar for the stage at hand on a terminal; a line per stage elsewhere."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars, self._task = bars, bars.add_task("loading", total=None)
+
+    def begin(self, stage: str, total: int) -> None:
+        self._bars.reset(self._task, description=stage, total=total)
+        if not self._bars.console.is_terminal:
+            say(stage)
+
+    def advance(self, count: int) -> None:
+        self._bars.advance(self._task, count)
+
+
+@contextmanager
+def _progress() -> Iterator[_Bars]:
+    console = err()
+    columns = (
+        TextColumn("{task.description:<20.20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield _Bars(bars)
+
+
+def _estimate(
+    fast: str | None,
+    slow: str | None,
+    prompts: Path | None,
+    count: int,
+    policy_file: Path,
+    report: Path | None,
+    target: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    parsed = cal.make_options(**options)
+    wanted = cal.make_target(**target)
+    loaded = load_prompts(prompts, fast, slow, count=count)
+    require_enough_prompts(loaded, wanted)
+    check_output(policy_file)
+    if report is not None:
+        check_report_path(report)
+    with cal.open_pair(fast, slow, seed=parsed.seed) as router:
+        stages = cal.estimate_cost(router, loaded, wanted, parsed)
+    totals = {
+        "slow_tokens": sum(stage.slow_tokens for stage in stages),
+        "slow_positions": sum(stage.slow_positions for stage in stages),
+        "seconds": sum(stage.seconds for stage in stages),
+    }
+    if as_json:
+        rows = [
+            {"stage": s.stage, "slow_tokens": s.slow_tokens, "slow_positions": s.slow_positions, "seconds": s.seconds}
+            for s in stages
+        ]
+        write_json({"prompts": loaded.to_dict(), "target": str(wanted), "stages": rows, **totals})
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage")
+    for heading in ("slow tokens written", "slow positions read", "seconds"):
+        table.add_column(heading, justify="right")
+    for stage in stages:
+        table.add_row(stage.stage, f"{stage.slow_tokens:,}", f"{stage.slow_positions:,}", f"{stage.seconds:,.0f}")
+    table.add_section()
+    table.add_row("at most", *(f"{total:,.0f}" for total in totals.values()))
+    console = out()
+    console.print(Text(f"{len(loaded)} prompts from {loaded.source}; target: {wanted}", style="bold"))
+    console.print(table)
+    console.print(
+        Text(f"Timed on {cal.SAMPLE} prompts, one at a time. Answers that thresholds share are run once.", style="dim")
+    )
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def _show(found: cal.Calibration, report: Path | None) -> None:
+    console = out()
+    if found.policy is None:
+        console.print(Text(f"No policy was written: {found.choice.reason}.", style="bold yellow"))
+    else:
+        console.print(Text(f"{found.path}: {found.policy.name}", style="bold"))
+        if found.choice.guarantee is not None and not found.choice.always:
+            console.print(Text(f"Certified: {found.choice.guarantee.sentence}."))
+        elif found.choice.always:
+            console.print(Text('Only "always escalate" was certified, which saves nothing.', style="bold yellow"))
+        else:
+            console.print(Text(f"Target: {found.target}; the threshold {found.choice.reason}. Nothing is certified."))
+    if found.choice.enough_prompts is not None and (found.policy is None or found.choice.always):
+        console.print(
+            f"About {found.choice.enough_prompts} calibration prompts would probably certify the next candidate."
+        )
+    held = found.held
+    if held is not None and held.routed is not None:
+        rate = held.routed.rate("escalation_rate") or 0.0
+        console.print(
+            f"On {len(held.fast)} report prompts: {held.routed.accuracy:.1%} right at an escalation rate of {rate:.1%} "
+            f"(fast alone {held.fast.accuracy:.1%}, slow alone {held.slow.accuracy:.1%})."
+        )
+        if held.curves is not None:
+            _show_curves(held.curves)
+    if report is not None:
+        say(f"Report written to {report}")
+
+
+def _show_curves(curves: Any) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("routing by")
+    table.add_column("rate that recovers 95% of the gap", justify="right")
+    table.add_column("gap recovered, mean to 20%", justify="right")
+    for name, curve in curves.items():
+        table.add_row(name, _plain(curve.recovery[0.95]), _plain(curve.area))
+    out().print(table)
+
+
+def _plain(estimate: Any) -> str:
+    if estimate.value is None:
+        return "-"
+    span = f" [{estimate.interval[0]:.1%}, {estimate.interval[1]:.1%}]" if estimate.interval else ""
+    return f"{estimate.value:.1%}{span}"
