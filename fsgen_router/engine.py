@@ -33,7 +33,7 @@ from .acceptance import Check
 from .errors import FsgenError, InvalidRequest
 from .methods import Method
 from .models import Opened, Work
-from .policy import REST, Context, Decision, Ledger, Policy, PolicyState
+from .policy import REST, Context, Decision, Ledger, Policy, PolicyState, rewound
 from .reading import Mask, Read, Row, Warp, hashed_uniform
 from .records import FinishReason, Generation, ModelUsage, Role, Token, Usage
 from .signals import TOP_K, Signals, make_signals
@@ -498,7 +498,7 @@ class Engine:
             row = next(judged) if held.check else None
             if row is not None and not row.accepted:
                 state.usage.discarded_tokens += len(state.held)
-                state.policy = held.policy
+                state.policy = rewound(self.policy, held.policy, state.policy)
                 self._rewind(len(state.tokens))
                 emitted.append(self._slow_stands(row, held.record.id, held.record))
                 break

@@ -85,7 +85,8 @@ class Policy(Protocol):
     """Maps (state, signals, context) to (state, decision); one object serves every request.
 
     A policy with an attribute ``checks_end`` that is true has drafts judged before they end an answer,
-    where the method judges drafts at all.
+    where the method judges drafts at all. One with a method ``rewound`` keeps a part of its state over
+    a rewind (see :func:`rewound`).
     """
 
     @property
@@ -104,3 +105,13 @@ class Policy(Protocol):
 
     def end(self, state: PolicyState, ledger: Ledger) -> None:
         """Called once with the last state when a request is over."""
+
+
+def rewound(policy: Policy, older: PolicyState, newer: PolicyState) -> PolicyState:
+    """The state to go on with when a rewind takes an answer with the state ``newer`` back to ``older``.
+
+    That is ``older``, unless the policy's own ``rewound(older, newer)`` says otherwise: a rate controller
+    has to count escalations also where what they led to was discarded.
+    """
+    own: Callable[[PolicyState, PolicyState], PolicyState] | None = getattr(policy, "rewound", None)
+    return older if own is None else own(older, newer)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.policy import REST, Context, Decision, Ledger, Policy, PolicyState
+from fsgen_router.policy import REST, Context, Decision, Ledger, Policy, PolicyState, rewound
 from fsgen_router.signals import Signals
 
 SignalName: TypeAlias = Literal["entropy", "varentropy", "max_prob", "margin"]
@@ -206,6 +206,9 @@ class Capped:
             return state, Decision(False, 1, decision.score, decision.threshold, "cap on slow tokens")
         extent = left if decision.extent == REST else min(decision.extent, left)
         return state, Decision(True, extent, decision.score, decision.threshold, decision.reason)
+
+    def rewound(self, older: PolicyState, newer: PolicyState) -> PolicyState:
+        return rewound(self.inner, older, newer)
 
     def end(self, state: PolicyState, ledger: Ledger) -> None:
         self.inner.end(state, ledger)

@@ -99,5 +99,9 @@ class Budget:
         change += self._hold.change(escalate)
         return (first, change), Decision(escalate, self.extent, score, threshold, "budget")
 
+    def rewound(self, older: PolicyState, newer: PolicyState) -> PolicyState:
+        """Escalations count, whatever became of them."""
+        return (older[0], newer[1])
+
     def end(self, state: PolicyState, ledger: Ledger) -> None:
         self._hold.end(state[1], ledger)

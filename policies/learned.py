@@ -141,6 +141,10 @@ class Learned:
         after = _State(first, () if escalate else recent, counts, outliers, moved)
         return after, Decision(escalate, self.extent, score, threshold, reason)
 
+    def rewound(self, older: PolicyState, newer: PolicyState) -> PolicyState:
+        """What a rate was held with, and outliers, are not undone; scores count where they stand."""
+        return older._replace(moved=newer.moved, outliers=newer.outliers)
+
     def end(self, state: PolicyState, ledger: Ledger) -> None:
         if self.hold is not None:
             self.hold.end(state.moved, ledger)

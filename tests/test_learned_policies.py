@@ -355,12 +355,13 @@ def test_a_state_is_a_value_that_a_rewind_can_restore() -> None:
 # --- a held rate ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.3])
-def test_a_learned_score_holds_a_rate_over_requests(rate: float) -> None:
-    policy, ledger = Learned(logistic(), 0.5).holding(rate, step=0.1), Ledger()
+@pytest.mark.parametrize(("rate", "method"), [(0.05, "replace"), (0.3, "replace"), (0.1, "verify")])
+def test_a_learned_score_holds_a_rate_over_requests(rate: float, method: str) -> None:
+    """Also where drafts are taken back: what was asked of the slow model was asked."""
+    policy, ledger = Learned(logistic(), 0.5, span=SpanRule(4, 0.5, 1.0)).holding(rate, step=0.1), Ledger()
     for case in range(300):
         models = pair(case)
-        finish(make_engine(models, policy, prompt(case), ledger=ledger), models)
+        finish(make_engine(models, policy, prompt(case), ledger=ledger, method=method), models)
         moved = ledger.recall(policy.hold.key, policy.hold.start) - policy.hold.start
         found = ledger.escalations / ledger.decisions
         assert found - rate == pytest.approx(moved / (policy.hold.step * ledger.decisions), abs=1e-9)
