@@ -23,31 +23,31 @@ FEWEST = 5
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """One audited answer: tokens that the fast model wrote, and those of them that the slow model would
-    have chosen otherwise."""
+    """One audited answer: tokens that the fast model wrote and the slow one was not asked about while
+    answering, and those of them that it would have chosen otherwise."""
 
-    fast_tokens: int
+    unseen: int
     missed: int
 
 
 def audit_of(tokens: Iterable[Token]) -> Audit | None:
     """An answer's audit; None where it was not audited, so that some choices are unknown."""
-    fast_tokens = missed = 0
+    unseen = missed = 0
     for token in tokens:
-        if token.source != "fast":
+        if token.source == "slow" or token.verified:
             continue
         if token.slow_choice is None or token.fast_choice is None:
             return None
-        fast_tokens += 1
+        unseen += 1
         missed += token.slow_choice != token.fast_choice
-    return Audit(fast_tokens, missed)
+    return Audit(unseen, missed)
 
 
 @dataclass(frozen=True, slots=True)
 class MissedEstimate:
     """Over all requests of a Router, audited or not.
 
-    ``missed`` disagreements, their ``missed_share`` of the fast model's tokens, and
+    ``missed`` disagreements, their ``missed_share`` of the unseen tokens, and
     ``affected_requests``, which have at least one. Normal intervals are None with fewer than ``FEWEST``
     affected requests among the audited; that of ``affected_requests`` is exact.
     """
@@ -75,15 +75,15 @@ def estimate_missed(
         )
     if len(audits) > requests:
         raise ConfigurationError(f"{len(audits)} audits of {requests} requests")
-    unseen = 1.0 - audit_rate
-    total, size = sum(audit.missed for audit in audits), sum(audit.fast_tokens for audit in audits)
+    not_audited = 1.0 - audit_rate
+    total, size = sum(audit.missed for audit in audits), sum(audit.unseen for audit in audits)
     affected = sum(audit.missed > 0 for audit in audits)
     missed = total / audit_rate
-    spread = math.sqrt(unseen * sum(audit.missed**2 for audit in audits)) / audit_rate
+    spread = math.sqrt(not_audited * sum(audit.missed**2 for audit in audits)) / audit_rate
     share = total / size if size else None
     share_spread = 0.0
     if share is not None:
-        share_spread = math.sqrt(unseen * sum((a.missed - share * a.fast_tokens) ** 2 for a in audits)) / size
+        share_spread = math.sqrt(not_audited * sum((a.missed - share * a.unseen) ** 2 for a in audits)) / size
     believable = affected >= FEWEST or audit_rate == 1.0
     return MissedEstimate(
         missed=missed,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scripted_pairs import answer, pair, prompt
 
 from fsgen_router import ConfigurationError
 from fsgen_router.policies.audits import Audit, audit_of, estimate_missed
@@ -281,13 +282,15 @@ def test_audits_that_cannot_be() -> None:
         estimate_missed([Audit(1, 0)] * 2, audit_rate=0.5, requests=1)
 
 
-def test_an_audit_is_read_off_an_answer() -> None:
-    from scripted_pairs import answer, pair, prompt
-
+@pytest.mark.parametrize("method", ["replace", "verify:near_best=0.5"])
+def test_an_audit_is_read_off_an_answer(method: str) -> None:
+    verified = 0
     for case in range(30):
-        generation = answer(pair(case), "entropy>1.5", prompt(case), audit=True)
+        generation = answer(pair(case), "entropy>1.5", prompt(case), audit=True, method=method)
         audit = audit_of(generation.tokens)
-        fast = [token for token in generation.tokens if token.source == "fast"]
-        assert audit == Audit(len(fast), sum(t.fast_choice != t.slow_choice for t in fast))
+        unseen = [token for token in generation.tokens if token.source == "fast" and not token.verified]
+        assert audit == Audit(len(unseen), sum(t.fast_choice != t.slow_choice for t in unseen))
         assert generation.usage.disagreements >= audit.missed
+        verified += sum(token.verified for token in generation.tokens)
+    assert bool(verified) == method.startswith("verify")
     assert audit_of(answer(pair(3), "never", prompt(3)).tokens) is None

@@ -165,6 +165,19 @@ def test_an_answer_tells_what_its_policy_saw(policy: str) -> None:
     assert escalated > 40
 
 
+@pytest.mark.parametrize("method", ["replace", "verify", "verify:near_best=0.5,draft_len=4"])
+def test_decisions_that_stand_carry_the_score_of_their_features(method: str) -> None:
+    """Also where drafts in between were taken back."""
+    policy, corrections = Learned(logistic(), 0.4, extent=2), 0
+    for case in range(40):
+        generation = answer(pair(case), policy, prompt(case), method=method)
+        at, rows = answer_features(generation.tokens)
+        decisions = [generation.tokens[i].decision for i in at]
+        assert [d.score for d in decisions] == pytest.approx(policy.scorer.score(rows), abs=1e-12)
+        corrections += generation.usage.corrections
+    assert corrections > 20
+
+
 def test_a_broken_row_is_no_crash() -> None:
     signals = replace(SIGNALS, top_logprobs=(math.nan,) * 8, entropy_nats=math.nan, log_partition=math.inf)
     for scorer in scorers().values():
