@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -105,8 +105,8 @@ def parse_endpoint(where: str) -> Endpoint:
     example = "write openai:model-name@https://host/v1"
     try:
         parts = urlsplit(url.rstrip("/"))
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
+        host, _, _ = parts.hostname, parts.port, httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL) as error:
         raise ConfigurationError(f"the URL of {model!r} is none: {error}", hint=example) from None
     if "@" in parts.netloc:
         raise ConfigurationError(
@@ -152,7 +152,7 @@ def _read_key(endpoint: Endpoint, options: OpenAIOptions) -> SecretStr | None:
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
-class EndpointError(BackendError):
+class _EndpointError(BackendError):
     """An endpoint's refusal or failure: its HTTP ``status`` if there was one, and what may follow."""
 
     def __init__(
@@ -182,7 +182,7 @@ class EndpointError(BackendError):
 
 
 def _is_retryable(error: BaseException) -> bool:
-    return isinstance(error, EndpointError) and error.retryable
+    return isinstance(error, _EndpointError) and error.retryable
 
 
 _JITTER = tenacity.wait_random_exponential(multiplier=0.5, max=8.0)
@@ -190,7 +190,7 @@ _JITTER = tenacity.wait_random_exponential(multiplier=0.5, max=8.0)
 
 def _wait_seconds(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    told = error.retry_after_seconds if isinstance(error, EndpointError) else None
+    told = error.retry_after_seconds if isinstance(error, _EndpointError) else None
     return _JITTER(state) if told is None else told
 
 
@@ -214,27 +214,27 @@ def _mapped(name: str, options: OpenAIOptions) -> Iterator[None]:
     try:
         yield
     except httpx2.ConnectTimeout:
-        raise EndpointError(
+        raise _EndpointError(
             f"{name} could not be reached within {options.connect_timeout_seconds:g} s",
             hint="is the server up and the URL right?",
             retryable=True,
         ) from None
     except httpx2.TimeoutException:
-        raise EndpointError(
+        raise _EndpointError(
             f"{name} was silent for {options.read_timeout_seconds:g} s",
             hint="raise read_timeout_seconds if it is only slow",
             retryable=True,
         ) from None
     except httpx2.ConnectError as error:
-        raise EndpointError(
+        raise _EndpointError(
             f"{name} cannot be reached: {error}", hint="is the server up and the URL right?", retryable=True
         ) from None
     except httpx2.SSEError as error:
-        raise EndpointError(f"{name} sent no usable event stream: {error}", hint=_NOT_AN_API) from None
+        raise _EndpointError(f"{name} sent no usable event stream: {error}", hint=_NOT_AN_API) from None
     except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
-        raise EndpointError(f"the connection to {name} broke: {error}", retryable=True) from None
+        raise _EndpointError(f"the connection to {name} broke: {error}", retryable=True) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-        raise EndpointError(f"the request to {name} failed: {type(error).__name__}: {error}") from None
+        raise _EndpointError(f"the request to {name} failed: {type(error).__name__}: {error}") from None
 
 
 _NOT_AN_API = "does the URL point at an OpenAI-compatible API (it mostly ends in /v1)?"
@@ -243,9 +243,10 @@ _NOT_AN_API = "does the URL point at an OpenAI-compatible API (it mostly ends in
 def _cut(response: httpx2.Response) -> None:
     """End the connection under whoever reads from it, in another thread."""
     connection = response.extensions["network_stream"].get_extra_info("socket")
-    with suppress(OSError):  # it has ended by itself
-        # Not SSLSocket's own, which also takes the state away that the reader is using.
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+    if isinstance(connection, socket.socket):
+        with suppress(OSError):  # it has ended by itself
+            # Not SSLSocket's own, which also takes the state away that the reader is using.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 # --- what an endpoint sends ----------------------------------------------------------------------
@@ -323,7 +324,7 @@ def _message_in(body: str) -> tuple[str, object, object]:
     """The sentence, the code and the parameter in the body of an error, whichever dialect it is in."""
     try:
         reply = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body, None, None
     inner = reply.get("error") or reply.get("detail") or reply if isinstance(reply, dict) else reply
     if not isinstance(inner, dict):
@@ -404,7 +405,7 @@ class OpenAIModel:
 
     @property
     def capabilities(self) -> TextCapabilities:
-        """``prefill`` is None until the first partial answer was sent."""
+        """``prefill`` of messages, None until a first partial answer is sent. Raw prompts are always continued."""
         if self.options.api == "completions" or self.options.prefill == "always":
             return TextCapabilities(prefill=True)
         if self.options.prefill == "never":
@@ -459,9 +460,11 @@ class OpenAIModel:
         else:
             path = "/chat/completions"
             messages: Messages = [dict(message) for message in request.messages]
-            if request.answer:
+            if request.answer.strip():
                 dialect = self._find_dialect(patience)
                 unrepeat = _add_answer(messages, body, request.answer, dialect)
+            elif request.answer:
+                unrepeat = Unrepeat(request.answer, minimum=1)  # white space alone is no message
             body["messages"] = messages
         with closing(self._ask(path, body, patience, lambda reply: self._read(reply, request.max_tokens))) as events:
             for event in events:
@@ -507,7 +510,7 @@ class OpenAIModel:
                 items = self._send(path, sent, patience, read)
                 try:
                     return next(items), items
-                except EndpointError as error:
+                except _EndpointError as error:
                     if not self._adapt(error, sent):
                         raise
 
@@ -549,7 +552,7 @@ class OpenAIModel:
     def _adapted(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return {self._renamed.get(name, name): value for name, value in body.items() if name not in self._dropped}
 
-    def _adapt(self, error: EndpointError, sent: Mapping[str, Any]) -> bool:
+    def _adapt(self, error: _EndpointError, sent: Mapping[str, Any]) -> bool:
         """Do without what an endpoint refuses, where that changes no text; whether a new try is worth it."""
         if "max_tokens" in sent and error.names("max_completion_tokens"):
             self._renamed["max_tokens"] = "max_completion_tokens"
@@ -584,7 +587,7 @@ class OpenAIModel:
         while True:
             try:
                 reply = next(replies, None)
-            except (EndpointError, httpx2.HTTPError):
+            except (_EndpointError, httpx2.HTTPError):
                 if finish is None:
                     raise
                 reply = None  # it broke off after it had ended
@@ -596,7 +599,7 @@ class OpenAIModel:
                 text = joiner.push(choice.words)
                 room -= len(text)
                 if room < 0:
-                    raise EndpointError(
+                    raise _EndpointError(
                         f"{self.name} writes on beyond max_tokens={max_tokens}", hint="the endpoint ignores the limit"
                     )
                 if text:
@@ -608,13 +611,13 @@ class OpenAIModel:
 
     def _end(self, finish: str | None, usage: object) -> TextEnd:
         if finish is None:
-            raise EndpointError(
+            raise _EndpointError(
                 f"{self.name} broke off in the middle of an answer",
                 hint="it sent no finish_reason: was it stopped, or busy with another request?",
                 retryable=True,
             )
         if finish not in _FINISH:
-            raise EndpointError(f"{self.name} ended its answer with {finish!r:.80}", hint=_UNFINISHED.get(finish))
+            raise _EndpointError(f"{self.name} ended its answer with {finish!r:.80}", hint=_UNFINISHED.get(finish))
         return _text_end(_FINISH[finish], usage)
 
     def _replies(self, response: httpx2.Response) -> Generator[_Reply | None]:
@@ -636,15 +639,17 @@ class OpenAIModel:
         try:
             reply = _Reply.model_validate(json.loads(data))
         except (ValueError, RecursionError) as error:
-            what = f"no {error.errors()[0]['loc']}" if isinstance(error, ValidationError) else "no JSON"
-            raise EndpointError(f"{self.name} sent {what}: {self._quoted(data)}", hint=_NOT_AN_API) from None
+            what = "no JSON"
+            if isinstance(error, ValidationError):
+                what = f"a wrong {'.'.join(map(str, error.errors()[0]['loc'])) or 'reply'}"
+            raise _EndpointError(f"{self.name} sent {what}: {self._quoted(data)}", hint=_NOT_AN_API) from None
         if reply.failure:
             failure = reply.failure
             raise self._failure(_message_in(failure if isinstance(failure, str) else json.dumps(failure))[0])
         return reply
 
-    def _failure(self, message: str) -> EndpointError:
-        return EndpointError(f"{self.name} failed: {self._quoted(message)}", retryable=True)
+    def _failure(self, message: str) -> _EndpointError:
+        return _EndpointError(f"{self.name} failed: {self._quoted(message)}", retryable=True)
 
     def _body(self, response: httpx2.Response, limit: int) -> str:
         """At most ``limit`` bytes of it."""
@@ -659,14 +664,14 @@ class OpenAIModel:
         """What an endpoint said, on one line, short, and without the key that it may have repeated."""
         if self._key is not None:
             text = text.replace(self._key.get_secret_value(), "***")
-        line = " ".join(text.split())
+        line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
         return line if len(line) <= 300 else f"{line[:300]}..."
 
-    def _refusal(self, response: httpx2.Response, path: str) -> EndpointError:
+    def _refusal(self, response: httpx2.Response, path: str) -> _EndpointError:
         status = response.status_code
         body = self._body(response, _MAX_ERROR_BYTES)
         message, code, parameter = _message_in(body)
-        error = EndpointError(
+        error = _EndpointError(
             f"{self.name} answered {path} with status {status}: {self._quoted(message) or 'no reason given'}",
             status=status,
             retryable=(status in (408, 409, 429) and code != "insufficient_quota") or status >= 500,
@@ -677,10 +682,10 @@ class OpenAIModel:
         error.hint = self._hint(error, path, response)
         return error
 
-    def _hint(self, error: EndpointError, path: str, response: httpx2.Response) -> str | None:
+    def _hint(self, error: _EndpointError, path: str, response: httpx2.Response) -> str | None:
         status = error.status or 0
         if 300 <= status < 400:
-            target = urlsplit(response.headers.get("location", ""))
+            target = urlsplit(urljoin(str(response.url), response.headers.get("location", "")))
             return f"it redirects to {target.scheme}://{target.netloc}{target.path}: name that URL if you trust it"
         if status in (401, 403):
             variable = self.options.api_key_env or "OPENAI_API_KEY"
@@ -719,7 +724,7 @@ class OpenAIModel:
         if self.options.prefill == "auto":
             try:
                 bare = self._prompt_tokens([_PROBE], {}, patience)
-            except EndpointError as error:
+            except _EndpointError as error:
                 if not error.bad_request:
                     raise
             if not bare:
@@ -728,13 +733,13 @@ class OpenAIModel:
             messages = [_PROBE, {"role": "assistant", "content": "a", **dialect.message}]
             try:
                 told = self._prompt_tokens(messages, dialect.body, patience)
-            except EndpointError as error:
+            except _EndpointError as error:
                 if not error.bad_request:
                     raise
                 continue
             return dialect if bare is None or (told is not None and told <= bare + 1) else None
         if self.options.prefill == "always":
-            raise EndpointError(f"{self.name} refuses partial answers in every form", hint="leave out prefill=always")
+            raise _EndpointError(f"{self.name} refuses partial answers in every form", hint="leave out prefill=always")
         return None
 
     def _prompt_tokens(self, messages: Messages, extra: Mapping[str, Any], patience: Patience) -> int | None:

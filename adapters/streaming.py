@@ -21,7 +21,7 @@ class Patience:
     def __init__(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
         self.closed = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a call may be collected, and so closed, in the middle of anything
         self._cut: Callable[[], object] | None = None
 
     @property
@@ -54,7 +54,8 @@ class Patience:
 class Call(Generator[TextEvent, None, None]):
     """A request under way on a thread of its own, as a generator.
 
-    :meth:`close` may be called from any thread and returns at once; so does dropping it.
+    :meth:`close` may be called from any thread and returns at once; dropping the call does the same. The
+    endpoint notices at once if its reply has begun, else when it begins.
     """
 
     def __init__(self, events: Callable[[Patience], Generator[TextEvent]], seconds: float, name: str) -> None:

@@ -109,7 +109,8 @@ def test_the_base_url_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ("m@https://[host/v1", "is none"),
         ("m@https://user:secret@host/v1", "holds a user name.*environment"),
         ("m@https://host/v1#x", "no base URL"),
-        ("m@https://ho\nst/v1", "no base URL"),
+        ("m@https://ho\nst/v1", "is none|no base URL"),
+        (f"m@https://{'x' * 70_000}/v1", "is none: URL too long"),
         ("@https://host/v1", "no name"),
         (" @https://host/v1", "no name"),
         ("m@https://host/v1/chat/completions", "leave out /chat/completions"),
@@ -569,17 +570,24 @@ HTML = reply(200, b"<html><body>Welcome</body></html>", kind="text/html")
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", r"connection to .* broke"),
         (b"", r"connection to .* broke|broke off"),
         (reply(200, b"not json"), r"sent no JSON: not json"),
-        (reply(200, [1, 2]), r"sent no"),
+        (reply(200, [1, 2]), r"sent a wrong reply: \[1, 2\]"),
         (reply(200, b"[" * 200_000), r"sent no JSON"),
         (reply(200, {"error": {"message": "out of memory"}}), r"failed: out of memory"),
         (reply(200, {"error": "model is loading"}), r"failed: model is loading"),
+        (reply(400, b"[" * 9000), r"status 400: \[+\.\.\."),
+        (reply(400, {"error": {"message": "\ud800 \x1b[31m\n\n red"}}), r"status 400: \ufffd \ufffd\[31m red"),
+        (reply(400, {"detail": [{"loc": ["body", "x"], "msg": "wrong"}]}), r'status 400: .*"msg": "wrong"'),
+        (reply(400, {"object": "error", "message": "too long"}), r"status 400: too long"),
+        (reply(400, b""), r"status 400: no reason given"),
+        (reply(400, b"x" * 10**6), r"status 400: x+\.\.\."),
+        (reply(204, b""), r"status 204"),
         (reply(200, {"choices": []}), r"broke off"),
         (reply(200, {}), r"broke off"),
         (streamed("{nope"), r"sent no JSON: \{nope"),
-        (streamed({"choices": 3}), r"sent no .*choices"),
-        (streamed({"choices": [{"delta": {"content": 3}}]}), r"sent no .*content"),
-        (streamed(text_chunk(["x"])), r"sent no .*text"),
-        (streamed(chat_chunk("x", 7)), r"sent no .*finish_reason"),
+        (streamed({"choices": 3}), r"sent a wrong choices: "),
+        (streamed({"choices": [{"delta": {"content": 3}}]}), r"sent a wrong choices\.0\.delta\.content: "),
+        (streamed(text_chunk(["x"])), r"sent a wrong choices\.0\.text"),
+        (streamed(chat_chunk("x", 7)), r"sent a wrong choices\.0\.finish_reason"),
         (streamed(chat_chunk("x")), r"broke off in the middle.*no finish_reason"),
         (streamed(chat_chunk("x"), done=False), r"broke off in the middle"),
         (streamed(), r"broke off"),
@@ -622,6 +630,11 @@ def test_no_redirect_is_followed() -> None:
             chat(OpenAIModel(f"m@{server.url}"))
     assert not other.asked
     assert len(server.asked) == 1
+    with (
+        scripted_server(serving(reply(308, b"", Location="/v2/chat/completions"))) as server,
+        pytest.raises(BackendError, match=rf"308.*redirects to {server.url[:-3]}/v2/chat/completions: name"),
+    ):
+        chat(OpenAIModel(f"m@{server.url}"))
 
 
 # --- retries, deadlines --------------------------------------------------------------------------
@@ -802,10 +815,11 @@ def test_who_waits_is_let_go() -> None:
 def test_a_connection_serves_one_call_after_another() -> None:
     with scripted_server(serving(says("x"))) as server:
         model = OpenAIModel(f"m@{server.url}")
-        for number in range(1, 5):
+        before = set(threading.enumerate())
+        for _ in range(4):
             assert chat(model)[0] == "x"
-            wait_for(lambda: not any(t.name == "fsgen-call" for t in threading.enumerate()))
-            assert len(server.asked) == number
+            wait_for(lambda: not any(t.name == "fsgen-call" for t in set(threading.enumerate()) - before))
+    assert len(server.asked) == 4
     assert len({asked.connection for asked in server.asked}) == 1
 
 
@@ -884,6 +898,13 @@ def test_how_servers_continue_is_found_once(name: str) -> None:
         found = next(d for d in DIALECTS if d.name == dialect)
         assert last["messages"][-1] == {"role": "assistant", "content": "so far", **found.message}
         assert {name: last[name] for name in FLAGS if name in last} == found.body
+
+
+def test_white_space_alone_is_no_partial_answer() -> None:
+    with scripted_server(serving(says("\n\nWell"))) as server:
+        assert chat(OpenAIModel(f"m@{server.url}"), "\n")[0] == "\nWell"
+    assert server.bodies[0]["messages"] == list(HELLO)
+    assert len(server.asked) == 1
 
 
 def test_a_server_that_does_not_count_is_told_to_continue() -> None:
