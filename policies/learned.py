@@ -58,20 +58,22 @@ class SpanRule:
 
 
 class _State(NamedTuple):
-    """One request's part. ``threshold`` is a score, or log-odds where a rate is held."""
+    """One request's part. ``shift`` and ``moved`` are what thresholds were shifted by to hold a rate, in
+    log-odds: before this request, and in it."""
 
     threshold: float
+    shift: float = 0.0
+    moved: float = 0.0
     recent: tuple[float, ...] = ()
     counts: Counts = ()
     outliers: int = 0
-    moved: float = 0.0
 
 
 @dataclass(frozen=True)
 class Learned:
     """Escalate where ``scorer`` gives more than ``threshold``; ``extent`` tokens at a time.
 
-    ``span`` adds a judgement of whole drafted spans. ``hold`` lets the threshold follow a rate (see
+    ``span`` adds a judgement of whole drafted spans. ``hold`` lets thresholds follow a rate (see
     :meth:`holding`), ``drift`` watches the scores over a Router's requests, ``guard`` single positions
     (experimental). ``certificate`` is what was certified about scorer, threshold, extent and span; it
     is suspended by whatever moves the threshold away from the certified one. ``pair`` and ``method`` are
@@ -107,39 +109,38 @@ class Learned:
     # --- the contract of a policy ---
 
     def begin(self, ledger: Ledger) -> PolicyState:
-        counts = () if self.drift is None else self.drift.empty
-        return _State(self._first_threshold(ledger), counts=counts)
-
-    def _first_threshold(self, ledger: Ledger) -> float:
+        threshold, shift = self.threshold, 0.0
+        counts: Counts = () if self.drift is None else self.drift.empty
         if self.hold is not None:
-            return self.hold.begin(ledger)
-        if self.drift is not None and self.drift.state(ledger).alarm:
-            return min(self.threshold, self.drift.widened)
-        return self.threshold
+            shift = self.hold.begin(ledger)
+        elif self.drift is not None and self.drift.state(ledger).alarm:
+            threshold = min(threshold, self.drift.widened)
+        return _State(threshold, shift, counts=counts)
 
     def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
-        first, recent, counts, outliers, moved = state
+        threshold, shift, moved, recent, counts, outliers = state
         row = feature_row(signals, context)
-        score = self.scorer.score_one(row)
-        threshold, reason = first, self.scorer.name
-        if self.hold is not None:
-            threshold = sigmoid(first + moved)
+        score, compared, reason = self.scorer.score_one(row), self._held(threshold, shift + moved), self.scorer.name
         if self.guard is not None and self.guard.is_outlier(row):
-            threshold, reason, outliers = min(threshold, self.guard.widened), "outlier", outliers + 1
-        # A score that is no number is no reason to be sure.
-        escalate = not score <= threshold
-        if self.hold is not None:
-            moved += self.hold.change(escalate)
+            compared, reason, outliers = min(compared, self.guard.widened), "outlier", outliers + 1
         if self.drift is not None:
             counts = self.drift.count(counts, score)
+        # A score that is no number is no reason to be sure.
+        escalate = not score <= compared
         if self.span is not None:
             recent = (*recent, score)[-self.span.window :]
             if not escalate and len(recent) == self.span.window:
-                over_span = self.span.score(recent)
-                if over_span > self.span.threshold:
-                    escalate, score, threshold, reason = True, over_span, self.span.threshold, "span"
-        after = _State(first, () if escalate else recent, counts, outliers, moved)
-        return after, Decision(escalate, self.extent, score, threshold, reason)
+                over_span, limit = self.span.score(recent), self._held(self.span.threshold, shift + moved)
+                if over_span > limit:
+                    escalate, score, compared, reason = True, over_span, limit, "span"
+        if self.hold is not None:
+            moved += self.hold.change(escalate)
+        after = _State(threshold, shift, moved, () if escalate else recent, counts, outliers)
+        return after, Decision(escalate, self.extent, score, compared, reason)
+
+    def _held(self, threshold: float, shift: float) -> float:
+        """A threshold as it is while a rate is held."""
+        return threshold if self.hold is None else sigmoid(logit(threshold) + shift)
 
     def rewound(self, older: PolicyState, newer: PolicyState) -> PolicyState:
         """What a rate was held with, and outliers, are not undone; scores count where they stand."""
@@ -154,11 +155,12 @@ class Learned:
     # --- variants ---
 
     def holding(self, rate: float, *, step: float = 0.2) -> Learned:
-        """This policy with a threshold that follows a rate; ``step`` is in log-odds of the score.
+        """This policy with thresholds that are shifted so that a rate is held; ``step`` is in log-odds.
 
-        While a rate is held nothing is certified, and an alarm of drift widens nothing.
+        Those of tokens and of spans are shifted alike. While a rate is held nothing is certified, and an
+        alarm of drift widens nothing.
         """
-        return replace(self, hold=RateHold(rate, step, logit(self.threshold), f"learned/rate/{rate:g}"))
+        return replace(self, hold=RateHold(rate, step, 0.0, f"learned/rate/{rate:g}"))
 
     def certified(self, guarantee: Guarantee) -> Learned:
         """This policy with its certificate; changing scorer, threshold, extent or span suspends it."""

@@ -138,7 +138,7 @@ def full_policy() -> Learned:
         threshold=math.pi / 10,
         extent=4,
         span=SpanRule(6, 0.8, 0.2),
-        hold=RateHold(0.1, 0.2, -0.5, "learned/rate/0.1"),
+        hold=RateHold(0.1, 0.2, 0.0, "learned/rate/0.1"),
         drift=monitor(),
         guard=fit_guard(features(400), widened=0.05),
         pair=PAIR,

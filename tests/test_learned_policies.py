@@ -371,7 +371,7 @@ def test_a_state_is_a_value_that_a_rewind_can_restore() -> None:
 @pytest.mark.parametrize(("rate", "method"), [(0.05, "replace"), (0.3, "replace"), (0.1, "verify")])
 def test_a_learned_score_holds_a_rate_over_requests(rate: float, method: str) -> None:
     """Also where drafts are taken back: what was asked of the slow model was asked."""
-    policy, ledger = Learned(logistic(), 0.5, span=SpanRule(4, 0.5, 1.0)).holding(rate, step=0.1), Ledger()
+    policy, ledger = Learned(logistic(), 0.5, span=SpanRule(4, 0.5, 0.6)).holding(rate, step=0.1), Ledger()
     for case in range(300):
         models = pair(case)
         finish(make_engine(models, policy, prompt(case), ledger=ledger, method=method), models)
@@ -395,7 +395,7 @@ def test_budgets_and_learned_rates_share_a_ledger() -> None:
     ledger, budget, held = Ledger(), Budget(0.2), Learned(Given(), 0.3).holding(0.2)
     run(held, [0.9] * 5, ledger, end=True)
     assert budget.begin(ledger) == (budget.start, 0.0)
-    assert held.begin(ledger).threshold == pytest.approx(logit(0.3) + 0.2 * 0.8 * 5)
+    assert held.begin(ledger).shift == pytest.approx(0.2 * 0.8 * 5)
 
 
 # --- the claim -----------------------------------------------------------------------------------
