@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -40,7 +40,14 @@ try:
     import psutil
     import torch
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        DynamicCache,
+        GgufConfig,
+        PreTrainedTokenizerFast,
+    )
     from transformers.utils import cached_file
 except ImportError as error:
     raise ImportError(
@@ -422,7 +429,7 @@ class TransformersModel:
             self._takes_rows = "logits_to_keep" in takes
             self._memory, width = self._remember("cache_params" if "cache_params" in takes else "past_key_values")
             self.tokenizer = TransformersTokenizer(
-                AutoTokenizer.from_pretrained(source.where, **source.arguments),
+                _tokenizer(source),
                 self.name,
                 width=width,
                 eog_ids=_eog_ids(self._model),
@@ -478,6 +485,9 @@ class TransformersModel:
             for name in ("attn_implementation", "quantization_config")
             if (value := getattr(options, name)) is not None
         }
+        if "gguf_file" in source.arguments:
+            # Weights that stay packed are computed with by kernels that transformers fetches from the hub.
+            chosen.setdefault("quantization_config", GgufConfig(dequantize=True))
         model, found = AutoModelForCausalLM.from_pretrained(
             source.where,
             dtype=self._dtype,
@@ -608,6 +618,16 @@ class TransformersModel:
             ) from error
         except Exception as error:
             raise BackendError(f"{self.name}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _tokenizer(source: _Source) -> Any:
+    """The tokenizer as its file has it: a class of transformers may put rules of its own in place of some."""
+    loads = AutoTokenizer
+    if "gguf_file" not in source.arguments:
+        with suppress(OSError):  # there is none: transformers makes one from what there is
+            cached_file(source.where, "tokenizer.json", revision=source.arguments.get("revision"))
+            loads = PreTrainedTokenizerFast
+    return loads.from_pretrained(source.where, **source.arguments)
 
 
 # Pre-tokenizers, by their names in GGUF files, that take a word of the vocabulary whole, merges or not.

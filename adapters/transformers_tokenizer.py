@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -59,7 +60,7 @@ class TransformersTokenizer:
         self.special_ids = frozenset(_control_tokens(added, tokenizer)) & meant
         self.eog_ids = (frozenset(eog_ids) | {tokenizer.eos_token_id}) & meant
         self._vocabulary, self._added = vocabulary, added
-        self._with_special, self._plain = _encoders(backend, self.special_ids, whole_words)
+        self._with_special, self._plain = _encoders(backend, meant, self.special_ids, whole_words)
         # The token that every sequence begins with, if the vocabulary says so.
         bos = tokenizer.bos_token_id
         self._bos: int | None = bos if backend.encode("").ids[:1] == [bos] else None
@@ -132,17 +133,39 @@ def _control_tokens(added: dict[int, AddedToken], tokenizer: Any) -> Iterator[in
             yield token
 
 
-def _encoders(backend: Tokenizer, special_ids: frozenset[int], whole_words: bool) -> tuple[Tokenizer, Tokenizer]:
+def _encoders(
+    backend: Tokenizer, meant: Set[int], special_ids: Set[int], whole_words: bool
+) -> tuple[Tokenizer, Tokenizer]:
     """Copies that nothing else changes: one reads control tokens in a text, one reads their names as text."""
     made = json.loads(backend.to_str())
     made |= {"truncation": None, "padding": None}
-    for entry in made["added_tokens"]:
-        entry["special"] = entry["id"] in special_ids
+    # transformers may add tokens that the model has no rows for.
+    made["added_tokens"] = [
+        {**entry, "special": entry["id"] in special_ids} for entry in made["added_tokens"] if entry["id"] in meant
+    ]
     if whole_words and made["model"]["type"] == "BPE":
         made["model"]["ignore_merges"] = True
-    with_special, plain = (Tokenizer.from_str(json.dumps(made)) for _ in range(2))
-    plain.encode_special_tokens = True
-    return with_special, plain
+    with_special = Tokenizer.from_str(json.dumps(made))
+    _rename(made, special_ids)
+    return with_special, Tokenizer.from_str(json.dumps(made))
+
+
+def _rename(made: dict[str, Any], special_ids: Set[int]) -> None:
+    """Give control tokens names that no text holds. (To skip them as added tokens leaves those of the model.)"""
+    unheard_of = uuid.uuid4().hex
+    for entry in made["added_tokens"]:
+        if entry["id"] in special_ids:
+            entry["content"] = f"{unheard_of}{entry['id']}"
+    model = made["model"]
+    if isinstance(model["vocab"], dict):
+        named = {token: name for name, token in model["vocab"].items() if token in special_ids}
+        for token, name in named.items():
+            model["vocab"][f"{unheard_of}{token}"] = model["vocab"].pop(name)
+            if model.get("unk_token") == name:
+                model["unk_token"] = f"{unheard_of}{token}"
+    else:  # Unigram: a list of pieces and scores
+        for token in special_ids & set(range(len(model["vocab"]))):
+            model["vocab"][token][0] = f"{unheard_of}{token}"
 
 
 # --- from a vocabulary's spelling to bytes -------------------------------------------------------
