@@ -35,10 +35,12 @@ from endpoints import (
 )
 from hypothesis import example, given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from fsgen_router import BackendError, ConfigurationError, InvalidRequest, reference
 from fsgen_router.adapters.openai import DIALECTS, OpenAIModel, parse_endpoint
 from fsgen_router.adapters.streaming import SurrogateJoiner, Unrepeat
+from fsgen_router.cli import app
 from fsgen_router.models import TokenModel, Work
 from fsgen_router.reading import Read, Warp
 from fsgen_router.resolve import make_model
@@ -360,6 +362,21 @@ def test_a_prompt_beyond_the_servers_context(server: RealServer) -> None:
     with pytest.raises(BackendError, match=r"broke"):
         complete(model, "lamp " * 600)
     assert complete(model, "lamp", 2)
+
+
+def test_doctor_asks_the_endpoint(server: RealServer) -> None:
+    def endpoint(where: str) -> tuple[int, dict[str, Any]]:
+        arguments = ["doctor", "--json", "--fast", "reference:fast", "--slow", f"openai:{where}"]
+        done = CliRunner().invoke(app, arguments)
+        return done.exit_code, next(c for c in json.loads(done.stdout)["checks"] if c["name"] == "endpoint")
+
+    code, check = endpoint(f"endless@{server.url}")
+    assert (code, check["status"]) == (0, "ok")
+    assert "answers, and continues a partial answer" in check["detail"]
+    assert "has to be told to" in endpoint(f"slow@{server.url}")[1]["detail"]
+    code, check = endpoint(f"slow@{server.url}?api_key_env=")
+    assert (code, check["status"]) == (1, "fail")
+    assert "no key was sent" in check["hint"]
 
 
 def test_a_server_that_drops_a_request_for_another(tmp_path: Path) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
-from ..errors import ConfigurationError, FsgenError, VocabularyMismatch
+from ..errors import BackendError, ConfigurationError, FsgenError, VocabularyMismatch
+from ..text_models import Continuation, TextModel, reads_tokens
 from . import options as o
 from .terminal import EXIT_FAILED, out, write_json
 
@@ -30,6 +32,7 @@ _STYLES: dict[Status, tuple[str, str]] = {
 _EXTRAS = {
     "llama": ("llama-cpp-python", "psutil"),
     "transformers": ("torch", "transformers", "accelerate", "gguf", "psutil"),
+    "openai": ("httpx2", "tenacity"),
     "hub": ("huggingface_hub",),
     "eval": ("matplotlib", "scipy"),
     "train": ("torch", "transformers", "gguf", "safetensors"),
@@ -230,6 +233,10 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
         yield Check(name, "fail", str(error), "pip install 'fsgen-router[llama]'")
         return
     with router:
+        if not reads_tokens(router.slow):
+            yield Check(name, "ok", f"{router.fast.name} loads, {router.fast.n_params:,} parameters")
+            yield from _endpoint(cast(TextModel, router.slow))
+            return
         sizes = f"{router.fast.n_params:,} and {router.slow.n_params:,} parameters"
         yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}, one vocabulary")
         answer = router.complete("How many coins do 3 lamps cost in Saltby?", max_tokens=16)
@@ -238,6 +245,20 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
             return
         usage = answer.usage
         yield Check("answers", "ok", f"{usage.tokens} tokens, {usage.slow_tokens} by the slow model")
+
+
+def _endpoint(model: TextModel) -> Iterator[Check]:
+    """Ask for one token behind a partial answer, which shows whether it can be continued."""
+    request = Continuation(
+        messages=({"role": "user", "content": "Write the letter a twice."},), answer="a", max_tokens=1
+    )
+    try:
+        deque(model.stream(request), maxlen=0)
+    except BackendError as error:
+        yield Check("endpoint", "fail", error.message, error.hint)
+        return
+    how = "continues a partial answer" if model.capabilities.prefill else "has to be told to continue a partial answer"
+    yield Check("endpoint", "ok", f"{model.name} answers, and {how}")
 
 
 def _pair_label(fast: str | None, slow: str | None) -> str:
