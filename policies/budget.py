@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,8 +39,8 @@ class RateHold:
     def __post_init__(self) -> None:
         if not 0.0 <= self.rate <= 1.0:
             raise ConfigurationError(f"a rate of {self.rate}", hint="the rate is between 0 and 1")
-        if not self.step > 0:
-            raise ConfigurationError(f"a step of {self.step}", hint="above 0, in the score's unit")
+        if not (self.step > 0 and math.isfinite(self.step) and math.isfinite(self.start)):
+            raise ConfigurationError(f"a step of {self.step} from {self.start}", hint="above 0, in the score's unit")
 
     def begin(self, ledger: Ledger) -> float:
         """q at the beginning of a request."""

@@ -86,6 +86,8 @@ class DriftMonitor:
             raise ConfigurationError("a drift monitor's bins do not fit", hint="increasing edges, one more share")
         if min(self.shares) <= 0 or abs(math.fsum(self.shares) - 1) > 1e-6:
             raise ConfigurationError("a drift monitor's shares are not above 0 with a sum of 1")
+        if not (math.isfinite(self.alarm) and math.isfinite(self.widened)):
+            raise ConfigurationError(f"an alarm at {self.alarm}, widened to {self.widened}")
         if self.window < 1 or self.measure not in get_args(Measure):
             raise ConfigurationError(f"a window of {self.window} requests, measured by {self.measure!r}")
 

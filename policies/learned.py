@@ -45,8 +45,10 @@ class SpanRule:
     threshold: float
 
     def __post_init__(self) -> None:
-        if self.window < 1 or not 0.0 <= self.quantile <= 1.0:
-            raise ConfigurationError(f"a span of {self.window} tokens, quantile {self.quantile}")
+        if self.window < 1 or not 0.0 <= self.quantile <= 1.0 or not math.isfinite(self.threshold):
+            raise ConfigurationError(
+                f"a span of {self.window} tokens, quantile {self.quantile}, threshold {self.threshold}"
+            )
 
     def score(self, scores: Sequence[float]) -> float:
         """The quantile of some tokens' scores, linear between neighbours."""
@@ -94,8 +96,8 @@ class Learned:
 
     def __post_init__(self) -> None:
         _check_extent(self.extent)
-        if math.isnan(self.threshold):
-            raise ConfigurationError("the threshold is not a number")
+        if not math.isfinite(self.threshold):
+            raise ConfigurationError(f"a threshold of {self.threshold}", hint="scores are in [0, 1]")
 
     @property
     def name(self) -> str:

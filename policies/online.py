@@ -60,7 +60,7 @@ class OnlineHead:
     proportion to those weights; ``decay`` pulls the head towards 0, the frozen scorer. The scorer has to
     predict disagreement, since nothing else is seen while serving.
 
-    ``mean`` and ``scale`` standardise the features ``names``, shape (k,) each.
+    ``mean`` and ``scale`` standardise the features ``names``, shape (k,) each. One thread at a time.
     """
 
     def __init__(

@@ -24,6 +24,7 @@ from .features import CLASSES, FEATURES, INDEX, Floats
 from .stored import Spec, Stored, Tensors, restore
 
 _CLASS_COLUMNS = slice(INDEX[f"class_{CLASSES[0]}"], INDEX[f"class_{CLASSES[-1]}"] + 1)
+_TOKEN = INDEX["token_id"]
 _SMALLEST = 1e-12
 
 
@@ -244,6 +245,7 @@ class Mlp(Stored):
         size = len(self.features)
         _require(self.mean.shape == self.scale.shape == (size,), "mlp: mean and scale are not of one shape")
         _require(bool(np.all(self.scale > 0)), "mlp: a scale is not above 0")
+        _require(bool(np.isfinite(self.mean).all()), "mlp: a mean is not finite")
         _require(len(self.weights) == len(self.biases), "mlp: as many weights as biases")
         for weight, bias in zip(self.weights, self.biases, strict=True):
             _require(weight.ndim == 2 and weight.shape == (len(bias), size), f"mlp: a layer has shape {weight.shape}")
@@ -297,6 +299,7 @@ class TokenPrior(Stored):
     def __post_init__(self) -> None:
         _require(self.ids.ndim == 1 and self.ids.shape == self.log_odds.shape, "token_prior: not of one shape")
         _require(bool(np.all(np.diff(self.ids) > 0)), "token_prior: ids are not sorted")
+        _require(bool(np.isfinite(self.log_odds).all()), "token_prior: not finite")
 
     @property
     def name(self) -> str:
@@ -307,11 +310,11 @@ class TokenPrior(Stored):
         return dict(zip(self.ids.tolist(), self.log_odds.tolist(), strict=True))
 
     def score(self, features: Floats) -> Floats:
-        prior = np.array([self._table.get(int(token), 0.0) for token in features[:, -1]])
+        prior = np.array([self._table.get(int(token), 0.0) for token in features[:, _TOKEN]])
         return sigmoids(logits(self.inner.score(features)) + prior)
 
     def score_one(self, row: Sequence[float]) -> float:
-        return sigmoid(logit(self.inner.score_one(row)) + self._table.get(int(row[-1]), 0.0))
+        return sigmoid(logit(self.inner.score_one(row)) + self._table.get(int(row[_TOKEN]), 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,6 +347,7 @@ class Platt(Stored):
 
     def __post_init__(self) -> None:
         _require(self.slope > 0, f"platt: a slope of {self.slope} changes the order of scores")
+        _require(math.isfinite(self.slope) and math.isfinite(self.intercept), "platt: not finite")
 
     @property
     def name(self) -> str:

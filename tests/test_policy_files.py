@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from learned_cases import PAIR, card, features, full_policy, guarantee, logistic, mlp, monitor, positions, scorers
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -64,6 +66,17 @@ def test_every_scorer_survives_bit_by_bit(tmp_path: Path, name: str) -> None:
     assert [loaded.scorer.score_one(row) for row in ROWS.tolist()] == [
         policy.scorer.score_one(row) for row in ROWS.tolist()
     ]
+
+
+@given(threshold=st.floats(allow_nan=False, allow_infinity=False), intercept=st.floats(-1e6, 1e6))
+@settings(max_examples=40)
+def test_numbers_survive_to_the_last_bit(
+    tmp_path_factory: pytest.TempPathFactory, threshold: float, intercept: float
+) -> None:
+    policy = Learned(replace(logistic(), intercept=intercept), threshold)
+    loaded, _ = load_policy(saved(tmp_path_factory.getbasetemp() / "numbers.safetensors", policy))
+    assert (loaded.threshold, loaded.scorer.intercept) == (threshold, intercept)
+    assert loaded.digest == policy.digest
 
 
 def test_a_policy_with_every_part_decides_the_same(tmp_path: Path) -> None:
