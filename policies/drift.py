@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,24 +23,31 @@ Counts: TypeAlias = tuple[int, ...]
 KEY = "learned/drift"
 
 
-def psi(counts: Sequence[float], shares: Sequence[float]) -> float:
-    """Population stability index of binned scores against reference ``shares``, which sum to 1.
+def psi(counts: npt.ArrayLike, shares: npt.ArrayLike) -> Floats:
+    """Population stability index of binned scores, shape (..., bins), against ``shares``, shape (bins,).
 
     sum (p - q) log(p / q), the symmetric Kullback-Leibler divergence in nats. Half an observation is
     added to each bin, so that an empty one stays finite.
     """
-    total = sum(counts) + 0.5 * len(counts)
-    observed = ((count + 0.5) / total for count in counts)
-    return math.fsum((p - q) * math.log(p / q) for p, q in zip(observed, shares, strict=True))
+    observed, expected = _shares(np.asarray(counts)), np.asarray(shares)
+    result: Floats = ((observed - expected) * np.log(observed / expected)).sum(axis=-1)
+    return result
 
 
-def ks(counts: Sequence[float], shares: Sequence[float]) -> float:
-    """Kolmogorov-Smirnov distance at the edges of the bins: the largest gap between the two distributions."""
-    total = sum(counts)
-    if not total:
-        return 0.0
-    gaps = zip(accumulate(counts), accumulate(shares), strict=True)
-    return max(abs(count / total - share) for count, share in gaps)
+def ks(counts: npt.ArrayLike, shares: npt.ArrayLike) -> Floats:
+    """Kolmogorov-Smirnov distance at the edges of the bins: the largest gap between the two distributions.
+
+    Smoothed and shaped as in :func:`psi`.
+    """
+    gaps = np.cumsum(_shares(np.asarray(counts)) - np.asarray(shares), axis=-1)
+    result: Floats = np.abs(gaps).max(axis=-1)
+    return result
+
+
+def _shares(counts: npt.NDArray[Any]) -> Floats:
+    """Shares of each bin, shape (..., bins), with half an observation more in each."""
+    result: Floats = (counts + 0.5) / (counts.sum(axis=-1, keepdims=True) + 0.5 * counts.shape[-1])
+    return result
 
 
 MEASURES = {"psi": psi, "ks": ks}
@@ -70,8 +75,8 @@ class DriftMonitor:
     :func:`widened_threshold`) until the measure is below again. The claim does not come back with it: it
     was made for prompts like those of calibration, and some were not.
 
-    Scores of one request depend on each other, so ``alarm`` comes from resampled requests
-    (:func:`alarm_level`), not from a table for independent ones.
+    Scores of one request depend on each other, and each request is looked at in ``window`` windows, so
+    ``alarm`` comes from resampled sequences of requests (:func:`alarm_level`) and not from a table.
     """
 
     edges: tuple[float, ...]
@@ -119,7 +124,7 @@ class DriftMonitor:
         requests = (*before.requests, counts)[-self.window :]
         if len(requests) < self.window:
             return Window(requests)
-        value = MEASURES[self.measure]([sum(column) for column in zip(*requests, strict=True)], self.shares)
+        value = float(MEASURES[self.measure](np.sum(requests, axis=0), self.shares))
         alarm = value > self.alarm
         return Window(requests, value, alarm, before.ever or alarm, alarm != before.alarm)
 
@@ -133,52 +138,57 @@ def make_monitor(
     bins: int = 10,
     measure: Measure = "psi",
     factor: float = 2.0,
-    false_alarms: float = 1e-3,
+    false_alarms: float = 0.05,
+    requests: int = 1000,
     seed: int = 0,
 ) -> DriftMonitor:
     """A monitor from calibration: ``scores``, shape (n,), of all decisions, and which of the ``prompts`` each is of.
 
-    The scores have to come from answers routed with ``threshold``, as they will in serving. Bins hold
-    about equal shares. ``false_alarms`` is the probability that one window of unchanged prompts raises
-    the alarm.
+    The scores have to be of answers routed with ``threshold``, as they will be in serving. Bins hold
+    about equal shares. ``false_alarms`` is the probability of any alarm in so many ``requests`` with
+    unchanged prompts; ``factor`` is how much more is escalated during an alarm.
     """
-    inner = np.quantile(scores, np.linspace(0, 1, bins + 1)[1:-1])
-    edges = np.unique(inner)
+    edges = np.unique(np.quantile(scores, np.linspace(0, 1, bins + 1)[1:-1]))
     at = np.searchsorted(edges, scores, side="right")
     _, request = np.unique(prompts, return_inverse=True)
     counts = np.zeros((int(request.max()) + 1, len(edges) + 1), np.int64)
     np.add.at(counts, (request, at), 1)
-    shares = (counts.sum(axis=0) + 0.5) / (counts.sum() + 0.5 * counts.shape[1])
-    reference = tuple(shares.tolist())
     return DriftMonitor(
         edges=tuple(edges.tolist()),
-        shares=reference,
+        shares=tuple(_shares(counts.sum(axis=0)).tolist()),
         window=window,
-        alarm=alarm_level(counts, reference, window=window, measure=measure, false_alarms=false_alarms, seed=seed),
+        alarm=alarm_level(
+            counts, window=window, measure=measure, false_alarms=false_alarms, requests=requests, seed=seed
+        ),
         widened=widened_threshold(scores, threshold, factor),
         measure=measure,
     )
 
 
 def alarm_level(
-    counts: npt.NDArray[np.integer],
-    shares: Sequence[float],
+    counts: npt.NDArray[np.int64],
     *,
     window: int,
     measure: Measure = "psi",
-    false_alarms: float = 1e-3,
-    draws: int = 5000,
+    false_alarms: float = 0.05,
+    requests: int = 1000,
+    draws: int = 400,
     seed: int = 0,
 ) -> float:
-    """The level that windows of unchanged requests exceed with probability ``false_alarms``.
+    """The level that so many ``requests`` with unchanged prompts exceed anywhere with probability ``false_alarms``.
 
-    From ``draws`` windows of ``window`` requests drawn with replacement from ``counts``, shape
-    (requests, bins).
+    From ``draws`` sequences of requests drawn with replacement from calibration's, ``counts`` of shape
+    (calibration requests, bins), each against a reference that is drawn anew as well: it is an estimate
+    too.
     """
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(window, np.full(len(counts), 1 / len(counts)), size=draws) @ counts
-    values = [MEASURES[measure](row, shares) for row in drawn.tolist()]
-    return float(np.quantile(values, 1.0 - false_alarms))
+    highest = []
+    for _ in range(draws):
+        reference = _shares(counts[rng.integers(len(counts), size=len(counts))].sum(axis=0))
+        drawn = counts[rng.integers(len(counts), size=max(requests, window))]
+        windows = np.lib.stride_tricks.sliding_window_view(drawn, window, axis=0).sum(axis=-1)
+        highest.append(float(MEASURES[measure](windows, reference).max()))
+    return float(np.quantile(highest, 1.0 - false_alarms))
 
 
 def widened_threshold(scores: Floats, threshold: float, factor: float = 2.0) -> float:

@@ -424,13 +424,15 @@ def test_whatever_is_changed_suspends_the_claim(change: dict[str, object]) -> No
 
 
 def test_measures_of_drift_by_hand() -> None:
-    assert psi([499.5, 499.5], [0.5, 0.5]) == pytest.approx(0.0)
+    assert psi([500, 500], [0.5, 0.5]) == pytest.approx(0.0)
     p = (80.5 / 101, 20.5 / 101)
     expected = (p[0] - 0.5) * math.log(p[0] / 0.5) + (p[1] - 0.5) * math.log(p[1] / 0.5)
     assert psi([80, 20], [0.5, 0.5]) == pytest.approx(expected)
     assert math.isfinite(psi([100, 0], [0.5, 0.5]))
-    assert ks([10, 0, 10], [0.25, 0.5, 0.25]) == pytest.approx(0.25)
+    # 10.5, 0.5 and 10.5 of 21.5.
+    assert ks([10, 0, 10], [0.25, 0.5, 0.25]) == pytest.approx(10.5 / 21.5 - 0.25)
     assert ks([0, 0], [0.5, 0.5]) == 0.0
+    assert psi([[80, 20], [500, 500]], [0.5, 0.5]) == pytest.approx([expected, 0.0])
 
 
 def test_drift_widens_escalation_logs_once_and_suspends_for_good(caplog: pytest.LogCaptureFixture) -> None:
@@ -489,25 +491,26 @@ def test_a_monitor_made_of_calibration_rarely_cries_wolf_and_sees_a_shift(measur
     rng = np.random.default_rng(0)
     calibration = [request_scores(rng) for _ in range(400)]
     prompts = np.repeat(np.arange(400), [len(scores) for scores in calibration])
-    watch = make_monitor(np.concatenate(calibration), prompts, 0.4, window=40, measure=measure, false_alarms=0.01)
+    scores = np.concatenate(calibration)
+    watch = make_monitor(scores, prompts, 0.4, window=40, measure=measure, false_alarms=0.05, requests=200)
     assert sum(watch.shares) == pytest.approx(1.0)
     assert len(watch.shares) == 10
 
-    def alarms(shift: float, windows: int) -> float:
+    def alarms(shift: float, requests: int, routers: int) -> float:
         raised = 0
-        for _ in range(windows):
+        for _ in range(routers):
             ledger = Ledger()
-            for _ in range(watch.window):
+            for _ in range(requests):
                 counts = watch.empty
                 for score in request_scores(rng, shift).tolist():
                     counts = watch.count(counts, score)
                 watch.observe(counts, ledger)
-            raised += watch.state(ledger).alarm
-        return raised / windows
+            raised += watch.state(ledger).ever
+        return raised / routers
 
-    # 1% at the pool itself; new prompts differ from a pool of 400 by a little more.
-    assert alarms(0.0, 150) <= 0.06
-    assert alarms(1.0, 20) == 1.0
+    # 5% expected in as many requests; binomial standard deviation of 60 routers 2.8%.
+    assert alarms(0.0, 200, 60) <= 0.05 + 3 * 0.028
+    assert alarms(1.0, 60, 15) == 1.0
 
 
 def test_the_widened_threshold_doubles_the_rate() -> None:
