@@ -72,7 +72,9 @@ class OpenAIOptions(BaseModel):
     read_timeout_seconds: float = Field(60.0, gt=0.0, le=86_400.0, description="longest silence of the endpoint")
     max_retries: int = Field(2, ge=0, le=20, description="before the first text has arrived; never after it")
     n_ctx: int | None = Field(None, ge=16, description="the endpoint's context, which lowers max_tokens; None: unknown")
-    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key; empty: send none")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", pattern=r"^\w*$", description="environment variable with the key; empty: send none"
+    )
     allow_http: bool = Field(False, description="send the key unencrypted to another machine")
 
 
@@ -103,6 +105,10 @@ def parse_endpoint(where: str) -> Endpoint:
     found = _WHERE.fullmatch(where)
     model, url = (found["model"], found["url"]) if found else (where, os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL)
     example = "write openai:model-name@https://host/v1"
+    if not model.strip() or model.startswith("@") or not model.isprintable():
+        raise ConfigurationError(f"{model!r} is no name of a model", hint=example)
+    if not url.isprintable():
+        raise ConfigurationError(f"the URL of {model!r} holds characters that no URL has", hint=example)
     try:
         parts = urlsplit(url.rstrip("/"))
         host, _, _ = parts.hostname, parts.port, httpx2.URL(url)
@@ -112,9 +118,7 @@ def parse_endpoint(where: str) -> Endpoint:
         raise ConfigurationError(
             f"the URL of {model!r} holds a user name or a password", hint="put the key into an environment variable"
         )
-    if not model.strip() or model.startswith("@"):
-        raise ConfigurationError("the endpoint's model has no name", hint=example)
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or not url.isprintable():
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         raise ConfigurationError(f"{url!r} is no base URL of an endpoint", hint=example)
     if parts.path.endswith("/completions"):
         raise ConfigurationError(f"{url!r} is not a base URL", hint="leave out /chat/completions or /completions")
