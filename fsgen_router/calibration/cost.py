@@ -11,7 +11,6 @@ from ..evaluation import SLOW_ONLY, Item, ask
 from ..policies.certify import fewest_prompts
 from ..router import Router
 from .choose import CANDIDATE_RATES, Target
-from .curves import CURVE_RATES
 from .pipeline import CalibrationOptions, make_options
 from .prompts import Prompts
 
@@ -75,8 +74,9 @@ def estimate_cost(
         )
     stages.append(answered("candidates", calibration * len(candidates), sum(candidates) / max(len(candidates), 1)))
     if options.curves:
-        runs = report * (_CURVES + len(options.compare)) * len(CURVE_RATES)
-        stages.append(answered("curves", runs, sum(CURVE_RATES) / len(CURVE_RATES)))
+        runs = report * (_CURVES + len(options.compare)) * len(options.curve_rates)
+        mean_rate = sum(options.curve_rates) / len(options.curve_rates)
+        stages.append(answered("curves", runs, mean_rate))
         stages.append(answered("oracle", report * _ORACLES, 1.0))
     return stages
 

@@ -36,6 +36,8 @@ def quality_figures(curves: Mapping[str, Curve]) -> dict[str, bytes]:
 def _quality(curves: Mapping[str, Curve], label: str, axis: Axis) -> bytes:
     figure = new_figure(8.5, 5.5)
     axes = figure.add_subplot()
+    # Without the learned curve's own red.
+    axes.set_prop_cycle(color=[f"tab:{c}" for c in ("blue", "orange", "green", "purple", "brown", "pink", "olive")])
     draw_levels(axes, next(iter(curves.values())).points[0].summary)
     for name, curve in curves.items():
         points = [(x, p.summary.accuracy) for p in curve.points if (x := axis(p)) is not None]

@@ -68,6 +68,7 @@ class CalibrationOptions(BaseModel):
     compare: tuple[str, ...] = Field((), description="other methods to draw the learned policy's curve with")
     hold: bool = Field(False, description="let the threshold follow the target rate at run time")
     curves: bool = Field(True, description="run everything that the report compares the policy to")
+    curve_rates: tuple[float, ...] = Field(CURVE_RATES, min_length=1, description="nominal rates of a curve's points")
     max_tokens: int = Field(256, ge=1, description="tokens of an answer at most")
     stop: tuple[str, ...] = Field((), description="end answers before any of these")
     concurrency: int = Field(1, ge=1, description="prompts asked at once, where both models hold several sequences")
@@ -82,6 +83,13 @@ class CalibrationOptions(BaseModel):
     @classmethod
     def _known_calibration(cls, value: str) -> str:
         return _one_of(value, CALIBRATIONS)
+
+    @field_validator("curve_rates")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0.0 < rate < 1.0 for rate in value):
+            raise ValueError("rates are between 0 and 1")
+        return value
 
     @property
     def span(self) -> Span | None:
@@ -488,13 +496,14 @@ def _curves(bench: Bench, fitted: Fitted, fast: Run, slow: Run) -> dict[str, Cur
         return None
     scorers = {"learned": fitted.scorer, **baseline_scorers(bench, fitted, calibrated=False)}
     sweeps = len(scorers) + 1 + len(options.compare)
-    with bench.stages.stage("curves", sweeps * len(CURVE_RATES) * len(fast) + 6 * len(fast)) as runner.on_items:
+    with bench.stages.stage("curves", sweeps * len(options.curve_rates) * len(fast) + 6 * len(fast)) as runner.on_items:
         runs = {
             name: threshold_runs(
                 runner,
                 scorer,
                 fitted.scores(scorer),
                 fitted.traces.answer,
+                rates=options.curve_rates,
                 extent=options.extent,
                 span=options.span,
                 method=options.method,
@@ -503,9 +512,15 @@ def _curves(bench: Bench, fitted: Fitted, fast: Run, slow: Run) -> dict[str, Cur
         }
         for method in options.compare:
             runs[f"learned, {method}"] = threshold_runs(
-                runner, fitted.scorer, fitted.scores(), fitted.traces.answer, extent=options.extent, method=method
+                runner,
+                fitted.scorer,
+                fitted.scores(),
+                fitted.traces.answer,
+                rates=options.curve_rates,
+                extent=options.extent,
+                method=method,
             )
-        runs["random"] = random_runs(runner)
+        runs["random"] = random_runs(runner, rates=options.curve_rates)
         runs["oracle"] = oracle_runs(runner)
         runs["whole query"] = whole_query_runs(fast, slow)
     runner.on_items = None
@@ -644,7 +659,7 @@ def calibrate(
         if policy is not None and not choice.always:
             policy = watch(bench, policy)
         if policy is not None:
-            policy = replace(policy, pair=bench.pair)
+            policy = replace(policy, pair=bench.pair, method=make_method(parsed.method).name)
             if parsed.hold and target.rate is not None:
                 policy = policy.holding(target.rate)
         card = None if policy is None else make_card(bench, policy, choice, target, held)

@@ -80,10 +80,11 @@ def read_prompts(path: str | Path, *, shares: Sequence[float] = SHARES) -> Promp
 def split_items(items: Sequence[Item], *, source: str = "items", shares: Sequence[float] = SHARES) -> Prompts:
     """Prompts made of items, each in the split that its hash says."""
     _check_shares(shares)
-    unique = {prompt_key(item): item for item in reversed(items)}
-    kept = list(reversed(unique.values()))
+    unique: dict[str, Item] = {}
+    for item in items:
+        unique.setdefault(prompt_key(item), item)
     parts: dict[SplitName, list[Item]] = {split: [] for split in SPLITS}
-    for item in kept:
+    for item in unique.values():
         parts[split_of(item, shares)].append(item)
     return _checked(
         Prompts(
@@ -91,7 +92,7 @@ def split_items(items: Sequence[Item], *, source: str = "items", shares: Sequenc
             tuple(parts["calibration"]),
             tuple(parts["report"]),
             source,
-            repeated=len(items) - len(kept),
+            repeated=len(items) - len(unique),
         )
     )
 

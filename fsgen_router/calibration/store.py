@@ -71,7 +71,8 @@ class WorkDirectory:
     def load(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
         """A finished chunk; None where there is none, or none that can be read (it is then made again)."""
         try:
-            with np.load(self.path / f"{name}.npz", allow_pickle=False) as file:
+            data = io.BytesIO((self.path / f"{name}.npz").read_bytes())
+            with np.load(data, allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
         except _UNREADABLE:
             return None

@@ -53,9 +53,7 @@ def show(
         "signals": ", ".join(card.signals),
         "prompts": ", ".join(f"{count} {split}" for split, count in card.splits.items()),
         "data": card.data_hash,
-        "drift": "not watched"
-        if policy.drift is None
-        else f"alarm above {policy.drift.alarm:.3g} ({policy.drift.measure})",
+        "drift": "not watched" if drift is None else f"alarm above {drift.alarm:.3g} ({drift.measure})",
         "libraries": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
     }
     for name, value in rows.items():
