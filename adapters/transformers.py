@@ -2,7 +2,7 @@
 
 ``generate`` sees one request and keeps its loop to itself; this adapter calls the model's forward,
 keeps every sequence's keys and values in place (:mod:`.slot_cache`), runs several sequences as one
-batch, and reduces logits where they live (:mod:`.torch_reading`).
+batch, and reduces logits on the device that they live on (:mod:`.torch_reading`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fsgen_router.errors import (
 from fsgen_router.logs import log
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import checked
-from fsgen_router.reading import Read, Row
+from fsgen_router.reading import Read, Row, Scratch, reduce_row
 
 try:
     import accelerate  # noqa: F401  # transformers loads onto a device, and reads GGUF files, through it
@@ -209,7 +209,7 @@ def _first_line(error: BaseException) -> str:
 # --- devices and memory --------------------------------------------------------------------------
 
 
-def _device(wanted: str) -> torch.device:
+def device_of(wanted: str) -> torch.device:
     """The device of that name, or :class:`ConfigurationError` with those that are here."""
     if wanted == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -414,12 +414,12 @@ class TransformersModel:
         self.options = checked(TransformersOptions, options, error=ConfigurationError)
         source = _locate(os.fspath(where), self.options)
         self.name = source.name
-        self.device = _device(self.options.device)
+        self.device = device_of(self.options.device)
         if self.options.n_threads is not None:
             torch.set_num_threads(self.options.n_threads)
         self._lock = threading.Lock()
         self.n_seq = self.options.n_seq
-        with _errors_of_loading(source), torch.inference_mode():
+        with _errors_of_loading(source):
             self._config = AutoConfig.from_pretrained(source.where, **source.arguments)
             self.n_ctx = self._context(self._config.get_text_config())
             self._require_memory_for_all()
@@ -437,6 +437,9 @@ class TransformersModel:
             )
         self.n_params = int(self._model.num_parameters())
         self.capabilities = self._memory.capabilities
+        # numpy is the faster one on the host, and MPS shares its memory.
+        self._reduce = self._reduce_on_host if self.device.type in ("cpu", "mps") else reduce_rows
+        self._scratch = Scratch()
         self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab)
         self._n_rows = max(_LOGIT_BYTES // (4 * width), 1)
 
@@ -581,12 +584,16 @@ class TransformersModel:
         columns = sorted({column for _, column, *_ in reads})
         logits = self._logits(pending, parts, columns or [width - 1])
         at = {column: index for index, column in enumerate(columns)}
-        found = reduce_rows(
+        found = self._reduce(
             logits.flatten(0, 1)[:, : self.tokenizer.n_vocab],
             [(row * len(columns) + at[column], read) for row, column, *_, read in reads],
         )
         for (*_, work, number, _read), reduced in zip(reads, found, strict=True):
             rows[work][number] = reduced
+
+    def _reduce_on_host(self, logits: torch.Tensor, reads: Sequence[tuple[int, Read]]) -> list[Row]:
+        rows = logits.float().cpu().numpy()
+        return [reduce_row(rows[row], read, self._scratch) for row, read in reads]
 
     def _logits(self, pending: Sequence[_Pending], parts: Sequence[_Part], columns: list[int]) -> torch.Tensor:
         """Logits of the given columns: shape (len(parts), len(columns), width of a row)."""
@@ -672,8 +679,9 @@ def _probe(model: Any, argument: str, device: torch.device) -> tuple[Any, torch.
 
 
 def _run(model: Any, argument: str, cache: Any, ids: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=ids, use_cache=True, **{argument: cache}).logits
-    return logits
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=True, **{argument: cache}).logits
+        return logits
 
 
 def _reads_in_pieces(model: Any, config: Any, argument: str, device: torch.device, name: str) -> bool:

@@ -17,6 +17,7 @@ import tiny_transformers
 
 from fsgen_router import BackendError, Mask, NoFreeSequence, reference
 from fsgen_router.adapters.scripted import ScriptedModel
+from fsgen_router.adapters.torch_reading import reduce_rows
 from fsgen_router.adapters.transformers import TransformersModel
 from fsgen_router.models import TokenModel, Work
 from fsgen_router.reading import GREEDY, Read, Row, Warp, draw, warped
@@ -33,10 +34,16 @@ def _llama_cpp(n_seq: int, n_batch: int) -> TokenModel:
     return reference.load("fast", n_ctx=N_CTX, n_seq=n_seq, n_batch=n_batch)
 
 
-def _transformers(architecture: str, n_seq: int, n_batch: int = 512) -> TokenModel:
+def _transformers(architecture: str, n_seq: int, n_batch: int = 512) -> TransformersModel:
     return TransformersModel(
         tiny_transformers.saved(architecture), n_ctx=N_CTX, n_seq=n_seq, n_batch=n_batch, device="cpu"
     )
+
+
+def _as_on_an_accelerator(model: TransformersModel) -> TokenModel:
+    """With the reductions that run there: on the CPU numpy does them."""
+    model._reduce = reduce_rows
+    return model
 
 
 ADAPTERS: dict[str, Callable[[], TokenModel]] = {
@@ -47,7 +54,7 @@ ADAPTERS: dict[str, Callable[[], TokenModel]] = {
     "llama_cpp-1-chunked": lambda: _llama_cpp(1, 7),
     "llama_cpp-4-chunked": lambda: _llama_cpp(4, 7),
     "transformers-1": lambda: _transformers("llama", 1),
-    "transformers-4": lambda: _transformers("llama", 4),
+    "transformers-4": lambda: _as_on_an_accelerator(_transformers("llama", 4)),
     "transformers-4-chunked": lambda: _transformers("gemma2", 4, 7),  # one layer with a sliding window
     "transformers-4-recurrent": lambda: _transformers("falcon_h1", 4),
 }

@@ -333,7 +333,10 @@ def test_any_gguf_file_is_the_same_in_both_backends(tmp_path: Path, padding: int
     # A folder may name the file beside its options.
     named = make_model(f"transformers:{tmp_path}?gguf_file=tiny.gguf&n_seq=2&device=cpu&n_ctx=64")
     assert (named.name, named.n_seq, named.n_ctx) == ("tiny.gguf", 2, 64)
-    for model in (ours, theirs, named):
+    # quantization_config goes to transformers as it is.
+    config = json.dumps({"quant_method": "gguf", "dequantize": True})
+    packed = make_model(f"transformers:{path}?device=cpu&quantization_config={config}")
+    for model in (ours, theirs, named, packed):
         model.shutdown()
 
 
@@ -450,6 +453,11 @@ def test_names_that_look_like_control_tokens_are_some() -> None:
     assert call not in wrapped.special_ids
     assert prefix not in wrapped.encode("<|fim_prefix|>", add_bos=False)
     assert wrapped.encode("<|fim_prefix|>", add_bos=False, parse_special=True) == [prefix]
+
+
+def test_a_tokenizer_that_is_not_a_fast_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"no fast tokenizer.*tokenizer\.json"):
+        TransformersTokenizer(object(), "x", width=400)
 
 
 def test_ends_of_a_generation_come_from_everywhere(tmp_path: Path) -> None:
@@ -752,6 +760,15 @@ def cache(tmp_path: Path) -> Iterator[Path]:
     return tmp_path
 
 
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class Own(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
 def in_a_process(models: Sequence[str], home: Path, **environment: str) -> list[str]:
     """What loading gives or raises where the hub client reads this environment (at its import)."""
     program = (
@@ -774,8 +791,13 @@ def in_a_process(models: Sequence[str], home: Path, **environment: str) -> list[
 
 def test_models_of_the_hub_come_from_its_cache(cache: Path) -> None:
     models = ("owner/repo", "owner/repo@v1?n_seq=2", f"owner/repo@{COMMIT}", "owner/repo@v2", "owner/other", "re..po/x")
+    own = shutil.copytree(tiny_transformers.saved("llama"), cache / "own")
+    edit_config(own, model_type="own", auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"})
+    (own / "own.py").write_text(OWN_CODE)
+    models += (f"{own}?trust_remote_code=true",)
     said = in_a_process([f"transformers:{model}" for model in models], cache, HF_HUB_OFFLINE="1")
     assert said[:3] == ["owner/repo", "owner/repo@v1", f"owner/repo@{COMMIT}"]
     for name, line in zip(("owner/repo@v2", "owner/other"), said[3:], strict=False):
         assert re.match(f"ModelNotFound {name} is not in the local cache.*HF_HUB_OFFLINE", line), line
     assert re.match(r"ModelNotFound re\.\.po/x cannot be loaded.*repo_id", said[5]), said[5]
+    assert said[6] == "own"

@@ -31,7 +31,7 @@ _STYLES: dict[Status, tuple[str, str]] = {
 }
 _EXTRAS = {
     "llama": ("llama-cpp-python", "psutil"),
-    "transformers": ("torch", "transformers", "accelerate", "gguf", "psutil"),
+    "transformers": ("torch", "transformers", "accelerate", "gguf", "jinja2", "psutil"),
     "openai": ("httpx2", "tenacity"),
     "hub": ("huggingface_hub",),
     "eval": ("matplotlib", "scipy"),
@@ -61,7 +61,7 @@ def doctor(fast: o.Fast = None, slow: o.Slow = None, as_json: o.Json = False) ->
       fsgen-router doctor --fast llama_cpp:small.gguf --slow llama_cpp:large.gguf
     """
     checks: list[Check] = []
-    for section in (_python, _extras, _llama_cpp, _processor, _threads, _memory, _accelerator, _hub):
+    for section in (_python, _extras, _llama_cpp, _transformers, _processor, _threads, _memory, _accelerator, _hub):
         checks.extend(_guarded(section))
     checks.extend(_guarded(lambda: _pair(fast, slow), name=_pair_label(fast, slow)))
     able = not any(check.status == "fail" for check in checks)
@@ -134,6 +134,17 @@ def _llama_cpp() -> Iterator[Check]:
         yield Check("GPU offload", "missing", "llama.cpp was built without it, models run on the CPU", hint)
 
 
+def _transformers() -> Iterator[Check]:
+    try:
+        from ..adapters import transformers as adapter
+    except ImportError as error:
+        what = str(error.__cause__ or error)
+        yield Check("backend transformers", "missing", what, "pip install 'fsgen-router[transformers]'")
+    else:
+        device = adapter.device_of("auto")
+        yield Check("backend transformers", "ok", f"loads; models run on {device} unless told otherwise")
+
+
 # --- the machine ---------------------------------------------------------------------------------
 
 
@@ -202,12 +213,19 @@ def _accelerator() -> Iterator[Check]:
         return
     import torch
 
-    found = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
+    found = [_cuda(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
-        found.append("Apple MPS")
-    yield Check("accelerators", "ok" if found else "missing", ", ".join(found) or "torch sees none")
+        found.append("mps: Apple")
+    hint = f"transformers:owner/repo?device={found[0].partition(': ')[0]}" if found else None
+    yield Check("accelerators", "ok" if found else "missing", ", ".join(found) or "torch sees none", hint)
+
+
+def _cuda(index: int) -> str:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    name = torch.cuda.get_device_name(index)
+    return f"cuda:{index}: {name} ({free / 2**30:.1f} of {total / 2**30:.1f} GiB free)"
 
 
 def _hub() -> Iterator[Check]:
