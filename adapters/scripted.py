@@ -65,8 +65,8 @@ class ScriptedTokenizer:
 class ScriptedModel:
     """A :class:`~fsgen_router.models.TokenModel` whose logits are ``script(ids)``.
 
-    ``works`` records every work of every forward, for tests that count them. ``fail_after`` makes
-    the forward with that number (from 0) and all later ones raise :class:`BackendError`.
+    ``works`` records every work of every forward and ``forwards`` counts those, for tests. ``fail_after``
+    makes the forward with that number (from 0) and all later ones raise :class:`BackendError`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ScriptedModel:
         self.capabilities = Capabilities()
         self.works: list[Work] = []
         self._fail_after = fail_after
-        self._forwards = 0
+        self.forwards = 0
         self._pool = SequencePool(n_seq, n_ctx, tokenizer.n_vocab)
         self._scratch = Scratch()
         self._lock = threading.Lock()
@@ -96,7 +96,7 @@ class ScriptedModel:
 
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
         with self._lock:
-            number, self._forwards = self._forwards, self._forwards + 1
+            number, self.forwards = self.forwards, self.forwards + 1
             try:
                 if self._fail_after is not None and number >= self._fail_after:
                     raise BackendError(f"{self.name} was told to fail")

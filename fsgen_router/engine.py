@@ -181,6 +181,7 @@ class Reader:
     seen: int = 0
     found: int = 0
     """Tokens that the KV cache still held when the sequence was opened."""
+    begun: bool = False
 
 
 @dataclass(slots=True)
@@ -358,7 +359,6 @@ class Engine:
         reader.seen = min(kept, self._length(role) - 1)
         if self.state.finish is not None:
             return self._wrap_up()
-        self._counters(role).cached += reader.seen
         return self._read_some() if purpose == "ahead" else self._next()
 
     # --- the fast model's tokens ---
@@ -764,6 +764,9 @@ class Engine:
         self, role: Role, keep: int, ids: Sequence[int], reads: Sequence[tuple[int, Read]], purpose: Purpose
     ) -> Start:
         counters, reader = self._counters(role), self.state.readers[role]
+        if not reader.begun:
+            reader.begun = True
+            counters.cached += keep
         in_prompt = min(max(len(self.request.prompts[role]) - keep, 0), len(ids))
         counters.prefill += in_prompt
         if purpose == "ahead":

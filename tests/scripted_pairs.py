@@ -17,7 +17,7 @@ import numpy as np
 from fsgen_router import drivers
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
 from fsgen_router.engine import Engine, Request
-from fsgen_router.methods import make_method
+from fsgen_router.methods import Method, make_method
 from fsgen_router.policies import make_policy
 from fsgen_router.policy import Ledger, Policy
 from fsgen_router.records import Generation, Role
@@ -146,7 +146,7 @@ def make_engine(
     ids: Sequence[int],
     *,
     ledger: Ledger | None = None,
-    method: str = "replace",
+    method: Method | str = "replace",
     read_ahead: int = 0,
     **request,
 ):

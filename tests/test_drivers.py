@@ -6,26 +6,23 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from scripted_pairs import Pair, finish, ids_of, make_engine, pair, prompt
 
-from fsgen_router import BackendError, Router, TextDelta, drivers
+from fsgen_router import BackendError, QueueFull, Router, RouterClosed, TextDelta, drivers
 from fsgen_router.adapters.scripted import ScriptedModel
-from fsgen_router.reading import Warp
+from fsgen_router.engine import Done, Failed, Start
+from fsgen_router.models import Work
+from fsgen_router.reading import Read, Warp
 from fsgen_router.records import Role
+from fsgen_router.workers import CHUNK, TICK, BatchWorker, Workers
 
 POLICIES = ("never", "always", "every:3", "every:4,span=2", "random:0.3,span=rest", "entropy>1.5", "budget:0.2")
 WARPS = (Warp(), Warp(temperature=0.8), Warp(temperature=1.4, top_k=6, top_p=0.9))
-
-
-@pytest.fixture(scope="module")
-def executors() -> Iterator[Mapping[Role, Executor]]:
-    with ThreadPoolExecutor(1) as fast, ThreadPoolExecutor(1) as slow:
-        yield {"fast": fast, "slow": slow}
 
 
 def a_case(case: int, **options):
@@ -38,6 +35,8 @@ def a_case(case: int, **options):
         "max_tokens": rng.randint(1, 20),
         "stop": rng.choice([(), ("ab",), (",", "é")]),
         "audit": rng.random() < 0.3,
+        "method": rng.choice(("replace", "verify", "verify:near_best=0.5,draft_len=3")),
+        "read_ahead": rng.choice((0, 0, 2)),
     }
     models = pair(case, **options)
     return models, lambda: make_engine(models, policy, prompt(case), **settings)
@@ -52,25 +51,47 @@ def counters(usage) -> dict:
     }
 
 
-async def afinish(engine, models: Pair, executors: Mapping[Role, Executor]):
-    shown = [emit.text async for emit in drivers.arun(engine, models.models, executors)]
+@contextlib.contextmanager
+def working(models: Pair):
+    workers = Workers(models.models)
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+async def afinish(engine, models: Pair, workers: Workers | None = None):
+    with contextlib.ExitStack() as stack:
+        seated = (workers or stack.enter_context(working(models))).seated("fast")
+        shown = [emit.text async for emit in drivers.arun_live(engine, models.models, seated)]
     return engine.generation, shown
 
 
-async def test_sync_and_async_agree(executors: Mapping[Role, Executor]) -> None:
-    for case in range(1000):
+def finish_live(engine, models: Pair):
+    with working(models) as workers:
+        shown = [emit.text for emit in drivers.run_live(engine, models.models, workers.seated("fast"))]
+    return engine.generation, shown
+
+
+async def test_all_drivers_agree() -> None:
+    for case in range(600):
         models, make = a_case(case)
         found, shown = finish(make(), models)
-        again, make = a_case(case)
-        other, also_shown = await afinish(make(), again, executors)
-        assert (other.text, ids_of(other), also_shown) == (found.text, ids_of(found), shown), case
-        assert [token.source for token in other.tokens] == [token.source for token in found.tokens], case
-        assert (other.finish_reason, other.degraded) == (found.finish_reason, found.degraded), case
-        assert counters(other.usage) == counters(found.usage), case
+        for driver in (afinish, finish_live):
+            again, make = a_case(case)
+            ran = driver(make(), again)
+            other, also_shown = await ran if asyncio.iscoroutine(ran) else ran
+            assert (other.text, ids_of(other), also_shown) == (found.text, ids_of(found), shown), case
+            assert [token.source for token in other.tokens] == [token.source for token in found.tokens], case
+            assert (other.finish_reason, other.degraded) == (found.finish_reason, found.degraded), case
+            if not make().read_ahead:  # how far the slow model got ahead is a matter of time, never the text
+                assert counters(other.usage) == counters(found.usage), case
+            assert again.all_free
 
 
-async def test_many_at_once_agree_with_one_by_one(executors: Mapping[Role, Executor]) -> None:
-    """Requests that share two models and interleave forward by forward."""
+async def test_many_at_once_agree_with_one_by_one() -> None:
+    """Requests that share two models and their forwards."""
+    shared = 0
     for group in range(20):
         models = pair(group, n_seq=8)
         settings = [
@@ -78,9 +99,135 @@ async def test_many_at_once_agree_with_one_by_one(executors: Mapping[Role, Execu
         ]
         alone = [finish(make_engine(pair(group), p, ids, **options), pair(group))[0] for p, ids, options in settings]
         engines = [make_engine(models, policy, ids, **options) for policy, ids, options in settings]
-        together = await asyncio.gather(*(afinish(engine, models, executors) for engine in engines))
+        with working(models) as workers:
+            together = await asyncio.gather(*(afinish(engine, models, workers) for engine in engines))
         assert [ids_of(found) for found, _ in together] == [ids_of(found) for found in alone]
         assert models.all_free
+        shared += models.fast.forwards < sum(found.usage.fast.forwards for found in alone)
+    assert shared > 15
+
+
+# --- what waits shares a forward -----------------------------------------------------------------
+
+
+class Caller:
+    """What a worker delivers to, and when."""
+
+    def __init__(self) -> None:
+        self.cancelled, self.events, self.done = False, [], threading.Event()
+
+    def deliver(self, event) -> bool:
+        self.events.append(event)
+        self.done.set()
+        return False
+
+
+def test_a_long_prompt_goes_in_pieces_while_others_wait() -> None:
+    """One token of each of the others goes with each piece; rows come back in their reads' order."""
+    models = gated(24, n_seq=4)
+    model, gate = models.fast, Gate()
+    sequences = [model.open([]).sequence for _ in range(3)]
+    ids = [number % 18 for number in range(5 * CHUNK + 7)]
+    reads = [(len(ids) - 1, Read(full=True)), (3, Read()), (CHUNK, Read())]
+    worker = BatchWorker(model, "test")
+    try:
+        model.gate = gate
+        first, long, short = Caller(), Caller(), Caller()
+        worker.submit(Start(0, "fast", Work(sequences[0], 0, [1], [(0, Read())])), first)
+        gate.entered.acquire()  # it is in a forward; what comes now waits for the next one
+        worker.submit(Start(1, "fast", Work(sequences[1], 0, ids, reads)), long)
+        worker.submit(Start(2, "fast", Work(sequences[2], 0, [2], [(0, Read())])), short)
+        gate.go.release()
+        gate.entered.acquire()
+        gate.go.release()
+        assert short.done.wait(30)
+        assert first.done.is_set()
+        assert not long.done.is_set()
+        model.gate = None
+        gate.go.release(100)
+        assert long.done.wait(30)
+        assert [len(works) for works in model.batches[:2]] == [1, 2]
+        assert [len(work.ids) for works in model.batches[1:2] for work in works] == [CHUNK, 1]
+        (event,) = long.events
+        assert isinstance(event, Done)
+        for (at, read), row in zip(reads, event.result, strict=True):
+            expected = model.script(ids[: at + 1])
+            assert row.argmax == int(np.argmax(expected))
+            assert (row.logits is not None) == read.full
+        # Alone, it goes in few forwards.
+        assert max(len(works[0].ids) for works in model.batches[2:]) > CHUNK
+        assert max(sum(len(work.ids) for work in works) for works in model.batches) <= TICK
+    finally:
+        model.gate = None
+        gate.go.release(100)
+        worker.close()
+
+
+def test_who_waits_for_the_slow_model_is_in_no_fast_batch() -> None:
+    """The slow model hangs in a forward; the others' answers are finished meanwhile."""
+    models = gated(25, n_seq=6)
+    gate = models.slow.gate = Gate()
+    with Router(models.fast, models.slow, policy="never") as router, ThreadPoolExecutor(1) as thread:
+        stuck = thread.submit(router.with_policy("always").complete, "a", max_tokens=5)
+        gate.entered.acquire()
+        before = [router.complete("ab", max_tokens=5).text for _ in range(3)]
+        assert not stuck.done()
+        models.slow.gate = None
+        gate.go.release(100)
+        assert stuck.result(30).degraded is None
+        assert {router.complete("ab", max_tokens=5).text} == set(before)
+
+
+def test_a_closed_worker_fails_what_comes() -> None:
+    models = pair(26)
+    worker = BatchWorker(models.fast, "test")
+    worker.close()
+    worker.close()
+    caller = Caller()
+    worker.submit(Start(0, "fast", Work(0, 0, [1], [])), caller)
+    (event,) = caller.events
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, RouterClosed)
+
+
+def test_a_backends_bug_fails_its_batch_and_no_other() -> None:
+    models = pair(27, n_seq=2)
+    plain, broken = models.fast.script, [True]
+
+    def script(ids):
+        if broken[0] and len(ids) > 3:
+            raise ZeroDivisionError
+        return plain(ids)
+
+    models.fast.script = script
+    with Router(models.fast, models.slow, policy="never") as router:
+        with pytest.raises(BackendError, match="ZeroDivisionError"):
+            router.complete("aabb")
+        broken[0] = False
+        assert router.complete("aabb").text
+    assert models.all_free
+
+
+def test_a_full_queue_refuses_and_stays_usable() -> None:
+    models = gated(28, n_seq=2)
+    gate = models.fast.gate = Gate()
+    with (
+        Router(models.fast, models.slow, policy="never", max_waiting=1) as router,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        running = [threads.submit(router.complete, "a", max_tokens=3) for _ in range(2)]
+        gate.entered.acquire()
+        while router._slots._free:
+            gate.entered.acquire(timeout=0.01)
+        waiting = threads.submit(router.complete, "a", max_tokens=3)
+        while not router._slots._waiting:
+            gate.entered.acquire(timeout=0.01)
+        with pytest.raises(QueueFull, match=r"1 are waiting.*max_waiting"):
+            router.complete("a", max_tokens=3)
+        models.fast.gate = None
+        gate.go.release(1000)
+        texts = {job.result(30).text for job in (*running, waiting)}
+        assert texts == {router.complete("a", max_tokens=3).text}
 
 
 def test_time_between_events_is_the_consumers_own() -> None:
@@ -111,16 +258,21 @@ def test_closing_a_stream_at_any_point_frees_everything() -> None:
         assert ids_of(finish(make(), models)[0]) == ids_of(expected), case
 
 
-async def test_closing_an_async_stream_at_any_point_frees_everything(executors: Mapping[Role, Executor]) -> None:
+async def test_closing_a_live_stream_at_any_point_frees_everything() -> None:
     for case in range(200):
         models, make = a_case(case, n_seq=1)
         expected, _ = finish(make(), pair(case, n_seq=1))
-        async with contextlib.aclosing(drivers.arun(make(), models.models, executors)) as stream:
-            for _ in range(case % 9):
-                if await anext(stream, None) is None:
-                    break
-        assert models.all_free
-        assert ids_of((await afinish(make(), models, executors))[0]) == ids_of(expected), case
+        with working(models) as workers:
+            async with contextlib.aclosing(drivers.arun_live(make(), models.models, workers.seated("fast"))) as stream:
+                for _ in range(case % 9):
+                    if await anext(stream, None) is None:
+                        break
+            assert models.all_free
+            with contextlib.closing(drivers.run_live(make(), models.models, workers.seated("fast"))) as stream:
+                for _ in zip(range(case % 9), stream, strict=False):
+                    pass
+            assert models.all_free
+            assert ids_of((await afinish(make(), models, workers))[0]) == ids_of(expected), case
 
 
 class Gate:
@@ -139,16 +291,21 @@ class GatedModel(ScriptedModel):
 
     gate: Gate | None = None
 
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self.batches: list[list[Work]] = []
+
     def forward(self, works):
+        self.batches.append(list(works))
         if self.gate is not None:
             self.gate.pass_through()
         return super().forward(works)
 
 
-def gated(case: int) -> Pair:
-    plain = pair(case, n_seq=1)
+def gated(case: int, n_seq: int = 1) -> Pair:
+    plain = pair(case, n_seq=n_seq)
     return Pair(
-        *(GatedModel(m.script, m.tokenizer, name=m.name, n_seq=1) for m in (plain.fast, plain.slow)),
+        *(GatedModel(m.script, m.tokenizer, name=m.name, n_seq=n_seq) for m in (plain.fast, plain.slow)),
     )
 
 
@@ -159,15 +316,13 @@ async def in_thread(function, *args):
 @pytest.mark.parametrize("role", ["fast", "slow"])
 @pytest.mark.parametrize("cancels", [1, 3])
 @pytest.mark.parametrize("forward", [0, 1, 2])
-async def test_a_task_cancelled_in_the_middle_of_a_forward(
-    executors: Mapping[Role, Executor], role: Role, cancels: int, forward: int
-) -> None:
+async def test_a_task_cancelled_in_the_middle_of_a_forward(role: Role, cancels: int, forward: int) -> None:
     """A forward cannot be broken off: the cancelled task waits for it, then closes its sequence."""
     models, ids = gated(21), [0, 1, 2]
     expected = finish(make_engine(pair(21), "always", ids), pair(21))[0]
     assert len(expected.tokens) > 3
     gate = models.models[role].gate = Gate()
-    task = asyncio.create_task(afinish(make_engine(models, "always", ids), models, executors))
+    task = asyncio.create_task(afinish(make_engine(models, "always", ids), models))
     for _ in range(forward):
         await in_thread(gate.entered.acquire)
         gate.go.release()
@@ -181,31 +336,35 @@ async def test_a_task_cancelled_in_the_middle_of_a_forward(
         await task
     models.models[role].gate = None
     assert models.all_free
-    assert ids_of((await afinish(make_engine(models, "always", ids), models, executors))[0]) == ids_of(expected)
+    assert ids_of((await afinish(make_engine(models, "always", ids), models))[0]) == ids_of(expected)
 
 
 @pytest.mark.parametrize("cancels", [1, 3])
 async def test_a_task_cancelled_while_its_sequence_is_being_opened(cancels: int) -> None:
-    """The open is still queued behind other work when the task is cancelled; it must not be lost."""
-    models, busy = pair(22, n_seq=1), threading.Event()
-    with ThreadPoolExecutor(1) as fast, ThreadPoolExecutor(1) as slow:
-        fast.submit(busy.wait)
-        task = asyncio.create_task(afinish(make_engine(models, "never", [0]), models, {"fast": fast, "slow": slow}))
+    """The open still waits behind a forward when the task is cancelled; what it opens must not be lost."""
+    models = gated(22, n_seq=2)
+    gate = models.fast.gate = Gate()
+    with working(models) as workers:
+        other = asyncio.create_task(afinish(make_engine(models, "never", [0], max_tokens=2), models, workers))
+        await in_thread(gate.entered.acquire)
+        task = asyncio.create_task(afinish(make_engine(models, "never", [0]), models, workers))
         await asyncio.sleep(0.01)
         for _ in range(cancels):
             task.cancel()
             await asyncio.sleep(0)
-        busy.set()
+        models.fast.gate = None
+        gate.go.release(100)
         with pytest.raises(asyncio.CancelledError):
             await task
+        await other
     assert models.all_free
 
 
-async def test_random_cancellations_leave_the_models_usable(executors: Mapping[Role, Executor]) -> None:
+async def test_random_cancellations_leave_the_models_usable() -> None:
     rng = random.Random(0)
     for case in range(100):
         models, make = a_case(case, n_seq=1)
-        task = asyncio.create_task(afinish(make(), models, executors))
+        task = asyncio.create_task(afinish(make(), models))
         for _ in range(rng.randrange(60)):
             await asyncio.sleep(0)
         task.cancel()
@@ -301,11 +460,12 @@ async def test_requests_cancelled_while_they_wait_for_a_sequence() -> None:
         assert models.all_free
 
 
-async def test_a_fast_failure_reaches_the_caller_of_either_driver(executors: Mapping[Role, Executor]) -> None:
+async def test_a_fast_failure_reaches_the_caller_of_any_driver() -> None:
     plain = pair(32)
     models = Pair(ScriptedModel(plain.fast.script, plain.fast.tokenizer, n_seq=1, fail_after=2), plain.slow)
     with pytest.raises(BackendError):
-        await afinish(make_engine(models, "never", [0]), models, executors)
-    with pytest.raises(BackendError):
-        finish(make_engine(models, "never", [0]), models)
+        await afinish(make_engine(models, "never", [0]), models)
+    for driver in (finish, finish_live):
+        with pytest.raises(BackendError):
+            driver(make_engine(models, "never", [0]), models)
     assert models.all_free
