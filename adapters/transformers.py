@@ -88,7 +88,7 @@ class TransformersOptions(BaseModel):
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, ...; auto: CUDA where there is one, else CPU")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="of weights and KV cache; auto: as the weights were saved"
+        "auto", description="of weights and KV cache; auto: as saved (from GGUF: float32)"
     )
     attn_implementation: str | None = Field(None, description="sdpa, eager, ...; None: transformers chooses")
     quantization_config: Annotated[dict[str, Any] | None, BeforeValidator(_parsed)] = Field(

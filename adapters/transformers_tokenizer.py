@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -60,18 +60,21 @@ class TransformersTokenizer:
         self.special_ids = frozenset(_control_tokens(added, tokenizer)) & meant
         self.eog_ids = (frozenset(eog_ids) | {tokenizer.eos_token_id}) & meant
         self._vocabulary, self._added = vocabulary, added
-        self._with_special, self._plain = _encoders(backend, meant, self.special_ids, whole_words)
+        made = _cleaned(backend, meant, self.special_ids, whole_words)
+        self._spell = _spelling(made)
+        # Copies that nothing else changes: one reads control tokens in a text, one their names as text.
+        self._with_special = Tokenizer.from_str(json.dumps(made))
+        self._plain = Tokenizer.from_str(json.dumps(_renamed(made, self.special_ids)))
         # The token that every sequence begins with, if the vocabulary says so.
         bos = tokenizer.bos_token_id
         self._bos: int | None = bos if backend.encode("").ids[:1] == [bos] else None
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
-        spell = _spelling(json.loads(self._with_special.to_str()))
         pieces = [b""] * self.n_vocab
         for token in set(range(self.n_vocab)) - self.unused_ids:
             entry = self._added.get(token)
-            pieces[token] = spell(self._vocabulary[token]) if entry is None else entry.content.encode()
+            pieces[token] = self._spell(self._vocabulary[token]) if entry is None else entry.content.encode()
         return pieces
 
     def piece(self, token: int) -> bytes:
@@ -133,11 +136,9 @@ def _control_tokens(added: dict[int, AddedToken], tokenizer: Any) -> Iterator[in
             yield token
 
 
-def _encoders(
-    backend: Tokenizer, meant: Set[int], special_ids: Set[int], whole_words: bool
-) -> tuple[Tokenizer, Tokenizer]:
-    """Copies that nothing else changes: one reads control tokens in a text, one reads their names as text."""
-    made = json.loads(backend.to_str())
+def _cleaned(backend: Tokenizer, meant: Set[int], special_ids: Set[int], whole_words: bool) -> dict[str, Any]:
+    """The tokenizer as JSON, with what the model knows and nothing that cuts or fills a text."""
+    made: dict[str, Any] = json.loads(backend.to_str())
     made |= {"truncation": None, "padding": None}
     # transformers may add tokens that the model has no rows for.
     made["added_tokens"] = [
@@ -145,13 +146,14 @@ def _encoders(
     ]
     if whole_words and made["model"]["type"] == "BPE":
         made["model"]["ignore_merges"] = True
-    with_special = Tokenizer.from_str(json.dumps(made))
-    _rename(made, special_ids)
-    return with_special, Tokenizer.from_str(json.dumps(made))
+    return made
 
 
-def _rename(made: dict[str, Any], special_ids: Set[int]) -> None:
-    """Give control tokens names that no text holds. (To skip them as added tokens leaves those of the model.)"""
+def _renamed(made: dict[str, Any], special_ids: Set[int]) -> dict[str, Any]:
+    """``made`` with control tokens under names that no text holds, changed in place.
+
+    To skip them as added tokens is not enough: the vocabulary behind would still match their names.
+    """
     unheard_of = uuid.uuid4().hex
     for entry in made["added_tokens"]:
         if entry["id"] in special_ids:
@@ -163,9 +165,13 @@ def _rename(made: dict[str, Any], special_ids: Set[int]) -> None:
             model["vocab"][f"{unheard_of}{token}"] = model["vocab"].pop(name)
             if model.get("unk_token") == name:
                 model["unk_token"] = f"{unheard_of}{token}"
+        names = set(named.values())
+        if "merges" in model:
+            model["merges"] = [pair for pair in model["merges"] if names.isdisjoint((*pair, "".join(pair)))]
     else:  # Unigram: a list of pieces and scores
         for token in special_ids & set(range(len(model["vocab"]))):
             model["vocab"][token][0] = f"{unheard_of}{token}"
+    return made
 
 
 # --- from a vocabulary's spelling to bytes -------------------------------------------------------
@@ -178,7 +184,7 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
 
 
-def _spelling(tokenizer: dict[str, Any]) -> Any:
+def _spelling(tokenizer: dict[str, Any]) -> Callable[[str], bytes]:
     """The function from a token's spelling in this vocabulary to its bytes."""
     decoders = list(_parts(tokenizer.get("decoder"), "decoders"))
     kinds = {part["type"] for part in decoders}

@@ -10,7 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +63,15 @@ def some_ids(count: int, seed: int = 0) -> list[int]:
 
 def exact(architecture: str, ids: Sequence[int], device: str = "cpu") -> np.ndarray:
     """Every row of the plain model, without a cache: shape (len(ids), n_vocab)."""
-    model = plain(architecture).to(device)
+    model = plain(architecture, device)
     with torch.inference_mode():
         rows = model(torch.tensor([ids], device=device), use_cache=False).logits[0]
     return rows[:, : tiny_transformers.N_VOCAB].float().cpu().numpy()
 
 
-_plain: dict[str, Any] = {}
-
-
-def plain(architecture: str) -> Any:
-    if architecture not in _plain:
-        _plain[architecture] = tiny_transformers.make_model(architecture)
-    return _plain[architecture]
+@cache
+def plain(architecture: str, device: str) -> Any:
+    return tiny_transformers.make_model(architecture).to(device)
 
 
 # --- the same logits as the plain model ----------------------------------------------------------
@@ -100,7 +97,8 @@ def test_rewinds_chunks_and_batches_equal_the_plain_model(architecture: str, dev
             works.append(Work(sequence, keep, ids, [(place, FULL) for place in places]))
             expected += list(exact(architecture, contexts[sequence], device)[[keep + place for place in places]])
         found += [row.logits for rows in model.forward(works) for row in rows]
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+    tolerance = 1e-5 if device == "cpu" else 1e-4  # kernels there are chosen by the shape
+    np.testing.assert_allclose(found, expected, atol=tolerance, rtol=tolerance)
     assert model.capabilities.rewind is (architecture in ATTENTION)
     model.shutdown()
 
@@ -108,7 +106,7 @@ def test_rewinds_chunks_and_batches_equal_the_plain_model(architecture: str, dev
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "falcon_h1"])
 def test_greedy_text_is_that_of_generate(architecture: str) -> None:
     model, ids = load(architecture, n_ctx=128), some_ids(11)
-    expected = plain(architecture).generate(
+    expected = plain(architecture, "cpu").generate(
         torch.tensor([ids]), max_new_tokens=30, do_sample=False, eos_token_id=None, suppress_tokens=PADDING
     )
     sequence, held = model.open([]).sequence, list(ids)
@@ -750,7 +748,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Iterator[Path]:
+def hub_cache(tmp_path: Path) -> Path:
     """A hub cache that holds one repository."""
     repository = tmp_path / "hub" / "models--owner--repo"
     shutil.copytree(tiny_transformers.saved("llama"), repository / "snapshots" / COMMIT)
@@ -789,13 +787,13 @@ def in_a_process(models: Sequence[str], home: Path, **environment: str) -> list[
     return done.stdout.strip().splitlines()
 
 
-def test_models_of_the_hub_come_from_its_cache(cache: Path) -> None:
+def test_models_of_the_hub_come_from_its_cache(hub_cache: Path) -> None:
     models = ("owner/repo", "owner/repo@v1?n_seq=2", f"owner/repo@{COMMIT}", "owner/repo@v2", "owner/other", "re..po/x")
-    own = shutil.copytree(tiny_transformers.saved("llama"), cache / "own")
+    own = shutil.copytree(tiny_transformers.saved("llama"), hub_cache / "own")
     edit_config(own, model_type="own", auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"})
     (own / "own.py").write_text(OWN_CODE)
     models += (f"{own}?trust_remote_code=true",)
-    said = in_a_process([f"transformers:{model}" for model in models], cache, HF_HUB_OFFLINE="1")
+    said = in_a_process([f"transformers:{model}" for model in models], hub_cache, HF_HUB_OFFLINE="1")
     assert said[:3] == ["owner/repo", "owner/repo@v1", f"owner/repo@{COMMIT}"]
     for name, line in zip(("owner/repo@v2", "owner/other"), said[3:], strict=False):
         assert re.match(f"ModelNotFound {name} is not in the local cache.*HF_HUB_OFFLINE", line), line

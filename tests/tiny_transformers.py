@@ -88,10 +88,12 @@ def byte_level(words: Sequence[str] = WORDS, *, template: str | None = TEMPLATE)
 
 def byte_fallback(*, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     """In the manner of SentencePiece: a mark for the space, bytes for what has no letter of its own."""
-    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "▁th", "th"]
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz<>|", "▁a", "▁th", "th", "<|", "en", "end", "|>", "<|end"]
     plain = ["<unk>", *SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     vocabulary = {token: index for index, token in enumerate(plain)}
     merges = [("▁", "a"), ("t", "h"), ("▁", "th")]
+    # ... of which some lead to a control token's name.
+    merges += [("<", "|"), ("e", "n"), ("en", "d"), ("|", ">"), ("<|", "end"), ("<|end", "|>")]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
