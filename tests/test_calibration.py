@@ -443,17 +443,17 @@ def test_intervals_draw_prompts_and_hold_the_value() -> None:
 def positions() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features with a known law: log-odds 3 (max_prob - 0.5) + 2 where the class is digit."""
     rng = np.random.default_rng(2)
-    features = np.zeros((4000, len(FEATURES)))
+    features = np.zeros((2000, len(FEATURES)))
     names = {name: index for index, name in enumerate(FEATURES)}
-    features[:, names["max_prob"]] = rng.random(4000)
+    features[:, names["max_prob"]] = rng.random(2000)
     features[:, names["entropy_nats"]] = 1 - features[:, names["max_prob"]]
-    digit = rng.random(4000) < 0.3
+    digit = rng.random(2000) < 0.3
     features[:, names["class_digit"]] = digit
     features[:, names["class_space"]] = ~digit
-    features[:, names["token_id"]] = rng.integers(0, 5, 4000)
+    features[:, names["token_id"]] = rng.integers(0, 5, 2000)
     odds = 3 * (features[:, names["entropy_nats"]] - 0.5) + 2 * digit - 1
-    labels = (rng.random(4000) < 1 / (1 + np.exp(-odds))).astype(float)
-    return features, labels, np.arange(4000) // 20
+    labels = (rng.random(2000) < 1 / (1 + np.exp(-odds))).astype(float)
+    return features, labels, np.arange(2000) // 20
 
 
 @pytest.mark.parametrize("scorer", cal.SCORERS)
@@ -892,7 +892,7 @@ def test_the_command_and_the_file_it_wrote(tmp_path: Path) -> None:
         "--out",
         out,
         "--count",
-        30,
+        20,
         "--rounds",
         0,
         "--no-curves",

@@ -22,11 +22,23 @@ What is finished is kept in the work directory, so each may be called again at n
 extra ``calibrate``.
 """
 
+from ..evaluation import make_outcome
 from .answers import Answers, answer_items
 from .checks import CHECKERS, Checker, bind, make_checker
-from .choose import CANDIDATE_RATES, Choice, Runner, Span, Target, choose_certified, choose_cost, choose_rate, regret
+from .choose import (
+    CANDIDATE_RATES,
+    Choice,
+    Runner,
+    Span,
+    Target,
+    candidate_policies,
+    choose_certified,
+    choose_cost,
+    choose_rate,
+    regret,
+)
 from .cost import SAMPLE, StageCost, estimate_cost
-from .curves import Curve, Point, recovered_area
+from .curves import Curve, Point, random_runs, ratio_at_recovery, recovered_area, threshold_runs
 from .fit import CALIBRATIONS, SCORERS, fit_scorer
 from .labels import LABELS, Labels, disagreement, divergence, roll_out, soft
 from .metrics import auroc, average_precision, calibration_error, reliability, score_metrics
@@ -39,6 +51,7 @@ from .pipeline import (
     Progress,
     Round,
     Silent,
+    Stages,
     calibrate,
     choose,
     collect_and_fit,
@@ -81,6 +94,7 @@ __all__ = [
     "Silent",
     "Span",
     "StageCost",
+    "Stages",
     "Target",
     "Traces",
     "WorkDirectory",
@@ -90,6 +104,7 @@ __all__ = [
     "bind",
     "calibrate",
     "calibration_error",
+    "candidate_policies",
     "choose",
     "choose_certified",
     "choose_cost",
@@ -102,9 +117,12 @@ __all__ = [
     "hold_out",
     "make_checker",
     "make_options",
+    "make_outcome",
     "make_target",
     "open_bench",
     "open_pair",
+    "random_runs",
+    "ratio_at_recovery",
     "read_prompts",
     "recovered_area",
     "reference_prompts",
@@ -115,6 +133,7 @@ __all__ = [
     "score_metrics",
     "soft",
     "split_items",
+    "threshold_runs",
     "trace_answer",
     "trace_answers",
     "write_report",

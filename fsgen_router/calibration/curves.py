@@ -24,6 +24,7 @@ from ..evaluation import (
     whole_query,
 )
 from ..evaluation.runs import rate_columns, require_paired
+from ..evaluation.summaries import crossings
 from ..policies.scorers import Scorer
 from ..reading import Row
 from ..records import Generation
@@ -108,6 +109,41 @@ def recovered_area(
         rates = means[:, size : 2 * size] / means[:, 2 * size :]
         areas = [_mean_height(x, y, grid) for x, y in zip(rates, recovered, strict=True)]
         return np.array(areas)[:, None]
+
+    return bootstrap(statistic, columns, seed=seed)[0]
+
+
+def ratio_at_recovery(
+    fast: Run,
+    slow: Run,
+    sweep: Sequence[Run],
+    other: Sequence[Run],
+    *,
+    level: float = 0.95,
+    rate: str = "escalation_rate",
+    seed: int = 0,
+) -> Estimate:
+    """The rate at which ``sweep`` recovers a share ``level`` of the gap, divided by that of ``other``.
+
+    Paired by prompt: in every bootstrap draw both curves are drawn anew and both crossings found on them.
+    None where the gap's interval includes 0.
+    """
+    require_paired(fast, slow, *sweep, *other)
+    gap = interval(slow.column("right") - fast.column("right"), seed=seed)
+    if gap.interval is None or gap.interval[0] <= 0.0 <= gap.interval[1]:
+        return Estimate(None)
+    over, under = rate_columns(rate)
+    runs = [fast, *sweep, slow, fast, *other, slow]
+    columns = np.stack([run.column(name) for name in ("right", over, under) for run in runs], 1)
+    size, split = len(runs), len(sweep) + 2
+
+    def statistic(means: Array) -> Array:
+        accuracies, rates = means[:, :size], means[:, size : 2 * size] / means[:, 2 * size :]
+        found = [
+            crossings(x[:split], y[:split], [level])[0] / crossings(x[split:], y[split:], [level])[0]
+            for x, y in zip(rates, accuracies, strict=True)
+        ]
+        return np.array(found)[:, None]
 
     return bootstrap(statistic, columns, seed=seed)[0]
 

@@ -113,7 +113,7 @@ def rate_at_recovery(
 
     def statistic(m: Array) -> Array:
         accuracies, rates = m[:, :size], m[:, size : 2 * size] / m[:, 2 * size :]
-        return np.array([_crossings(x, y, levels) for x, y in zip(rates, accuracies, strict=True)])
+        return np.array([crossings(x, y, levels) for x, y in zip(rates, accuracies, strict=True)])
 
     gap = interval(slow.column("right") - fast.column("right"), seed=seed, resamples=resamples)
     if not _excludes_zero(gap):
@@ -122,8 +122,9 @@ def rate_at_recovery(
     return dict(zip(levels, found, strict=True))
 
 
-def _crossings(rates: Array, accuracies: Array, levels: Sequence[float]) -> list[float]:
-    """Where a curve (first the fast model, last the slow one) first reaches each level of the gap."""
+def crossings(rates: Array, accuracies: Array, levels: Sequence[float]) -> list[float]:
+    """The rates, shape (k,), at which a curve with heights ``accuracies``, shape (k,), first reaches each level
+    of the gap; its first point is the fast model and its last the slow one. NaN where there is no gap."""
     first, last = float(accuracies[0]), float(accuracies[-1])
     if last <= first:
         return [np.nan] * len(levels)

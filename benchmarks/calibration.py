@@ -1,0 +1,223 @@
+"""The learned policy of the reference pair: what it recovers, what is certified about it, and whether that holds.
+
+* ``calibrate``: a certified policy, fitted on the fit split, its threshold certified on the calibration split;
+* ``curves``: escalation rates that recover the gap on held-out test problems, the learned score against the
+  best single signal (chosen on calibration problems) and against entropy masked by token class: the ratio of
+  rates at 95%, paired, the crossing interpolated inside each bootstrap draw; by phrasing level;
+* ``shifted``: regret, rate and drift alarm of the certified policy where problems are harder;
+* ``guarantee``: thresholds run once on a pool; random re-splits of it certify anew, and the pool's own regret is
+  the truth. Naive tuning (the least escalation whose regret on the split is at most alpha) stands beside it.
+
+Answers are kept under ``--work``: an interrupted run goes on.
+
+    python benchmarks/calibration.py --work /tmp/calibration
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fsgen_router import Router, reference
+from fsgen_router import calibration as cal
+from fsgen_router.calibration.pipeline import Bench, Fitted, baseline_scorers
+from fsgen_router.evaluation import SLOW_ONLY, Item, Run, interval, rate_at_recovery, reference_items
+from fsgen_router.policies import Learned, load_policy
+from fsgen_router.policies.certify import certify
+from fsgen_router.policies.scorers import Scorer
+from fsgen_router.reference import world
+
+from common import save
+
+SEED = 0
+ALPHA, DELTA = 0.05, 0.1
+CERTIFIED_WITH = 1000
+RESPLITS = 500
+RATES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.11, 0.15, 0.2, 0.3)
+SINGLE = ("entropy", "varentropy", "max_prob", "margin")
+
+
+class Bars:
+    """A bar per stage."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def begin(self, stage: str, total: int) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = tqdm(total=total, desc=stage, leave=False)
+
+    def advance(self, count: int) -> None:
+        self._bar.update(count)
+
+
+def make_runner(bench: Bench, split: str, items: list[Item]) -> cal.Runner:
+    """Runs over other items than the bench's own, kept in the same work directory."""
+    bars = bench.stages.progress
+    bars.begin(split, 0)
+    name = f"{split}{len(items)}"
+    return cal.Runner(bench.router, items, bench.work, name, bench.options.request, 1, bars.advance)
+
+
+def sweeps(runner: cal.Runner, fitted: Fitted, scorers: dict[str, Scorer]) -> dict[str, list[Run]]:
+    return {
+        name: cal.threshold_runs(runner, scorer, fitted.scores(scorer), fitted.traces.answer, rates=RATES)
+        for name, scorer in scorers.items()
+    }
+
+
+def curves(bench: Bench, fitted: Fitted, tests: int, chosen_on: int) -> dict[str, Any]:
+    scorers = {"learned": fitted.scorer, **baseline_scorers(bench, fitted, calibrated=False)}
+    tuning = make_runner(bench, "tuning", reference_items("calibration", chosen_on))
+    singles = sweeps(tuning, fitted, {name: scorers[name] for name in SINGLE})
+    alone = tuning.run("never"), tuning.run(SLOW_ONLY)
+    reached = {name: rate_at_recovery(*alone, runs, seed=SEED)[0.95].value for name, runs in singles.items()}
+    best = min(reached, key=lambda name: reached[name] or 1.0)
+    items = reference_items("test", tests)
+    runner = make_runner(bench, "test", items)
+    fast, slow = runner.run("never"), runner.run(SLOW_ONLY)
+    runs = sweeps(runner, fitted, scorers)
+    record: dict[str, Any] = {"n": tests, "best_single_signal": best, "chosen_on": chosen_on}
+    levels = np.array([item.level for item in items])
+    for name, kept in {"all": levels >= 0, **{f"level {level}": levels == level for level in (0, 1, 2)}}.items():
+        f, s = part(fast, kept), part(slow, kept)
+        found = {way: [part(run, kept) for run in several] for way, several in runs.items()}
+        record[name] = {
+            "n": int(kept.sum()),
+            **interval(f.column("right"), seed=SEED).to_dict("accuracy_fast"),
+            **interval(s.column("right"), seed=SEED).to_dict("accuracy_slow"),
+            "rate_at_recovery": {
+                way: {
+                    f"{level:g}": e.to_dict("rate") for level, e in rate_at_recovery(f, s, several, seed=SEED).items()
+                }
+                for way, several in found.items()
+            },
+            "area": {
+                way: cal.recovered_area(f, s, several, seed=SEED).to_dict("area") for way, several in found.items()
+            },
+            **{
+                f"ratio_to_{key}": cal.ratio_at_recovery(f, s, found["learned"], found[way], seed=SEED).to_dict("ratio")
+                for key, way in (("best_single", best), ("masked_entropy", "masked_entropy"))
+            },
+        }
+    return record
+
+
+def recovery(fast: Run, slow: Run, runs: list[Run]) -> dict[str, Any]:
+    found = rate_at_recovery(fast, slow, runs, seed=SEED)
+    return {f"{level:g}": estimate.to_dict("rate") for level, estimate in found.items()}
+
+
+def part(run: Run, kept: np.ndarray) -> Run:
+    return Run(run.policy, tuple(outcome for outcome, keep in zip(run.outcomes, kept.tolist(), strict=True) if keep))
+
+
+def shifted(bench: Bench, policy: Learned, count: int) -> dict[str, Any]:
+    """The certified policy on harder problems, its drift monitor off and on."""
+    runner = make_runner(bench, "shifted", reference_items("shifted", count))
+    slow = runner.run(SLOW_ONLY)
+    record: dict[str, Any] = {"n": count, **interval(slow.column("right"), seed=SEED).to_dict("accuracy_slow")}
+    for name, watched in (("drift off", dataclasses.replace(policy, drift=None)), ("drift on", policy)):
+        # Not through the runner: the monitor's memory is the Router's, and goes from answer to answer.
+        routed = bench.router.with_policy(watched)
+        outcomes = []
+        for item in tqdm(runner.items, desc=name, leave=False):
+            answer = routed.chat(item.messages or (), **bench.options.request)
+            outcomes.append(cal.make_outcome(item, answer))
+        run = Run(name, tuple(outcomes))
+        record[name] = {
+            **interval(cal.regret(run, slow), seed=SEED).to_dict("regret"),
+            **interval(run.column("escalations"), run.column("decisions"), seed=SEED).to_dict("escalation_rate"),
+            "guarantee": watched.guarantee(routed.ledger),
+        }
+    return record
+
+
+def guarantee(bench: Bench, fitted: Fitted, pool: int) -> dict[str, Any]:
+    """Violations of the certificate, and of naive tuning, over re-splits of a pool that was run once."""
+    runner = make_runner(bench, "pool", reference_items("calibration", pool))
+    slow = runner.run(SLOW_ONLY)
+    candidates = cal.candidate_policies(fitted.scorer, fitted.scores(), fitted.traces.answer)
+    runs = [runner.run(policy) for policy in candidates]
+    losses = np.stack([np.zeros(pool), *(cal.regret(run, slow) for run in runs)], 1)
+    truth = losses.mean(axis=0)
+    rates = np.array([1.0, *(run.rate("escalation_rate") or 0.0 for run in runs)])
+    rng = np.random.default_rng(SEED)
+    outcome: dict[str, list[tuple[bool, float]]] = {"certified": [], "naive": []}
+    for _ in tqdm(range(RESPLITS), desc="re-splits", leave=False):
+        drawn = rng.choice(pool, CERTIFIED_WITH, replace=False)
+        chosen = certify(losses[drawn], ALPHA, DELTA).chosen
+        below = np.flatnonzero(losses[drawn].mean(axis=0) <= ALPHA)
+        for name, at in (("certified", chosen), ("naive", int(below[-1]))):
+            if at is not None:
+                outcome[name].append((bool(truth[at] > ALPHA), float(rates[at])))
+    record: dict[str, Any] = {
+        "pool": pool,
+        "thresholds": len(candidates),
+        "alpha": ALPHA,
+        "delta": DELTA,
+        "calibration_prompts": CERTIFIED_WITH,
+        "resplits": RESPLITS,
+        "pool_regret": truth.tolist(),
+        "pool_escalation_rate": rates.tolist(),
+        "allowed_violations": DELTA + 2 * (DELTA * (1 - DELTA) / RESPLITS) ** 0.5,
+    }
+    for name, found in outcome.items():
+        record[name] = {
+            "certified": len(found),
+            "violations": float(np.mean([violated for violated, _ in found])),
+            "mean_escalation_rate": float(np.mean([rate for _, rate in found])),
+        }
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="where answers and the policy are kept")
+    parser.add_argument("--count", type=int, default=3000, help="problems to calibrate with (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=4000, help="test problems (default: %(default)s)")
+    parser.add_argument("--pool", type=int, default=4000, help="problems that are re-split (default: %(default)s)")
+    parser.add_argument("--shifted", type=int, default=1000, help="harder problems (default: %(default)s)")
+    parser.add_argument("--label", choices=cal.LABELS, default="soft")
+    parser.add_argument("--prior", action="store_true", help="add log-odds by token id")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    prompts = cal.reference_prompts(args.count)
+    out = args.work / "policy.safetensors"
+    options = {"label": args.label, "prior": args.prior, "seed": SEED}
+    made = cal.calibrate(
+        prompts=prompts, out=out, max_regret=ALPHA, confidence=1 - DELTA, report=args.work / "report.html",
+        progress=Bars(), **options,
+    )  # fmt: skip
+    with Router(policy="never", seed=SEED) as router:
+        stages = cal.Stages(Bars())
+        bench = cal.open_bench(router, prompts, args.work / "policy.work", stages=stages, **options)
+        fitted = cal.collect_and_fit(bench, made.target)
+        record: dict[str, Any] = {
+            "world": world.VERSION,
+            "world_sha256": world.fingerprint(),
+            "weights_sha256": {
+                which: hashlib.sha256(reference.path(which).read_bytes()).hexdigest() for which in ("fast", "slow")
+            },
+            "seed": SEED,
+            "calibrate": made.to_dict(),
+            "curves": curves(bench, fitted, args.test, min(1000, args.pool)),
+        }
+        if made.policy is not None:
+            record["shifted"] = shifted(bench, load_policy(out)[0], args.shifted)
+        if args.pool > CERTIFIED_WITH:
+            record["guarantee"] = guarantee(bench, fitted, args.pool)
+    save("calibration", record | {"seconds": time.perf_counter() - began})
+
+
+if __name__ == "__main__":
+    main()
