@@ -148,8 +148,9 @@ class Live:
                 if isinstance(command, Emit):
                     self._emit(command)
                 elif isinstance(command, Start):
-                    self._under_way[command.job] = command
+                    # The lock is held, so nothing is delivered of it before it is entered.
                     self._workers[command.role].submit(command, self)
+                    self._under_way[command.job] = command
                 else:
                     del self._under_way[command.job]
         except StopIteration:

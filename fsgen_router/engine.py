@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from .acceptance import Check
-from .errors import FsgenError, InvalidRequest
+from .errors import ConfigurationError, FsgenError
 from .methods import Method
 from .models import Opened, Work
 from .policy import REST, Context, Decision, Ledger, Policy, PolicyState, rewound
@@ -746,7 +746,7 @@ class Engine:
         mask = self.request.constraint.mask(answer if position == len(answer) else answer[:position])
         # Here, so that it fails this request and no other of its batch.
         if mask is not None and mask.allowed is not None and mask.allowed.shape != (self.vocabulary.n_vocab,):
-            raise InvalidRequest(
+            raise ConfigurationError(
                 f"a constraint's allowed has shape {mask.allowed.shape}, the vocabulary ({self.vocabulary.n_vocab},)"
             )
         return mask

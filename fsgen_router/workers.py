@@ -68,10 +68,15 @@ class Client(Protocol):
         """Called on the worker's thread, without any lock of the worker's held; False: the job is given up."""
 
 
+def _closed() -> RouterClosed:
+    return RouterClosed("the Router was closed while it was answering")
+
+
 class Worker(Protocol):
     """Carries out jobs of one model on threads of its own."""
 
-    def submit(self, command: Start, client: Client) -> None: ...
+    def submit(self, command: Start, client: Client) -> None:
+        """Begin a job, whose events are delivered later. Raises :class:`RouterClosed` after :meth:`close`."""
 
     def close(self) -> None:
         """End the threads; what is still waiting fails. Closing twice is allowed."""
@@ -104,11 +109,10 @@ class BatchWorker:
 
     def submit(self, command: Start, client: Client) -> None:
         with self._changed:
-            if not self._closed:
-                self._waiting.append((command, client))
-                self._changed.notify()
-                return
-        client.deliver(Failed(command.job, RouterClosed("the Router was closed while it was answering")))
+            if self._closed:
+                raise _closed()
+            self._waiting.append((command, client))
+            self._changed.notify()
 
     def close(self) -> None:
         with self._changed:
@@ -128,8 +132,7 @@ class BatchWorker:
                 self._admit(command, client)
             if closed:
                 for job in self._jobs:
-                    error = RouterClosed("the Router was closed while it was answering")
-                    job.client.deliver(Failed(job.command.job, error))
+                    job.client.deliver(Failed(job.command.job, _closed()))
                 return
             if self._jobs:
                 self._tick()
@@ -201,7 +204,7 @@ class StreamWorker:
         try:
             self._threads.submit(self._run, command, client)
         except RuntimeError:  # its threads have ended
-            client.deliver(Failed(command.job, RouterClosed("the Router was closed while it was answering")))
+            raise _closed() from None
 
     def _run(self, command: Start, client: Client) -> None:
         with closing(_safely(perform(self._model, command), command.job)) as events:

@@ -15,7 +15,7 @@ from scripted_pairs import Pair, finish, ids_of, make_engine, pair, prompt
 
 from fsgen_router import BackendError, QueueFull, Router, RouterClosed, TextDelta, drivers
 from fsgen_router.adapters.scripted import ScriptedModel
-from fsgen_router.engine import Done, Failed, Start
+from fsgen_router.engine import Done, Start
 from fsgen_router.models import Work
 from fsgen_router.reading import Read, Warp
 from fsgen_router.records import Role
@@ -178,16 +178,13 @@ def test_who_waits_for_the_slow_model_is_in_no_fast_batch() -> None:
         assert {router.complete("ab", max_tokens=5).text} == set(before)
 
 
-def test_a_closed_worker_fails_what_comes() -> None:
+def test_a_closed_worker_refuses_what_comes() -> None:
     models = pair(26)
     worker = BatchWorker(models.fast, "test")
     worker.close()
     worker.close()
-    caller = Caller()
-    worker.submit(Start(0, "fast", Work(0, 0, [1], [])), caller)
-    (event,) = caller.events
-    assert isinstance(event, Failed)
-    assert isinstance(event.error, RouterClosed)
+    with pytest.raises(RouterClosed):
+        worker.submit(Start(0, "fast", Work(0, 0, [1], [])), Caller())
 
 
 def test_a_backends_bug_fails_its_batch_and_no_other() -> None:

@@ -246,11 +246,11 @@ def test_an_estimate_of_always_is_its_baseline() -> None:
     """Escalating everywhere, the slow model does just what it does alone: estimate and measurement agree."""
     for case in range(30):
         models = pair(case)
-        with Router(models.fast, models.slow, policy="always", prices=PRICES) as router:
+        with Router(models.fast, models.slow, policy="always", method="replace", prices=PRICES) as router:
             text = "".join("ab7,"[token % 4] for token in prompt(case))
             measured = router.complete(text, baseline=True).report()
             estimated = pair(case)
-        with Router(estimated.fast, estimated.slow, policy="always", prices=PRICES) as router:
+        with Router(estimated.fast, estimated.slow, policy="always", method="replace", prices=PRICES) as router:
             guess = router.complete(text).report()
         assert guess.slow_forwards.slow_only == measured.slow_forwards.slow_only == measured.slow_forwards.routed
         assert guess.flops.slow_only == measured.flops.slow_only

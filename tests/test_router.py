@@ -88,7 +88,7 @@ def test_never_is_the_fast_model_alone(make_router: Callable[..., Router], fast_
 
 def test_always_is_the_slow_model_alone(make_router: Callable[..., Router], slow_model: TokenModel) -> None:
     policies = ("always", "every:1", "always,span=5", "always,span=rest")
-    routers = [make_router(policy=policy) for policy in policies]
+    routers = [make_router(policy=policy, method="replace") for policy in policies]
     for number, prompt in enumerate(PROMPTS):
         answer = routers[number % len(routers)].complete(prompt, max_tokens=LIMIT)
         assert ids_of(answer) == bare_greedy(slow_model, prompt)
@@ -210,7 +210,8 @@ def test_a_stream_is_deltas_and_one_finished(router: Router) -> None:
     assert tuple(event.token for event in deltas if event.token) == last.generation.tokens
 
 
-def test_a_stream_starts_working_when_it_is_read(router: Router) -> None:
+def test_a_stream_works_as_far_as_it_is_read(make_router: Callable[..., Router]) -> None:
+    router = make_router(batching=False)
     stream = router.stream(PROMPTS[1], max_tokens=4)
     before = router.ledger.requests
     assert isinstance(next(stream), TextDelta)
@@ -599,7 +600,7 @@ def test_an_answer_runs_into_the_context_and_ends(make_router: Callable[..., Rou
 
 def test_a_slow_model_that_fails_degrades_the_answer_and_the_router_goes_on() -> None:
     pair = scripted_pairs.pair(3, slow_fails_after=2)
-    with Router(pair.fast, pair.slow, policy="every:2") as router:
+    with Router(pair.fast, pair.slow, policy="every:2", method="replace") as router:
         first = router.complete("a", max_tokens=12)
         assert "was told to fail" in first.degraded
         assert "Degraded" in str(first.report())
@@ -723,7 +724,7 @@ def test_an_empty_assistant_turn_does_not_end_a_conversation(router: Router) -> 
 
 
 @pytest.mark.parametrize(
-    ("allowed", "said"), [(np.zeros(600, bool), "allows no token"), (np.array([True, True]), "has shape")]
+    ("allowed", "said"), [(np.zeros(599, bool), "allows no token"), (np.array([True, True]), "has shape")]
 )
 def test_a_constraint_that_cannot_hold_is_refused(router: Router, allowed: Any, said: str) -> None:
     class Constraint:
