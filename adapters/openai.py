@@ -237,7 +237,7 @@ def _mapped(name: str, options: OpenAIOptions) -> Iterator[None]:
         raise _EndpointError(f"{name} sent no usable event stream: {error}", hint=_NOT_AN_API) from None
     except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
         raise _EndpointError(f"the connection to {name} broke: {error}", retryable=True) from None
-    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, RuntimeError) as error:  # RuntimeError: shut down meanwhile
         raise _EndpointError(f"the request to {name} failed: {type(error).__name__}: {error}") from None
 
 
@@ -539,7 +539,8 @@ class OpenAIModel:
     ) -> Generator[T]:
         if patience.ended:
             raise late(self.name)
-        options, left = self.options, patience.left
+        # Beyond the deadline by a little, so that it is the deadline that is reported.
+        options, left = self.options, patience.left + 1.0
         timeout = httpx2.Timeout(
             min(options.read_timeout_seconds, left), connect=min(options.connect_timeout_seconds, left)
         )

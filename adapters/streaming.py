@@ -54,6 +54,7 @@ class Patience:
 class Call(Generator[TextEvent, None, None]):
     """A request under way on a thread of its own, as a generator.
 
+    ``events`` makes what is iterated over; it runs on that thread, and ends when its patience has ended.
     :meth:`close` may be called from any thread and returns at once; dropping the call does the same. The
     endpoint notices at once if its reply has begun, else when it begins.
     """
@@ -64,7 +65,7 @@ class Call(Generator[TextEvent, None, None]):
         self._name = name
         self._ended = False
         self._reason: Exception | None = None
-        work = events(self._patience), self._inbox, self._patience.closed
+        work = events(self._patience), self._inbox
         threading.Thread(target=_work, args=work, name="fsgen-call", daemon=True).start()
 
     def send(self, value: None = None, /) -> TextEvent:
@@ -105,18 +106,12 @@ class Call(Generator[TextEvent, None, None]):
         self.close()
 
 
-def _work(
-    events: Generator[TextEvent],
-    inbox: queue.SimpleQueue[TextEvent | Exception | None],
-    closed: threading.Event,
-) -> None:
+def _work(events: Generator[TextEvent], inbox: queue.SimpleQueue[TextEvent | Exception | None]) -> None:
     try:
         with closing(events):
+            # After the end, too: the rest of the reply is read, which leaves the connection for the next call.
             for event in events:
                 inbox.put(event)
-                # After the end the rest of the stream is read, which leaves the connection for the next call.
-                if closed.is_set() and not isinstance(event, TextEnd):
-                    break
     except Exception as error:
         inbox.put(error)
     finally:

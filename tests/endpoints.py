@@ -82,6 +82,8 @@ class Asked:
     headers: dict[str, str]
     body: dict[str, Any]
     send: Callable[[bytes], None]
+    hear: Callable[[], bytes]
+    """The next byte of the client; none when it has hung up."""
     connection: int
 
 
@@ -125,7 +127,9 @@ def scripted_server(script: Script) -> Iterator[ScriptedServer]:
                 name, _, value = line.partition(":")
                 headers[name.lower()] = value.strip()
             body = json.loads(self.rfile.read(int(headers.get("content-length", 0))) or b"{}")
-            return Asked(request.split()[1], headers, body, self.request.sendall, connection)
+            return Asked(
+                request.split()[1], headers, body, self.request.sendall, lambda: self.rfile.read(1), connection
+            )
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
