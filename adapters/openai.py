@@ -23,7 +23,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from fsgen_router.adapters.streaming import Call, Patience, SurrogateJoiner, Unrepeat, late
 from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
@@ -76,6 +76,15 @@ class OpenAIOptions(BaseModel):
         "OPENAI_API_KEY", pattern=r"^\w*$", description="environment variable with the key; empty: send none"
     )
     allow_http: bool = Field(False, description="send the key unencrypted to another machine")
+    extra_body: Mapping[str, Any] = Field(
+        default_factory=dict,
+        description="JSON object that goes into every request, for what only this server knows; our own fields win",
+    )
+
+    @field_validator("extra_body", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
 
 
 # --- where the endpoint is -----------------------------------------------------------------------
@@ -455,7 +464,7 @@ class OpenAIModel:
     # --- requests ---
 
     def _continue(self, request: Continuation, patience: Patience) -> Generator[TextEvent]:
-        body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+        body = {**self.options.extra_body, "stream": True, "stream_options": {"include_usage": True}}
         body |= self._limits(request) | self._sampling(request.warp, request.seed)
         unrepeat: Unrepeat | None = None
         if request.messages is None:

@@ -1,17 +1,21 @@
-"""The public test double: a function is the model.
+"""The public test doubles: a function is the model.
 
     def logits(ids):             # every token so far -> one row of shape (n_vocab,)
         ...
     model = ScriptedModel(logits, ScriptedTokenizer([b"a", b"b", b"<end>"], eog=[2]))
 
-It keeps the whole contract (sequences, rewind, prefix reuse, reductions, errors), so what passes
-with it fails on a real backend only for the backend's own reasons.
+    def pieces(request):         # a Continuation -> what streams in, piece by piece
+        ...
+    endpoint = ScriptedTextModel(pieces)
+
+They keep the whole contract (sequences, rewind, prefix reuse, reductions, errors), so what passes
+with them fails on a real backend only for the backend's own reasons.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -19,9 +23,11 @@ import numpy as np
 from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.reading import Floats, Row, Scratch, reduce_row
+from fsgen_router.text_models import Continuation, TextCapabilities, TextChunk, TextEnd, TextEvent
 from fsgen_router.tokenizer import Message
 
 Script = Callable[[Sequence[int]], Floats]
+TextScript = Callable[[Continuation], Iterable[str]]
 
 
 class ScriptedTokenizer:
@@ -125,6 +131,42 @@ class ScriptedModel:
     def close(self, sequence: int) -> None:
         with self._lock:
             self._pool.close(sequence)
+
+    def shutdown(self) -> None:
+        return None
+
+
+class ScriptedTextModel:
+    """A :class:`~fsgen_router.text_models.TextModel` that streams ``script(request)``.
+
+    A piece counts as a token: of more than ``max_tokens`` the rest is left out, and the stream ends with
+    ``length``. ``requests`` records what was asked, ``closed_early`` how many streams were left. What
+    the script raises is what the endpoint fails with.
+    """
+
+    def __init__(self, script: TextScript, *, name: str = "scripted-text", n_params: int | None = None) -> None:
+        self.script, self.name, self.n_params = script, name, n_params
+        self.capabilities = TextCapabilities(prefill=True)
+        self.requests: list[Continuation] = []
+        self.closed_early = 0
+
+    def stream(self, request: Continuation) -> Generator[TextEvent, None, None]:
+        self.requests.append(request)
+        written = 0
+        try:
+            for piece in self.script(request):
+                if written == request.max_tokens:
+                    yield TextEnd("length", completion_tokens=written)
+                    return
+                written += 1
+                yield TextChunk(piece)
+        except GeneratorExit:
+            self.closed_early += 1
+            raise
+        yield TextEnd("stop", completion_tokens=written)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
 
     def shutdown(self) -> None:
         return None

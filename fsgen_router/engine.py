@@ -708,7 +708,7 @@ class Engine:
 
     def _continue_text(self, text: TextPrompt) -> list[Command]:
         state = self.state
-        written = b"".join(token.piece for token in state.tokens).decode()
+        written = b"".join(token.piece for token in state.tokens).decode(errors="replace")
         wanted = Continuation(
             prompt=text.prompt,
             messages=text.messages,

@@ -455,7 +455,8 @@ class _Vocabulary:
 
     def encode_after(self, before: str, text: str) -> list[int]:
         """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between."""
-        tail = before[-32:]
+        # A replacement character stands for bytes that are no text, and would be cut in another way.
+        tail = before[-32:].rpartition("\N{REPLACEMENT CHARACTER}")[2]
         ids = self._tokenizer.encode(tail + text, add_bos=False)
         own, size = 0, 0
         while own < len(ids) and size < len(tail.encode()):

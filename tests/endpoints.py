@@ -35,7 +35,9 @@ def real_server(folder: Path, models: Mapping[str, Path], **settings: Any) -> It
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "seed": 0, "verbose": False}
+    # F32 keys and values, as the reference pair has them at home: texts are compared.
+    kv = {"type_k": 0, "type_v": 0}
+    shared = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "seed": 0, "verbose": False, **kv}
     config = {
         "host": "127.0.0.1",
         "port": port,

@@ -1,0 +1,269 @@
+"""A slow model that gives text: spans and the rest of an answer, failures, and a real server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from endpoints import real_server
+from scripted_pairs import N_VOCAB, pair, tokenizer
+
+from fsgen_router import BackendError, ConfigurationError, InvalidRequest, Prices, Router, TextDelta, reference
+from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel
+from fsgen_router.models import TokenModel
+from fsgen_router.reference import world
+from fsgen_router.text_models import Continuation
+
+
+def fast_of(case: int, n_seq: int = 2) -> ScriptedModel:
+    return pair(case, n_seq=n_seq).fast
+
+
+def says(*pieces: str) -> ScriptedTextModel:
+    return ScriptedTextModel(lambda request: pieces)
+
+
+def remote(case: int, endpoint: ScriptedTextModel, policy: str = "every:3,span=rest", **options: Any) -> Router:
+    return Router(fast_of(case), endpoint, policy=policy, **options)
+
+
+def letters(ids: Sequence[int]) -> np.ndarray:
+    """Writes a, b and c without end."""
+    row = np.zeros(N_VOCAB, np.float32)
+    row[(len(ids) + sum(ids[-3:])) % 3] = 5.0
+    return row
+
+
+ASKED = "ab7"
+
+
+def test_the_rest_is_handed_over() -> None:
+    endpoint = says("né", " c", "stop", "7")
+    with remote(1, endpoint) as router:
+        answer = router.complete(ASKED)
+        alone = router.with_policy("never").complete(ASKED)
+    (request,) = endpoint.requests
+    assert (request.prompt, request.messages) == (ASKED, None)
+    assert request.answer == alone.text[: len(request.answer)]
+    assert answer.text == request.answer + "né cstop7"
+    assert answer.finish_reason == "eog"
+    assert [span.source for span in answer.spans] == ["fast", "slow"]
+    assert b"".join(token.piece for token in answer.tokens).decode() == answer.text
+    usage = answer.usage
+    assert (usage.round_trips, usage.escalations, usage.slow_forwards) == (1, 1, 4)
+    assert usage.slow_bytes == len("né cstop7".encode())
+    assert usage.slow_token_share == usage.slow_bytes / usage.text_bytes
+    assert usage.disagreement_rate is None
+    assert answer.degraded is None
+
+
+def test_a_span_is_written_and_the_fast_model_goes_on() -> None:
+    """It reads what the endpoint wrote, in its own tokens, and continues from there."""
+    endpoint = ScriptedTextModel(lambda request: ["b", " c", "7"] * 9)
+    fast = fast_of(2)
+    with Router(fast, endpoint, policy="every:3,span=2") as router:
+        answer = router.complete(ASKED, max_tokens=9)
+    assert {request.max_tokens for request in endpoint.requests} <= {1, 2}
+    ids = fast.tokenizer.encode(ASKED, add_bos=True)
+    for at, token in enumerate(answer.tokens):
+        if token.source == "fast":
+            row = fast.script([*ids, *(t.id for t in answer.tokens[:at])])
+            assert token.id == int(row.argmax())
+    assert [t.piece for t in answer.tokens if t.source == "slow"][:2] == [b"b", b" c"]
+    for request in endpoint.requests:
+        assert answer.text.startswith(request.answer)
+
+
+def test_chat_sends_the_messages() -> None:
+    endpoint = says("7")
+    messages = [{"role": "user", "content": "ab"}]
+    with remote(3, endpoint, policy="always,span=rest") as router:
+        assert router.chat(messages).text == "7"
+    (request,) = endpoint.requests
+    assert request.messages == tuple(messages)
+    assert (request.prompt, request.answer) == (None, "")
+
+
+async def test_text_streams_as_it_arrives() -> None:
+    """Each piece is shown before the next one is there."""
+    arrived = threading.Semaphore(0)
+
+    def slowly(request: Continuation) -> Iterator[str]:
+        for piece in ("a", "b", "7"):
+            yield piece
+            assert arrived.acquire(timeout=30)
+
+    for batching in (False, True):
+        with remote(4, ScriptedTextModel(slowly), policy="always,span=rest", batching=batching) as router:
+            shown = []
+            for event in router.stream(ASKED):
+                if isinstance(event, TextDelta) and event.text:
+                    shown.append(event.text)
+                    arrived.release()
+            assert shown == ["a", "b", "7"]
+            shown = []
+            async for event in router.astream(ASKED):
+                if isinstance(event, TextDelta) and event.text:
+                    shown.append(event.text)
+                    arrived.release()
+            assert shown == ["a", "b", "7"]
+
+
+@pytest.mark.parametrize("batching", [False, True])
+def test_a_stop_string_ends_the_call(batching: bool) -> None:
+    endpoint = ScriptedTextModel(lambda request: iter(["a", "st", "op", "b"] * 1000))
+    with remote(5, endpoint, policy="always,span=rest", batching=batching) as router:
+        answer = router.complete(ASKED, stop="stop", max_tokens=2000)
+        assert (answer.text, answer.finish_reason) == ("a", "stop")
+        assert router.complete(ASKED, stop="stop", max_tokens=2000).text == "a"
+    assert endpoint.closed_early == 2
+
+
+def test_the_endpoint_stops_at_its_limit() -> None:
+    with remote(6, ScriptedTextModel(lambda request: ["a"] * 100), policy="always,span=rest") as router:
+        answer = router.complete(ASKED, max_tokens=7)
+    assert (answer.text, answer.finish_reason) == ("a" * 7, "length")
+
+
+def test_an_endpoint_that_says_nothing_costs_nothing_but_its_call() -> None:
+    endpoint = ScriptedTextModel(lambda request: [])
+    with remote(7, endpoint, policy="always,span=rest") as router:
+        answer = router.complete(ASKED)
+        assert (answer.text, answer.finish_reason) == ("", "eog")
+
+
+def _fails_after(*pieces: str) -> ScriptedTextModel:
+    def script(request: Continuation) -> Iterator[str]:
+        yield from pieces
+        raise BackendError("the endpoint went away")
+
+    return ScriptedTextModel(script)
+
+
+@pytest.mark.parametrize("batching", [False, True])
+@pytest.mark.parametrize("pieces", [(), ("b", " c")])
+def test_a_failing_endpoint_degrades_the_answer(pieces: tuple[str, ...], batching: bool) -> None:
+    """What it had said stands, and the fast model goes on."""
+    fast = ScriptedModel(letters, tokenizer())
+    with Router(fast, _fails_after(*pieces), policy="every:3,span=rest", batching=batching) as router:
+        answer = router.complete(ASKED, max_tokens=10)
+        assert "went away" in answer.degraded
+        assert "Degraded" in str(answer.report())
+        assert [t.piece.decode() for t in answer.tokens if t.source == "slow"] == list(pieces)
+        assert (answer.usage.tokens, answer.finish_reason) == (10, "length")
+        again = router.complete(ASKED, max_tokens=10)
+        assert again.text == answer.text
+
+
+async def test_a_cancelled_request_leaves_the_endpoint_alone() -> None:
+    """Even one that hangs: nobody waits for it."""
+    release = threading.Event()
+
+    def hangs(request: Continuation) -> Iterable[str]:
+        yield "a"
+        release.wait(30)
+
+    fast = fast_of(9, n_seq=1)
+    with Router(fast, ScriptedTextModel(hangs), policy="always,span=rest") as router:
+        for _ in range(3):
+            async with contextlib.aclosing(router.astream(ASKED)) as stream:
+                async for event in stream:
+                    if event.text:
+                        break
+            task = asyncio.create_task(router.acomplete(ASKED))
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 10)
+        assert (await router.with_policy("never").acomplete(ASKED)).tokens
+        release.set()
+
+
+def test_an_escalation_inside_a_character_waits_for_its_end() -> None:
+    """An endpoint gets text, so it is not asked where the bytes so far are none."""
+    for case in range(150):
+        endpoint = says("7")
+        with remote(case, endpoint, policy="random:0.5,span=1", seed=case) as router:
+            answer = router.complete(ASKED, max_tokens=20)
+        for request in endpoint.requests:
+            assert "�" not in request.answer or "�" in answer.text
+        assert len(endpoint.requests) == answer.usage.escalations
+
+
+def test_what_it_costs() -> None:
+    prices = Prices(input=2.0, output=8.0)
+    with remote(10, says("a", "b"), policy="always,span=rest", prices=prices) as router:
+        report = router.complete(ASKED, baseline=True).report()
+    assert report.slow_forwards.routed == report.slow_forwards.slow_only == 2
+    assert report.flops.routed is None  # nobody knows its size
+    assert report.money_usd.routed == report.money_usd.slow_only > 0
+
+
+def test_what_such_a_pair_cannot_do_is_refused() -> None:
+    fast, endpoint = fast_of(11), says("a")
+    for options, words in (
+        ({"method": "verify"}, "cannot judge drafts"),
+        ({"audit": 0.1}, "cannot audit"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            Router(fast, endpoint, **options)
+    with pytest.raises(ConfigurationError, match="cannot be the fast model"):
+        Router(endpoint, fast)
+    with Router(fast, endpoint) as router:
+        assert router.method.name == "replace"
+        assert "span=rest" in router.policy.name
+        with pytest.raises(ConfigurationError, match="cannot judge drafts"):
+            router.with_policy("never", method="verify:exact")
+        for option in ({"logit_bias": {1: 2.0}}, {"constraint": object()}):
+            with pytest.raises((InvalidRequest, ConfigurationError)):
+                router.complete(ASKED, **option)
+        with pytest.raises(ConfigurationError, match="no steps to time"):
+            router.measure_steps()
+        assert router.complete(ASKED).tokens
+
+
+PLAIN = 'extra_body={"repeat_penalty":1.0}'
+
+# --- a real server -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with real_server(tmp_path_factory.mktemp("remote"), {"slow": reference.path("slow")}) as served:
+        yield served.url
+
+
+def test_the_reference_pair_with_its_slow_model_behind_http(
+    url: str, fast_model: TokenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights, the same texts as at home: whole answers, spans and the rest."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    items = list(world.problems("calibration", 6))
+    with (
+        # This server penalises repetition unless told not to.
+        Router(fast_model, f"openai:slow@{url}?{PLAIN}", policy="always,span=rest") as remote_router,
+        Router(method="replace", policy="always,span=rest") as home,
+    ):
+        for policy in ("always,span=rest", "every:10,span=rest", "every:6,span=4"):
+            routed, local = remote_router.with_policy(policy), home.with_policy(policy)
+            for item in items:
+                answer = routed.complete(item.prompt + "\n", max_tokens=200)
+                assert answer.degraded is None
+                assert answer.text == local.complete(item.prompt + "\n", max_tokens=200).text, policy
+        # Through its own template too.
+        messages = [{"role": "user", "content": items[0].prompt}]
+        chat = Router(fast_model, f"openai:slow@{url}?{PLAIN}", policy="always,span=rest")
+        assert chat.chat(messages, max_tokens=200).text == home.chat(messages, max_tokens=200).text
+        chat.close()
+
+
+def test_a_server_that_is_not_there(fast_model: TokenModel) -> None:
+    with Router(fast_model, "openai:slow@http://127.0.0.1:9/v1?max_retries=0", policy="every:4,span=rest") as router:
+        answer = router.complete("Ada has 3 shells.", max_tokens=12)
+        assert answer.degraded is not None
+        assert answer.usage.tokens > 4
