@@ -429,7 +429,7 @@ class TransformersModel:
             self._takes_rows = "logits_to_keep" in takes
             self._memory, width = self._remember("cache_params" if "cache_params" in takes else "past_key_values")
             self.tokenizer = TransformersTokenizer(
-                _tokenizer(source),
+                _tokenizer(source, self._config),
                 self.name,
                 width=width,
                 eog_ids=_eog_ids(self._model),
@@ -493,6 +493,7 @@ class TransformersModel:
             chosen.setdefault("quantization_config", GgufConfig(dequantize=True))
         model, found = AutoModelForCausalLM.from_pretrained(
             source.where,
+            config=self._config,
             dtype=self._dtype,
             device_map={"": self.device},
             use_safetensors=None if options.allow_pickle else True,
@@ -627,14 +628,13 @@ class TransformersModel:
             raise BackendError(f"{self.name}: {type(error).__name__}: {_first_line(error)}") from error
 
 
-def _tokenizer(source: _Source) -> Any:
+def _tokenizer(source: _Source, config: Any) -> Any:
     """The tokenizer as its file has it: a class of transformers may put rules of its own in place of some."""
-    loads = AutoTokenizer
     if "gguf_file" not in source.arguments:
         with suppress(OSError):  # there is none: transformers makes one from what there is
             cached_file(source.where, "tokenizer.json", revision=source.arguments.get("revision"))
-            loads = PreTrainedTokenizerFast
-    return loads.from_pretrained(source.where, **source.arguments)
+            return PreTrainedTokenizerFast.from_pretrained(source.where, **source.arguments)
+    return AutoTokenizer.from_pretrained(source.where, config=config, **source.arguments)
 
 
 # Pre-tokenizers, by their names in GGUF files, that take a word of the vocabulary whole, merges or not.
