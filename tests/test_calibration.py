@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import resource
@@ -33,6 +34,7 @@ from fsgen_router.calibration import store, traces
 from fsgen_router.calibration.choose import policy_at
 from fsgen_router.calibration.pipeline import require_enough_prompts
 from fsgen_router.calibration.prompts import split_of
+from fsgen_router.calibration.report import _environment, render_report, report_figures
 from fsgen_router.cli import app
 from fsgen_router.evaluation import SLOW_ONLY, Item, Outcome, Run, reference_items
 from fsgen_router.models import TokenModel
@@ -718,9 +720,33 @@ def test_scripted_pairs_calibrate_by_agreement_and_escape_what_models_write(tmp_
     assert "&lt;" in text
 
 
-def test_markup_that_a_model_writes_stays_text(tmp_path: Path) -> None:
-    from fsgen_router.calibration.report import _environment
+def test_a_target_that_no_candidate_meets_writes_no_policy(tmp_path: Path) -> None:
+    path, pair = write_prompts(tmp_path / "prompts.jsonl", 40), scripted()
+    out, page = tmp_path / "p.safetensors", tmp_path / "report.html"
+    found = cal.calibrate(pair.fast, pair.slow, path, out=out, target_rate=1e-6, report=page, **SMALL)
+    assert (found.policy, found.card, found.to_dict()["policy"]) == (None, None, None)
+    assert not out.exists()
+    assert "could not be chosen: even the highest candidate escalates" in page.read_text()
 
+
+def test_the_page_says_what_is_not_certified(tmp_path: Path) -> None:
+    path, pair = write_prompts(tmp_path / "prompts.jsonl", 40), scripted()
+    found = cal.calibrate(pair.fast, pair.slow, path, out=tmp_path / "p.safetensors", target_rate=0.4, **SMALL)
+    figures = report_figures(found)
+    assert set(figures) == {"reliability"}
+    certify = {"alpha": 0.05, "delta": 0.1}
+    slow, target = outcomes([1] * 100), cal.make_target(max_regret=0.05)
+    lossy, few = Canned([4, 0], 100), Canned([0], 20)
+    always = cal.choose_certified(lossy, lossy.candidates, slow, **certify)  # type: ignore[arg-type]
+    nothing = cal.choose_certified(few, few.candidates, outcomes([1] * 20), **certify)  # type: ignore[arg-type]
+    page = render_report(dataclasses.replace(found, choice=always, target=target), figures)
+    assert "Only “always escalate” was certified" in page
+    assert f"About {always.enough_prompts} calibration prompts" in page
+    page = render_report(dataclasses.replace(found, choice=nothing, target=target, policy=None), figures)
+    assert "Nothing is certified, and no policy was written: nothing can be certified with 20" in page
+
+
+def test_markup_that_a_model_writes_stays_text(tmp_path: Path) -> None:
     template = _environment().from_string("<td>{{ text|shown }}</td>")
     assert template.render(text="<script>alert(1)</script>") == "<td>&lt;script&gt;alert(1)&lt;/script&gt;</td>"
 

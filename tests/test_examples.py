@@ -38,6 +38,13 @@ def test_custom_policy_escalates_digits_only() -> None:
     assert out.count("tokens from the slow model") == 3
 
 
+def test_calibrate_goes_from_prompts_to_a_certified_policy() -> None:
+    out = run("calibrate.py", "40")
+    assert "round 1: " in out
+    assert "expected regret of a prompt at most 0.2" in out
+    assert "policy learned:logistic>" in out
+
+
 @pytest.mark.parametrize("split", ["test", "shifted"])
 def test_generate_writes_checkable_json_lines(split: str) -> None:
     items = [json.loads(line) for line in run("reference_pair/generate.py", split, "5").splitlines()]

@@ -18,7 +18,7 @@ SAMPLE = 3
 """Answers that the estimate is made from."""
 
 _CURVES = 7  # learned, the four signals, masked entropy, random
-_ORACLES = 6
+_ORACLES = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from .choose import Ints, Runner, Span, candidate_policies
 CURVE_RATES = (0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.23, 0.35)
 LEVELS = (0.5, 0.8, 0.95)
 AREA_UP_TO = 0.2
-_ORACLE_NATS = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
+_ORACLE_NATS = (0.0, 1.0, 2.0, 4.0)
 _WHOLE_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 
 

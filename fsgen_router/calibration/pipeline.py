@@ -496,7 +496,7 @@ def _curves(bench: Bench, fitted: Fitted, fast: Run, slow: Run) -> dict[str, Cur
         return None
     scorers = {"learned": fitted.scorer, **baseline_scorers(bench, fitted, calibrated=False)}
     sweeps = len(scorers) + 1 + len(options.compare)
-    with bench.stages.stage("curves", sweeps * len(options.curve_rates) * len(fast) + 6 * len(fast)) as runner.on_items:
+    with bench.stages.stage("curves", sweeps * len(options.curve_rates) * len(fast) + 4 * len(fast)) as runner.on_items:
         runs = {
             name: threshold_runs(
                 runner,
