@@ -165,7 +165,7 @@ def _read_key(endpoint: Endpoint, options: OpenAIOptions) -> SecretStr | None:
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
-class _EndpointError(BackendError):
+class EndpointError(BackendError):
     """An endpoint's refusal or failure: its HTTP ``status`` if there was one, and what may follow."""
 
     def __init__(
@@ -195,7 +195,7 @@ class _EndpointError(BackendError):
 
 
 def _is_retryable(error: BaseException) -> bool:
-    return isinstance(error, _EndpointError) and error.retryable
+    return isinstance(error, EndpointError) and error.retryable
 
 
 _JITTER = tenacity.wait_random_exponential(multiplier=0.5, max=8.0)
@@ -203,7 +203,7 @@ _JITTER = tenacity.wait_random_exponential(multiplier=0.5, max=8.0)
 
 def _wait_seconds(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    told = error.retry_after_seconds if isinstance(error, _EndpointError) else None
+    told = error.retry_after_seconds if isinstance(error, EndpointError) else None
     return _JITTER(state) if told is None else told
 
 
@@ -227,27 +227,27 @@ def _mapped(name: str, options: OpenAIOptions) -> Iterator[None]:
     try:
         yield
     except httpx2.ConnectTimeout:
-        raise _EndpointError(
+        raise EndpointError(
             f"{name} could not be reached within {options.connect_timeout_seconds:g} s",
             hint="is the server up and the URL right?",
             retryable=True,
         ) from None
     except httpx2.TimeoutException:
-        raise _EndpointError(
+        raise EndpointError(
             f"{name} was silent for {options.read_timeout_seconds:g} s",
             hint="raise read_timeout_seconds if it is only slow",
             retryable=True,
         ) from None
     except httpx2.ConnectError as error:
-        raise _EndpointError(
+        raise EndpointError(
             f"{name} cannot be reached: {error}", hint="is the server up and the URL right?", retryable=True
         ) from None
     except httpx2.SSEError as error:
-        raise _EndpointError(f"{name} sent no usable event stream: {error}", hint=_NOT_AN_API) from None
+        raise EndpointError(f"{name} sent no usable event stream: {error}", hint=_NOT_AN_API) from None
     except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
-        raise _EndpointError(f"the connection to {name} broke: {error}", retryable=True) from None
+        raise EndpointError(f"the connection to {name} broke: {error}", retryable=True) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, RuntimeError) as error:  # RuntimeError: shut down meanwhile
-        raise _EndpointError(f"the request to {name} failed: {type(error).__name__}: {error}") from None
+        raise EndpointError(f"the request to {name} failed: {type(error).__name__}: {error}") from None
 
 
 _NOT_AN_API = "does the URL point at an OpenAI-compatible API (it mostly ends in /v1)?"
@@ -523,7 +523,7 @@ class OpenAIModel:
                 items = self._send(path, sent, patience, read)
                 try:
                     return next(items), items
-                except _EndpointError as error:
+                except EndpointError as error:
                     if not self._adapt(error, sent):
                         raise
 
@@ -566,7 +566,7 @@ class OpenAIModel:
     def _adapted(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return {self._renamed.get(name, name): value for name, value in body.items() if name not in self._dropped}
 
-    def _adapt(self, error: _EndpointError, sent: Mapping[str, Any]) -> bool:
+    def _adapt(self, error: EndpointError, sent: Mapping[str, Any]) -> bool:
         """Do without what an endpoint refuses, where that changes no text; whether a new try is worth it."""
         if "max_tokens" in sent and error.names("max_completion_tokens"):
             self._renamed["max_tokens"] = "max_completion_tokens"
@@ -601,7 +601,7 @@ class OpenAIModel:
         while True:
             try:
                 reply = next(replies, None)
-            except (_EndpointError, httpx2.HTTPError):
+            except (EndpointError, httpx2.HTTPError):
                 if finish is None:
                     raise
                 reply = None  # it broke off after it had ended
@@ -613,7 +613,7 @@ class OpenAIModel:
                 text = joiner.push(choice.words)
                 room -= len(text)
                 if room < 0:
-                    raise _EndpointError(
+                    raise EndpointError(
                         f"{self.name} writes on beyond max_tokens={max_tokens}", hint="the endpoint ignores the limit"
                     )
                 if text:
@@ -625,13 +625,13 @@ class OpenAIModel:
 
     def _end(self, finish: str | None, usage: object) -> TextEnd:
         if finish is None:
-            raise _EndpointError(
+            raise EndpointError(
                 f"{self.name} broke off in the middle of an answer",
                 hint="it sent no finish_reason: was it stopped, or busy with another request?",
                 retryable=True,
             )
         if finish not in _FINISH:
-            raise _EndpointError(f"{self.name} ended its answer with {finish!r:.80}", hint=_UNFINISHED.get(finish))
+            raise EndpointError(f"{self.name} ended its answer with {finish!r:.80}", hint=_UNFINISHED.get(finish))
         return _text_end(_FINISH[finish], usage)
 
     def _replies(self, response: httpx2.Response) -> Generator[_Reply | None]:
@@ -656,14 +656,14 @@ class OpenAIModel:
             what = "no JSON"
             if isinstance(error, ValidationError):
                 what = f"a wrong {'.'.join(map(str, error.errors()[0]['loc'])) or 'reply'}"
-            raise _EndpointError(f"{self.name} sent {what}: {self._quoted(data)}", hint=_NOT_AN_API) from None
+            raise EndpointError(f"{self.name} sent {what}: {self._quoted(data)}", hint=_NOT_AN_API) from None
         if reply.failure:
             failure = reply.failure
             raise self._failure(_message_in(failure if isinstance(failure, str) else json.dumps(failure))[0])
         return reply
 
-    def _failure(self, message: str) -> _EndpointError:
-        return _EndpointError(f"{self.name} failed: {self._quoted(message)}", retryable=True)
+    def _failure(self, message: str) -> EndpointError:
+        return EndpointError(f"{self.name} failed: {self._quoted(message)}", retryable=True)
 
     def _body(self, response: httpx2.Response, limit: int) -> str:
         """At most ``limit`` bytes of it."""
@@ -681,11 +681,11 @@ class OpenAIModel:
         line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
         return line if len(line) <= 300 else f"{line[:300]}..."
 
-    def _refusal(self, response: httpx2.Response, path: str) -> _EndpointError:
+    def _refusal(self, response: httpx2.Response, path: str) -> EndpointError:
         status = response.status_code
         body = self._body(response, _MAX_ERROR_BYTES)
         message, code, parameter = _message_in(body)
-        error = _EndpointError(
+        error = EndpointError(
             f"{self.name} answered {path} with status {status}: {self._quoted(message) or 'no reason given'}",
             status=status,
             retryable=(status in (408, 409, 429) and code != "insufficient_quota") or status >= 500,
@@ -696,7 +696,7 @@ class OpenAIModel:
         error.hint = self._hint(error, path, response)
         return error
 
-    def _hint(self, error: _EndpointError, path: str, response: httpx2.Response) -> str | None:
+    def _hint(self, error: EndpointError, path: str, response: httpx2.Response) -> str | None:
         status = error.status or 0
         if 300 <= status < 400:
             target = urlsplit(urljoin(str(response.url), response.headers.get("location", "")))
@@ -738,7 +738,7 @@ class OpenAIModel:
         if self.options.prefill == "auto":
             try:
                 bare = self._prompt_tokens([_PROBE], {}, patience)
-            except _EndpointError as error:
+            except EndpointError as error:
                 if not error.bad_request:
                     raise
             if not bare:
@@ -747,13 +747,13 @@ class OpenAIModel:
             messages = [_PROBE, {"role": "assistant", "content": "a", **dialect.message}]
             try:
                 told = self._prompt_tokens(messages, dialect.body, patience)
-            except _EndpointError as error:
+            except EndpointError as error:
                 if not error.bad_request:
                     raise
                 continue
             return dialect if bare is None or (told is not None and told <= bare + 1) else None
         if self.options.prefill == "always":
-            raise _EndpointError(f"{self.name} refuses partial answers in every form", hint="leave out prefill=always")
+            raise EndpointError(f"{self.name} refuses partial answers in every form", hint="leave out prefill=always")
         return None
 
     def _prompt_tokens(self, messages: Messages, extra: Mapping[str, Any], patience: Patience) -> int | None:
