@@ -10,6 +10,11 @@ model wrote, which means the same for every way of routing:
 * the oracle: the slow model is asked at every token, and its token stands only where it finds the fast
   one's worse by more than t nats. Its rate counts corrections, which no router can know in advance.
 
+Then the same thresholds with drafts verified (``verify``, exact and near best), and the slow model reading
+every draft in groups of 16 (``every:16``) at several tolerances, where the x-axis of interest is the share of
+corrections. Ratios are taken where 95% of the gap is recovered, paired by prompt, with the crossing found
+inside each bootstrap draw.
+
     python benchmarks/reference_pair.py --count 1000
 """
 
@@ -18,11 +23,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from fsgen_router import Router
+from fsgen_router.calibration import ratio_at_recovery
 from fsgen_router.evaluation import (
     Item,
     Outcome,
@@ -47,6 +54,8 @@ from common import RESULTS, save
 
 SIGNALS = ("entropy", "max_prob", "margin")
 ORACLE_NATS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+VERIFIED = ("verify:exact", "verify:near_best=0.9")
+TOLERANCES = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 LEVELS = (0.5, 0.8, 0.95)
 SEED = 0
@@ -58,6 +67,8 @@ class Oracle:
 
     nats: float
     name: str = "oracle"
+    rule: None = None
+    draft_len: int = 0
 
     def choose(self, draft: int | None, slow: Row) -> tuple[int, float]:
         if draft is not None and slow.argmax_logprob - slow.id_logprobs[0] <= self.nats:
@@ -75,14 +86,51 @@ def run_oracle(router: Router, items: Sequence[Item], nats: float) -> Run:
     return Run(f"oracle>{nats:g} nats", tuple(outcomes))
 
 
+def verify_figures(
+    fast: Run, slow: Run, replaced: dict[str, list[Run]], drafted: dict[str, list[Run]]
+) -> dict[str, Any]:
+    """What verification costs at 95% of the gap, and against ``replace`` with the signals' thresholds."""
+    corrections = rate_at_recovery(fast, slow, drafted["every:16"], levels=LEVELS, rate="correction_share", seed=SEED)
+    return {
+        "corrections_at_recovery": {f"{level:g}": found.to_dict("share") for level, found in corrections.items()},
+        "slow_forwards_per_token_at_95": {
+            f"{method} {signal}": rate_at_recovery(
+                fast, slow, runs, levels=(0.95,), rate="slow_forwards_per_token", seed=SEED
+            )[0.95].to_dict("rate")
+            for method, signal, runs in (
+                *(("replace", signal, replaced[signal]) for signal in SIGNALS),
+                *((method, "entropy", drafted[method]) for method in VERIFIED),
+            )
+        },
+        "slow_forwards_ratio_to_replace": {
+            method: ratio_at_recovery(
+                fast, slow, drafted[method], replaced["entropy"], rate="slow_forwards_per_token", seed=SEED
+            ).to_dict("ratio")
+            for method in VERIFIED
+        },
+        "curves": {
+            name: [
+                summarise(run, fast, slow, seed=SEED).to_dict()
+                | {
+                    "discarded_per_answer": run.column("discarded_tokens").mean(),
+                    "slow_positions_per_answer": run.column("slow_positions").mean(),
+                }
+                for run in runs
+            ]
+            for name, runs in drafted.items()
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="test problems (default: %(default)s)")
     parser.add_argument("--calibration", type=int, default=300, help="problems that thresholds are taken from")
     args = parser.parse_args()
     items = reference_items("test", args.count)
-    with Router(policy="never", seed=SEED) as router:
-        progress = tqdm(total=2 + (len(SIGNALS) + 1) * 12 + len(ORACLE_NATS), desc="policies")
+    with Router(policy="never", method="replace", seed=SEED, batching=False) as router:
+        runs = 2 + (len(SIGNALS) + 1 + len(VERIFIED)) * 12 + len(ORACLE_NATS) + len(TOLERANCES)
+        progress = tqdm(total=runs, desc="policies")
         fast, slow = run_baselines(router, items)
         progress.update(2)
         curves: dict[str, list[Run]] = {}
@@ -107,6 +155,18 @@ def main() -> None:
         for nats in ORACLE_NATS:
             curves["oracle"].append(run_oracle(router, items, nats))
             progress.update()
+        drafted: dict[str, list[Run]] = {}
+        for method in VERIFIED:
+            verified = router.with_policy("never", method=method)
+            drafted[method] = []
+            for run in curves["entropy"]:
+                drafted[method].append(run_items(verified, items, run.policy))
+                progress.update()
+        drafted["every:16"] = []
+        for tolerance in TOLERANCES:
+            judged = router.with_policy("every:16", method=f"verify:near_best={tolerance}")
+            drafted["every:16"].append(replace(run_items(judged, items), policy=f"near_best={tolerance}"))
+            progress.update()
         progress.close()
         parameters = {role: model.n_params for role, model in (("fast", router.fast), ("slow", router.slow))}
     summaries = {name: [summarise(run, fast, slow, seed=SEED) for run in runs] for name, runs in curves.items()}
@@ -114,6 +174,7 @@ def main() -> None:
         name: rate_at_recovery(fast, slow, runs, levels=LEVELS, rate="slow_token_share", seed=SEED)
         for name, runs in curves.items()
     }
+    verification = verify_figures(fast, slow, curves, drafted)
     best = summaries["entropy"][0]
     by = {}
     for what in ("level", "family"):
@@ -142,6 +203,7 @@ def main() -> None:
                 for name, found in recovery.items()
             },
             "by": by,
+            "verify": verification,
             "curves": {name: [summary.to_dict() for summary in found] for name, found in summaries.items()},
         },
     )

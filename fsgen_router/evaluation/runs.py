@@ -40,6 +40,9 @@ class Outcome:
     decisions: int = 0
     escalations: int = 0
     slow_tokens: int = 0
+    corrections: int = 0
+    bonus_tokens: int = 0
+    discarded_tokens: int = 0
     slow_positions: int = 0
     slow_forwards: int = 0
     fast_positions: int = 0
@@ -69,6 +72,9 @@ def make_outcome(item: Item, answer: Generation) -> Outcome:
         decisions=usage.decisions,
         escalations=usage.escalations,
         slow_tokens=usage.slow_tokens,
+        corrections=usage.corrections,
+        bonus_tokens=usage.bonus_tokens,
+        discarded_tokens=usage.discarded_tokens,
         slow_positions=usage.slow.positions + usage.slow.cached,
         slow_forwards=usage.slow_forwards,
         fast_positions=usage.fast.positions + usage.fast.cached,
@@ -118,6 +124,9 @@ RATES: Mapping[str, tuple[str, str]] = {
     "slow_token_share": ("slow_tokens", "tokens"),
     "slow_position_share": ("slow_positions", "positions"),
     "disagreement_rate": ("disagreements", "compared"),
+    "correction_share": ("corrections", "tokens"),
+    "bonus_share": ("bonus_tokens", "tokens"),
+    "slow_forwards_per_token": ("slow_forwards", "tokens"),
 }
 """Rates over a run: sums of the first column over sums of the second."""
 

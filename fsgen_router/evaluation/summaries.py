@@ -16,6 +16,9 @@ from .runs import RATES, Array, Run, rate_columns, require_paired
 class Summary:
     """One policy's quality beside its cost, over ``n`` prompts.
 
+    ``correction_share`` and ``bonus_share``: per emitted token, the slow model's corrections of drafts
+    and the tokens that it wrote behind drafts it had accepted.
+
     ``slow_forwards``: sequential slow steps per answer; ``slow_forwards_relative``: against the slow
     model alone (1 is no saving); ``gap``: accuracy_slow - accuracy_fast; ``recovered_gap``:
     (accuracy - accuracy_fast) / gap, None where the gap's interval includes 0.
@@ -32,6 +35,9 @@ class Summary:
     slow_token_share: Estimate
     slow_position_share: Estimate
     disagreement_rate: Estimate
+    correction_share: Estimate
+    bonus_share: Estimate
+    slow_forwards_per_token: Estimate
     slow_forwards: Estimate
     slow_forwards_relative: Estimate
     truncated: int
