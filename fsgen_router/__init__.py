@@ -32,7 +32,7 @@ from .errors import (
 from .policy import REST, Context, Decision, Ledger, Policy
 from .reading import Mask
 from .records import Finished, Generation, Prices, Span, TextDelta, Token, Usage
-from .router import Router
+from .router import Router, SmallExtentWarning
 from .signals import Signals
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "Router",
     "RouterClosed",
     "Signals",
+    "SmallExtentWarning",
     "Span",
     "TextDelta",
     "Token",

@@ -121,7 +121,8 @@ def target(rule: Rule, p: Floats, q: Floats, warped_p: Floats, warped_q: Floats)
     a = rule.tolerance
     if rule.name == "token":
         near = p >= (1.0 - a) * p.max()
-        return np.where(near, warped_q, 0.0) + warped_p * float(warped_q[~near].sum())
+        kept: Floats = np.where(near, warped_q, 0.0)
+        return kept + warped_p * float(warped_q[~near].sum())
     bound = {
         "speculative": math.inf,
         "chow": 1.0 - a,

@@ -176,6 +176,11 @@ class Generation:
     method: str
     degraded: str | None = None
     """Why the slow model was given up in mid-answer; None when all went well."""
+    guarantee: str | None = None
+    """Whether a policy's certificate holds of this answer: ``"certified"`` or ``"suspended: why"``; None without one.
+
+    A cap, a held rate, drift or an outlier suspends it, and so does what calibration did not run: sampling
+    (temperature above 0), or a slow model that failed."""
     baseline: Generation | None = None
     """The slow model's own answer to the same prompt, where it was asked for."""
     models: Mapping[str, ModelCard] = field(default_factory=dict)

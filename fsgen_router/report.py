@@ -70,6 +70,10 @@ class Report:
     method: str
     finish_reason: str
     degraded: str | None
+    verified_tokens: int = 0
+    """Emitted tokens of the fast model's that the slow one judged, and that stand."""
+    guarantee: str | None = None
+    """Whether a policy's certificate holds: see :attr:`~fsgen_router.Generation.guarantee`."""
 
     @property
     def fsgen(self) -> dict[str, Any]:
@@ -97,6 +101,8 @@ class Report:
             "method": self.method,
             "finish_reason": self.finish_reason,
             "degraded": self.degraded,
+            "verified_tokens": self.verified_tokens,
+            "guarantee": self.guarantee,
         }
 
     def to_json(self) -> str:
@@ -110,6 +116,8 @@ class Report:
     def __rich_console__(self, console: Console, options: Any) -> Any:
         yield self._savings()
         yield self._rates()
+        if self.guarantee is not None:
+            yield Text(f"Guarantee of the policy: {self.guarantee}.")
         yield Text(self.fsgen["note"], style="dim")
         if self.degraded:
             yield Text(f"Degraded: the slow model was given up ({self.degraded}).", style="bold red")
@@ -125,8 +133,8 @@ class Report:
             ("US dollars", self.money_usd, "{:.6f}"),
         )
         for label, comparison, form in rows:
-            if comparison.routed is None and comparison.slow_only is None:
-                continue
+            if comparison is self.money_usd and comparison.routed is None and comparison.slow_only is None:
+                continue  # nobody named a price
             table.add_row(
                 label,
                 _show(comparison.routed, form),
@@ -139,11 +147,14 @@ class Report:
     def _rates(self) -> Table:
         usage = self.usage
         table = Table(title=f"{usage.tokens} tokens, finished by {self.finish_reason}")
-        for heading in ("rate", "value", "what it counts"):
+        for heading in ("rate or count", "value", "what it counts"):
             table.add_column(heading, justify="right" if heading == "value" else "left")
+        written = f"{usage.slow_tokens} of {usage.tokens} tokens written by the slow model"
+        if usage.round_trips:  # its tokens are its own: bytes compare
+            written = f"{usage.slow_bytes} of {usage.text_bytes} UTF-8 bytes written by the slow model"
         for name, meaning in (
             ("escalation_rate", f"{usage.escalations} escalations in {usage.decisions} decisions"),
-            ("slow_token_share", f"{usage.slow_tokens} of {usage.tokens} tokens written by the slow model"),
+            ("slow_token_share", written),
             (
                 "slow_position_share",
                 f"the slow model read {usage.slow_positions} positions, {usage.slow.catchup} to catch up",
@@ -151,7 +162,21 @@ class Report:
             ("disagreement_rate", "greedy choices that differ (FS-GEN's CoF); needs an audit"),
         ):
             table.add_row(name, _show(getattr(usage, name), "{:.1%}"), meaning)
+        for name, count, meaning in self._counts():
+            if count:
+                table.add_row(name, f"{count:,}", meaning)
         return table
+
+    def _counts(self) -> tuple[tuple[str, int, str], ...]:
+        usage = self.usage
+        return (
+            ("round trips", usage.round_trips, "calls to the endpoint that brought text"),
+            ("corrections", usage.corrections, "drafts replaced by the slow model's token"),
+            ("verified tokens", self.verified_tokens, "drafts that it judged and let stand"),
+            ("bonus tokens", usage.bonus_tokens, "its own, behind drafts that it let stand"),
+            ("discarded drafts", usage.discarded_tokens, "corrected, or behind a correction"),
+            ("read ahead", usage.slow.ahead, "tokens that it read while the fast one went on"),
+        )
 
 
 def _show(value: float | None, form: str) -> str:
@@ -185,6 +210,8 @@ def make_report(answer: Generation) -> Report:
         method=answer.method,
         finish_reason=answer.finish_reason,
         degraded=answer.degraded,
+        verified_tokens=sum(token.verified for token in answer.tokens),
+        guarantee=answer.guarantee,
     )
 
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import statistics
+import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -17,7 +18,7 @@ from typing import Any, Self, TypeAlias
 
 from . import drivers
 from .config import RequestOptions
-from .engine import Engine, Request, TextPrompt
+from .engine import Emit, Engine, Request, TextPrompt
 from .errors import ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
 from .logs import log
 from .methods import Method, Replace, Verify, make_method
@@ -37,6 +38,13 @@ DEFAULT_POLICY = "budget:0.2"
 DEFAULT_REMOTE_POLICY = "entropy>1.5,window=8,span=rest"
 """One hand-over of the rest: asking an endpoint token by token costs more than asking it for everything."""
 MAX_WAITING = 1024
+SMALL_EXTENT = 8
+"""Tokens: what a slow model behind an endpoint should at least be asked for."""
+
+
+class SmallExtentWarning(UserWarning):
+    """A policy asks an endpoint for a few tokens at a time, which costs more than asking it for everything."""
+
 
 _Prompts: TypeAlias = Mapping[Role, Sequence[int]]
 
@@ -162,6 +170,7 @@ class Router:
                 )
             if self.audit:
                 raise ConfigurationError(f"{self.slow.name} gives text, no logits, so it cannot audit answers")
+            _warn_of_small_extents(policy, self.slow.name)
         else:
             policy = policy or make_policy(DEFAULT_POLICY)
         self.policy = check_pair(policy, self.fast, self.slow, method=method)
@@ -375,7 +384,7 @@ class Router:
                 deque(self._drive(alone, "slow" if self._local_slow else "fast"), maxlen=0)
         yield Finished(self._conclude(engine, alone))
 
-    def _drive(self, engine: Engine, seat: Role = "fast") -> Iterator[drivers.Emit]:
+    def _drive(self, engine: Engine, seat: Role = "fast") -> Iterator[Emit]:
         """Run an engine whose fast seat is taken by one of the models."""
         models: drivers.Models = {"fast": self._models[seat], "slow": self._models["slow"]}
         if not self._batching:
@@ -412,6 +421,7 @@ class Router:
         answer = replace(
             engine.generation,
             baseline=baseline,
+            guarantee=_guarantee(engine, self.ledger),
             models={"fast": self._card("fast", None), "slow": self._card("slow", self.prices)},
         )
         log.info(
@@ -465,6 +475,42 @@ class _Vocabulary:
         if b"".join(map(self._tokenizer.piece, ids[own:])) == text.encode():
             return ids[own:]
         return self._tokenizer.encode(text, add_bos=False)
+
+
+def _guarantee(engine: Engine, ledger: Ledger) -> str | None:
+    """What holds of a finished request's policy (see :attr:`Generation.guarantee`)."""
+    from .policies import guarantee_of
+    from .policies.learned import CERTIFIED, NONE, SUSPENDED
+
+    state = engine.state
+    claim = guarantee_of(engine.policy, ledger, state.policy)
+    if claim == NONE:
+        return None
+    # A certificate speaks of answers as calibration ran them.
+    reasons = [] if engine.request.warp.greedy else ["the answer was sampled"]
+    if state.degraded is not None:
+        reasons.append("the slow model failed")
+    for reason in reasons:
+        claim = SUSPENDED + reason if claim == CERTIFIED else f"{claim}; {reason}"
+    return claim
+
+
+def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:
+    """Per token, an endpoint is paid for the whole text so far at every call, and few go on with it exactly."""
+    from .policies import Capped
+
+    while isinstance(policy, Capped):
+        policy = policy.inner
+    extent: int | None = getattr(policy, "extent", None)
+    if extent is None or extent == REST or extent >= SMALL_EXTENT:
+        return
+    warnings.warn(
+        f"{policy.name} asks {endpoint} for {extent} token{'s' * (extent != 1)} at a time, and every call reads the "
+        f"whole text so far: that costs more than the slow model alone. Add ,span={4 * SMALL_EXTENT} or ,span=rest",
+        SmallExtentWarning,
+        stacklevel=4,  # the line that made the Router, through _choose
+    )
+    log.warning("small_extent", policy=policy.name, endpoint=endpoint, extent=extent)
 
 
 def _level(alone: Engine, routed: Engine) -> None:

@@ -28,8 +28,8 @@ EXPORTS = {
     "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
     "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
     "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices",
-    "PromptTooLong", "RequestOptions", "Router", "RouterClosed", "Signals", "Span", "TextDelta", "Token", "Usage",
-    "VocabularyMismatch", "__version__",
+    "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
+    "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,11 +14,23 @@ import pytest
 from endpoints import real_server
 from scripted_pairs import N_VOCAB, pair, tokenizer
 
-from fsgen_router import BackendError, ConfigurationError, InvalidRequest, Prices, Router, TextDelta, reference
+from fsgen_router import (
+    BackendError,
+    ConfigurationError,
+    InvalidRequest,
+    Prices,
+    Router,
+    SmallExtentWarning,
+    TextDelta,
+    reference,
+)
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel
 from fsgen_router.models import TokenModel
 from fsgen_router.reference import world
 from fsgen_router.text_models import Continuation
+
+# Short spans are the harder case, though nobody should pay for them.
+pytestmark = pytest.mark.filterwarnings("ignore::fsgen_router.SmallExtentWarning")
 
 
 def fast_of(case: int, n_seq: int = 2) -> ScriptedModel:
@@ -225,6 +238,18 @@ def test_what_such_a_pair_cannot_do_is_refused() -> None:
         with pytest.raises(ConfigurationError, match="no steps to time"):
             router.measure_steps()
         assert router.complete(ASKED).tokens
+
+
+def test_asking_an_endpoint_for_a_few_tokens_is_warned_of() -> None:
+    with pytest.warns(SmallExtentWarning, match=r"every:3 asks .* for 1 token at a time.*span=rest") as told:
+        router = remote(12, says("a"), policy="every:3")
+    assert told[0].filename == __file__  # the line that made the Router
+    with pytest.warns(SmallExtentWarning, match="for 7 tokens"):
+        router.with_policy("entropy>1,span=7")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for policy in ("never", "every:3,span=8", "entropy>1,span=rest"):
+            router.with_policy(policy)
 
 
 PLAIN = 'extra_body={"repeat_penalty":1.0}'

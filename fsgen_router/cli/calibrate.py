@@ -99,7 +99,7 @@ def calibrate(
             min=1, help="Also judge spans of so many drafted tokens.", show_default=False, rich_help_panel=_FIT
         ),
     ] = None,
-    method: o.Method = o.METHOD,
+    method: Annotated[str, typer.Option(metavar="METHOD", help=o.METHOD_TEXT, rich_help_panel="Routing")] = "replace",
     compare: Annotated[
         list[str] | None,
         typer.Option(

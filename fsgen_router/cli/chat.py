@@ -29,11 +29,13 @@ def chat(
     system: o.System = None,
     fast: o.Fast = None,
     slow: o.Slow = None,
-    policy: o.Policy = o.POLICY,
-    method: o.Method = o.METHOD,
+    policy: o.Policy = None,
+    method: o.Method = None,
     max_slow_calls: o.MaxSlowCalls = None,
     max_slow_tokens: o.MaxSlowTokens = None,
     audit: o.Audit = 0.0,
+    read_ahead: o.ReadAhead = 0,
+    batching: o.Batching = None,
     max_tokens: o.MaxTokens = o.MAX_TOKENS,
     temperature: o.Temperature = 0.0,
     top_k: o.TopK = 0,
@@ -53,6 +55,8 @@ def chat(
 
       fsgen-router chat
 
+      fsgen-router chat --fast llama_cpp:small.gguf --slow openai:model-name@https://host/v1
+
       printf 'Who lives in Saltby?\\n/report\\n' | fsgen-router chat
     """
     request = o.make_request(
@@ -66,11 +70,14 @@ def chat(
         max_slow_calls=max_slow_calls,
         max_slow_tokens=max_slow_tokens,
     )
-    with o.open_router(fast, slow, policy, method, audit=audit) as router:
+    with o.open_router(fast, slow, policy, method, audit=audit, read_ahead=read_ahead, batching=batching) as router:
         session = _Session(router, request, system, as_json=as_json)
         interactive = sys.stdin.isatty()
         if interactive:
-            say(f"{router.fast.name} + {router.slow.name}, policy {router.policy.name}. /help lists commands.")
+            say(
+                f"{router.fast.name} + {router.slow.name}, policy {router.policy.name}, method {router.method.name}. "
+                "/help lists commands."
+            )
         for message in _typed() if interactive else _piped():
             try:
                 if not session.take(message):

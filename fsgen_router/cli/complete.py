@@ -16,11 +16,13 @@ def complete(
     prompt: o.Prompt = None,
     fast: o.Fast = None,
     slow: o.Slow = None,
-    policy: o.Policy = o.POLICY,
-    method: o.Method = o.METHOD,
+    policy: o.Policy = None,
+    method: o.Method = None,
     max_slow_calls: o.MaxSlowCalls = None,
     max_slow_tokens: o.MaxSlowTokens = None,
     audit: o.Audit = 0.0,
+    read_ahead: o.ReadAhead = 0,
+    batching: o.Batching = None,
     max_tokens: o.MaxTokens = o.MAX_TOKENS,
     temperature: o.Temperature = 0.0,
     top_k: o.TopK = 0,
@@ -56,6 +58,8 @@ def complete(
 
       echo "Who ...?" | fsgen-router complete --policy "entropy>0.5" --report
 
+      fsgen-router complete --policy every:8 --method verify:near_best=0.9 --report "..."
+
       fsgen-router complete --fast llama_cpp:a.gguf --slow llama_cpp:b.gguf "..."
     """
     text = read_prompt(prompt)
@@ -70,7 +74,7 @@ def complete(
         max_slow_calls=max_slow_calls,
         max_slow_tokens=max_slow_tokens,
     )
-    with o.open_router(fast, slow, policy, method, audit=audit) as router:
+    with o.open_router(fast, slow, policy, method, audit=audit, read_ahead=read_ahead, batching=batching) as router:
         request["baseline"] = baseline
         events = (
             router.stream_chat([{"role": "user", "content": text}], **request)

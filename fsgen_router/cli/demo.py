@@ -16,6 +16,7 @@ from ..evaluation import Item, ask, reference_items
 from ..records import Generation, ModelUsage, Usage
 from ..report import Comparison, Report
 from ..router import Router
+from ..text_models import reads_tokens
 from . import options as o
 from .terminal import err, out, write_json
 from .tokens import legend, marked, token_records
@@ -45,8 +46,8 @@ def demo(
     ] = 0,
     fast: o.Fast = None,
     slow: o.Slow = None,
-    policy: o.Policy = o.POLICY,
-    method: o.Method = o.METHOD,
+    policy: o.Policy = None,
+    method: o.Method = None,
     max_slow_calls: o.MaxSlowCalls = None,
     max_slow_tokens: o.MaxSlowTokens = None,
     max_tokens: o.MaxTokens = o.MAX_TOKENS,
@@ -58,7 +59,8 @@ def demo(
 
     Takes a few held-out problems, in order and not picked, and shows for each what the fast model
     writes alone, what the slow model writes alone, and the routed answer with every token coloured by
-    its author; then what routing cost and saved. No download, no network.
+    its author and by what the slow model said of it; then what routing cost and saved. The reference
+    pair needs no download and no network.
 
     Examples:
 
@@ -66,7 +68,7 @@ def demo(
 
       fsgen-router demo --policy "entropy>0.5" --count 10
 
-      fsgen-router demo --policy random:0.2
+      fsgen-router demo --policy random:0.2 --method replace
     """
     request = o.make_request(
         max_tokens=max_tokens,
@@ -77,8 +79,9 @@ def demo(
     )
     items = reference_items("test", count, start)
     console = out()
-    # Audited, because on so small a pair it costs nothing to show the disagreement rate too.
-    with o.open_router(fast, slow, policy, method, audit=1.0) as router:
+    with o.open_router(fast, slow, policy, method) as router:
+        # On so small a pair it costs nothing to show the disagreement rate too.
+        router.audit = float(reads_tokens(router.slow))
         if not as_json:
             _introduce(console, router, count)
         cases = []
@@ -126,6 +129,7 @@ def total_report(answers: Sequence[Generation]) -> Report:
     }
     reasons = sorted({report.finish_reason for report in reports})
     degraded = [report.degraded for report in reports if report.degraded]
+    claims = [report.guarantee for report in reports]
     return Report(
         usage=_sum_usage([answer.usage for answer in answers]),
         **totals,
@@ -133,6 +137,8 @@ def total_report(answers: Sequence[Generation]) -> Report:
         method=reports[0].method,
         finish_reason=" and ".join(reasons),
         degraded=degraded[0] if degraded else None,
+        verified_tokens=sum(report.verified_tokens for report in reports),
+        guarantee=next((claim for claim in claims if claim != "certified"), claims[0]),
     )
 
 
@@ -169,14 +175,20 @@ def _introduce(console: Console, router: Router, count: int) -> None:
     console.print(
         Text.assemble(
             ("fast", "bold"),
-            f" {fast.name}, {fast.n_params:,} parameters; ",
+            f" {fast.name}, {_size(fast.n_params)}; ",
             ("slow", "bold"),
-            f" {slow.name}, {slow.n_params:,} parameters; ",
+            f" {slow.name}, {_size(slow.n_params)}; ",
             ("policy", "bold"),
-            f" {router.policy.name}. {count} held-out problem{'s' * (count != 1)}, in order and not picked.",
+            f" {router.policy.name}; ",
+            ("method", "bold"),
+            f" {router.method.name}. {count} held-out problem{'s' * (count != 1)}, in order and not picked.",
         )
     )
-    console.print(legend(console))
+    console.print(legend(console, judges=router.method.rule is not None))
+
+
+def _size(n_params: int | None) -> str:
+    return "of unknown size" if n_params is None else f"{n_params:,} parameters"
 
 
 def _show(console: Console, number: int, case: _Case) -> None:
@@ -190,12 +202,21 @@ def _show(console: Console, number: int, case: _Case) -> None:
         _answer("routed", case.right("routed"), marked(case.routed.tokens, console)),
         Text(
             f"the slow model took {usage.slow_forwards} sequential steps instead of {case.slow.usage.tokens} "
-            f"and wrote {usage.slow_tokens} of {usage.tokens} tokens",
+            f"and wrote {usage.slow_tokens} of {usage.tokens} tokens" + _judged(case.routed),
             style="dim",
         ),
     ]
     title = f"{number}. {case.item.family.replace('_', ' ')} (expected: {case.item.answer})"
     console.print(Panel(Group(*lines), title=Text(title), title_align="left", border_style="dim"))
+
+
+def _judged(answer: Generation) -> str:
+    verified = sum(token.verified for token in answer.tokens)
+    if not verified and not answer.usage.bonus_tokens:
+        return ""
+    return (
+        f" (corrections {answer.usage.corrections}, bonus {answer.usage.bonus_tokens}); it let {verified} drafts stand"
+    )
 
 
 def _answer(who: str, right: bool, text: Text) -> Text:

@@ -33,6 +33,7 @@ _EXTRAS = {
     "llama": ("llama-cpp-python", "psutil"),
     "transformers": ("torch", "transformers", "accelerate", "gguf", "jinja2", "psutil"),
     "openai": ("httpx2", "tenacity"),
+    "calibrate": ("scikit-learn", "scipy", "matplotlib", "jinja2"),
     "hub": ("huggingface_hub",),
     "eval": ("matplotlib", "scipy"),
     "train": ("torch", "transformers", "gguf", "safetensors"),
@@ -99,7 +100,7 @@ def _version_of(package: str) -> str | None:
 def _python() -> Iterator[Check]:
     yield Check("fsgen-router", "ok", __version__)
     yield Check("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}")
-    versions = {name: _version_of(name) for name in ("numpy", "pydantic", "typer", "rich", "structlog")}
+    versions = {name: _version_of(name) for name in ("numpy", "pydantic", "safetensors", "typer", "rich", "structlog")}
     yield Check("base packages", "ok", ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
@@ -246,7 +247,7 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
     name = _pair_label(fast, slow)
     try:
         # Vocabularies are compared when the Router is built.
-        router = o.open_router(fast, slow, "every:2")
+        router = o.open_router(fast, slow, "every:2,span=8")
     except ImportError as error:
         yield Check(name, "fail", str(error), "pip install 'fsgen-router[llama]'")
         return
@@ -262,7 +263,8 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
             yield Check("answers", "fail", answer.degraded)
             return
         usage = answer.usage
-        yield Check("answers", "ok", f"{usage.tokens} tokens, {usage.slow_tokens} by the slow model")
+        answered = f"{usage.tokens} tokens, {usage.slow_tokens} by the slow model, method {answer.method}"
+        yield Check("answers", "ok", answered)
 
 
 def _endpoint(model: TextModel) -> Iterator[Check]:

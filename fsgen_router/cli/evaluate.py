@@ -19,6 +19,7 @@ from .. import evaluation as ev
 from ..errors import ConfigurationError
 from ..policies import make_policy
 from ..policies.basic import SIGNALS
+from ..policy import Policy
 from ..records import Generation
 from ..reference import world
 from ..router import Router
@@ -38,7 +39,8 @@ class _Results:
     runs: tuple[ev.Run, ...]
     sweeps: dict[str, tuple[ev.Run, ...]]
     summaries: tuple[ev.Summary, ...]
-    recovery: dict[str, dict[float, ev.Estimate]]
+    recovery: dict[str, dict[str, dict[float, ev.Estimate]]]
+    """By sweep, rate and share of the gap."""
 
 
 def evaluate(
@@ -48,8 +50,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="POLICY",
-            help="A policy to evaluate; may be repeated.",
-            show_default=o.POLICY,
+            help="A policy to evaluate, a short form or a file; may be repeated.",
+            show_default=o.DEFAULT_POLICY_TEXT,
             rich_help_panel="Routing",
         ),
     ] = None,
@@ -63,10 +65,12 @@ def evaluate(
             rich_help_panel="Routing",
         ),
     ] = None,
-    method: o.Method = o.METHOD,
+    method: o.Method = None,
     max_slow_calls: o.MaxSlowCalls = None,
     max_slow_tokens: o.MaxSlowTokens = None,
     audit: o.Audit = 0.0,
+    read_ahead: o.ReadAhead = 0,
+    batching: o.Batching = None,
     split: Annotated[
         str, typer.Option(help=f"Of the reference world: {', '.join(world.SPLITS)}.", rich_help_panel=_PROBLEMS)
     ] = "test",
@@ -106,7 +110,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE.png",
-            help="Plot accuracy against escalation.",
+            help="Plot accuracy against the share of tokens that the slow model wrote.",
             show_default=False,
             rich_help_panel="Output",
         ),
@@ -125,6 +129,8 @@ def evaluate(
 
       fsgen-router eval --sweep entropy --sweep random --plot curve.png
 
+      fsgen-router eval --sweep entropy --method verify:near_best=0.9 --json
+
       fsgen-router eval --prompts mine.jsonl --match number --json
     """
     request = o.make_request(
@@ -138,19 +144,23 @@ def evaluate(
         max_slow_calls=max_slow_calls,
         max_slow_tokens=max_slow_tokens,
     )
-    policies = [make_policy(form) for form in (policy or ([] if sweep else [o.POLICY]))]
+    # None is the Router's own, which depends on the pair.
+    policies: list[Policy | None] = [make_policy(form) for form in policy or ()]
+    if not policies and not sweep:
+        policies = [None]
     signals = [_check_sweep(form) for form in sweep or []]
     if plot is not None:
         from ..plots import check_plot_path
 
         check_plot_path(plot)
     items = _items(prompts, match, split, count, start)
-    with o.open_router(fast, slow, method=method, audit=audit) as router:
+    with o.open_router(fast, slow, method=method, audit=audit, read_ahead=read_ahead, batching=batching) as router:
         results = _run(
             router,
             items,
-            [p.name for p in policies],
+            policies,
             signals,
+            method,
             None if prompts else split,
             concurrency=concurrency,
             seed=seed,
@@ -237,8 +247,9 @@ def _progress(total: int) -> Iterator[_Progress]:
 def _run(
     router: Router,
     items: Sequence[ev.Item],
-    policies: Sequence[str],
+    policies: Sequence[Policy | None],
     signals: Sequence[tuple[str, str]],
+    method: str | None,
     split: str | None,
     *,
     concurrency: int,
@@ -272,13 +283,14 @@ def _run(
         progress.end(fast)
         progress.end(slow)
 
-        def run(form: str) -> ev.Run:
-            progress.begin(form)
-            done = ev.run_items(router, items, form, on_answer=advance, concurrency=concurrency, **request)
+        def run(policy: Policy | str | None) -> ev.Run:
+            routed = router if policy is None else router.with_policy(policy, method=method or _own_method(policy))
+            progress.begin(routed.policy.name)
+            done = ev.run_items(routed, items, on_answer=advance, concurrency=concurrency, **request)
             progress.end(done)
             return done
 
-        runs = [run(form) for form in policies]
+        runs = [run(policy) for policy in policies]
         sweeps = {}
         for signal, suffix in signals:
             values = np.array(collectors[signal][1]) if signal in collectors else None
@@ -295,10 +307,18 @@ def _run(
             sweeps,
             tuple(ev.summarise(r, fast, slow, seed=seed, resamples=resamples) for r in (*runs, fast, slow)),
             {
-                name: ev.rate_at_recovery(fast, slow, swept_runs, seed=seed, resamples=resamples)
+                name: {
+                    rate: ev.rate_at_recovery(fast, slow, swept_runs, rate=rate, seed=seed, resamples=resamples)
+                    for rate in _RECOVERY_RATES
+                }
                 for name, swept_runs in sweeps.items()
             },
         )
+
+
+def _own_method(policy: Policy | str) -> str | None:
+    """The method that a policy was calibrated with, where it knows one."""
+    return getattr(policy, "method", None)
 
 
 def _plot(path: Path, results: _Results) -> None:
@@ -308,29 +328,43 @@ def _plot(path: Path, results: _Results) -> None:
     in_sweep = {run.policy for runs in results.sweeps.values() for run in runs}
     single = {run.policy: [by_name[run.policy]] for run in results.runs if run.policy not in in_sweep}
     curves = {name: [by_name[run.policy] for run in runs] for name, runs in results.sweeps.items()}
-    quality_plot(path, curves | single)
+    # What the slow model wrote means the same for every method; escalations do not.
+    quality_plot(path, curves | single, rate="slow_token_share", title="Quality against the slow model's share")
     say(f"Plot written to {path}")
 
 
 # --- results -------------------------------------------------------------------------------------
 
 _ALONE = ("accuracy_fast", "accuracy_slow", "gap")
+_RECOVERY_RATES = ("escalation_rate", "slow_token_share")
+_COUNTS = ("corrections", "bonus_tokens", "discarded_tokens")
 
 
 def _record(results: _Results, *, single: bool) -> dict[str, Any]:
-    *policies, _, slow = results.summaries
+    *summaries, _, slow = results.summaries
+    policies = [_summary(run, summary) for run, summary in zip(results.runs, summaries, strict=True)]
     common = {name: value for key in _ALONE for name, value in getattr(slow, key).to_dict(key).items()}
     common |= slow.slow_forwards.to_dict("slow_forwards_slow_only")
     note = _gap_note(slow)
     if single:
-        return {**common, **policies[0].to_dict(), "note": note}
-    record: dict[str, Any] = {**common, "policies": [summary.to_dict() for summary in policies], "note": note}
+        return {**common, **policies[0], "note": note}
+    record: dict[str, Any] = {**common, "policies": policies, "note": note}
     if results.recovery:
-        record["rate_at_recovery"] = {
-            name: {f"{level:g}": estimate.to_dict("escalation_rate") for level, estimate in levels.items()}
-            for name, levels in results.recovery.items()
-        }
+        record["rate_at_recovery"] = {name: _recovery(rates) for name, rates in results.recovery.items()}
     return record
+
+
+def _summary(run: ev.Run, summary: ev.Summary) -> dict[str, Any]:
+    """A policy's figures, and per answer what became of drafts (``slow_forwards`` is per answer already)."""
+    return summary.to_dict() | {f"{name}_per_answer": float(run.column(name).mean()) for name in _COUNTS}
+
+
+def _recovery(rates: dict[str, dict[float, ev.Estimate]]) -> dict[str, dict[str, Any]]:
+    by_level: dict[str, dict[str, Any]] = {}
+    for rate, levels in rates.items():
+        for level, estimate in levels.items():
+            by_level.setdefault(f"{level:g}", {}).update(estimate.to_dict(rate))
+    return by_level
 
 
 def _gap_note(summary: ev.Summary) -> str | None:
@@ -368,10 +402,14 @@ def _show(head: dict[str, Any], results: _Results) -> None:
     table.add_row(*_row(slow, alone=True))
     console.print(table)
     console.print(Text(_legend(head, slow), style="dim"))
-    for name, levels in results.recovery.items():
-        for level, estimate in levels.items():
+    for name, rates in results.recovery.items():
+        for level, estimate in rates["slow_token_share"].items():
             if estimate.value is not None:
-                console.print(f"{name} recovers {level:.0%} of the gap at an escalation rate of {_plain(estimate)}")
+                console.print(f"{name} recovers {level:.0%} of the gap with {_plain(estimate)} of the tokens slow")
+    if head["method"] != "replace":
+        for run in results.runs:
+            counts = ", ".join(f"{run.column(name).mean():.2f} {name.replace('_', ' ')}" for name in _COUNTS)
+            say(f"{run.policy}: per answer {counts}")
     if note := _gap_note(slow):
         console.print(Text(note, style="yellow"))
     for summary in results.summaries:

@@ -6,10 +6,11 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from ..methods import SHORT_FORMS as METHODS
+from ..acceptance import RULES
+from ..methods import DEFAULT_DRAFT_LEN
 from ..policies import SHORT_FORMS
 from ..resolve import EXAMPLES
-from ..router import DEFAULT_POLICY, REFERENCE_PAIR, Router
+from ..router import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY, REFERENCE_PAIR, Router
 
 _MODELS, _ROUTING, _SAMPLING, _OUTPUT = "Models", "Routing", "Writing", "Output"
 
@@ -35,16 +36,47 @@ Slow: TypeAlias = Annotated[
         rich_help_panel=_MODELS,
     ),
 ]
+DEFAULT_POLICY_TEXT = f"{DEFAULT_POLICY}; behind an endpoint {DEFAULT_REMOTE_POLICY}, once"
+POLICY_TEXT = (
+    f"When the slow model is asked: {', '.join(SHORT_FORMS)}, with your own numbers; add ,span=8 (or ,span=rest) for "
+    "how much it then writes. Or a policy file, [cyan]NAME.safetensors[/]."
+)
+METHOD_TEXT = (
+    "What it does then. [cyan]replace[/]: writes its own token. [cyan]verify[/]: also judges the drafts before it, "
+    f"and corrects from the first bad one on. [cyan]verify:RULE=a,draft_len=N[/]: by one of {', '.join(RULES)} (a from "
+    f"0 to 1; exact and speculative take none), with N drafts held back ({DEFAULT_DRAFT_LEN} unless said)."
+)
+
 Policy: TypeAlias = Annotated[
-    str,
+    str | None,
+    typer.Option(metavar="POLICY", help=POLICY_TEXT, show_default=DEFAULT_POLICY_TEXT, rich_help_panel=_ROUTING),
+]
+Method: TypeAlias = Annotated[
+    str | None,
     typer.Option(
-        metavar="POLICY",
-        help=f"When the slow model is asked: {', '.join(SHORT_FORMS)}, with your own numbers; add ,span=8 for spans.",
+        metavar="METHOD",
+        help=METHOD_TEXT,
+        show_default="verify; the policy file's own; replace behind an endpoint",
         rich_help_panel=_ROUTING,
     ),
 ]
-Method: TypeAlias = Annotated[
-    str, typer.Option(help=f"What it does then: {', '.join(METHODS)}.", rich_help_panel=_ROUTING)
+ReadAhead: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Let the slow model read whenever N tokens wait for it, while the fast one writes; 0: only when asked. "
+        "For models on different devices.",
+        rich_help_panel=_ROUTING,
+    ),
+]
+Batching: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--batching/--no-batching",
+        help="Run what all live requests want of a model in one forward.",
+        show_default="where models hold several sequences (n_seq)",
+        rich_help_panel=_ROUTING,
+    ),
 ]
 MaxSlowCalls: TypeAlias = Annotated[
     int | None,
@@ -93,8 +125,6 @@ System: TypeAlias = Annotated[
 ]
 
 MAX_TOKENS = 256
-POLICY = DEFAULT_POLICY
-METHOD = "replace"
 
 
 def make_request(
@@ -124,10 +154,17 @@ def make_request(
 
 
 def open_router(
-    fast: str | None, slow: str | None, policy: str = POLICY, method: str = METHOD, *, audit: float = 0.0
+    fast: str | None,
+    slow: str | None,
+    policy: str | None = None,
+    method: str | None = None,
+    *,
+    audit: float = 0.0,
+    read_ahead: int = 0,
+    batching: bool | None = None,
 ) -> Router:
-    """The Router that the options describe."""
-    return Router(fast, slow, policy=policy, method=method, audit=audit)
+    """The Router that the options describe; what they leave out is the Router's to choose."""
+    return Router(fast, slow, policy=policy, method=method, audit=audit, read_ahead=read_ahead, batching=batching)
 
 
 def pair_name(fast: str | None, slow: str | None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -13,44 +13,88 @@ from ..records import Generation, Token
 from ..router import Router
 from ..signals import Signals
 
+Standing: TypeAlias = Literal["unchecked", "accepted", "corrected", "bonus", "written"]
+"""How a token came to stand.
+
+The fast model's are ``unchecked``, or ``accepted`` where the slow one judged them. The slow model's are
+``corrected`` (in a draft's place), ``bonus`` (behind drafts that it had accepted, in the same forward)
+or ``written`` (the rest: within its span, or where both wanted the same).
+"""
+
 SLOW_STYLE = "bold black on yellow"
-_BRACKETS = ("⟦", "⟧")
+_STYLES: dict[Standing, str] = {
+    "unchecked": "",
+    "accepted": "green",
+    "corrected": SLOW_STYLE,
+    "bonus": "black on cyan",
+    "written": SLOW_STYLE,
+}
+_BRACKETS: dict[Standing, tuple[str, str]] = {
+    "unchecked": ("", ""),
+    "accepted": ("‹", "›"),
+    "corrected": ("⟦", "⟧"),
+    "bonus": ("⟦+", "⟧"),
+    "written": ("⟦", "⟧"),
+}
+
+
+def standing(token: Token, before: Token | None) -> Standing:
+    """How a token came to stand; ``before`` is the one in front of it."""
+    if token.source == "fast":
+        return "accepted" if token.verified else "unchecked"
+    if token.signals is not None and token.signals.token_id != token.id:
+        return "corrected"
+    return "bonus" if token.signals is None and before is not None and before.verified else "written"
+
+
+def standings(tokens: Sequence[Token]) -> list[Standing]:
+    """:func:`standing` of every token of an answer."""
+    return [standing(token, before) for token, before in zip(tokens, [None, *tokens], strict=False)]
 
 
 def marked(tokens: Sequence[Token], console: Console) -> Text:
-    """An answer with the slow model's tokens highlighted; in brackets where there are no colours."""
+    """An answer with its tokens coloured by author and verdict; in brackets where there are no colours."""
     text = Text()
-    for source, run in _runs(tokens):
+    for kind, run in _runs(tokens):
         # Together, because one character may be several tokens.
         piece = b"".join(token.piece for token in run).decode(errors="replace")
-        if source == "fast" or not piece:
-            text.append(piece)
-        elif has_colours(console):
-            text.append(piece, style=SLOW_STYLE)
-        else:
-            lead = piece[: len(piece) - len(piece.lstrip())]
-            text.append(f"{lead}{_BRACKETS[0]}{piece[len(lead) :]}{_BRACKETS[1]}")
+        text.append(_in_colour(piece, kind) if has_colours(console) else _in_brackets(piece, kind))
     text.rstrip()
     return text
 
 
-def legend(console: Console) -> Text:
-    """What :func:`marked` means."""
-    slow = ("slow model", SLOW_STYLE) if has_colours(console) else f"{_BRACKETS[0]}slow model{_BRACKETS[1]}"
-    return Text.assemble(("Tokens by the ", "dim"), "fast model", (" and by the ", "dim"), slow)
+def _in_colour(piece: str, kind: Standing) -> Text:
+    return Text(piece, style=_STYLES[kind])
+
+
+def _in_brackets(piece: str, kind: Standing) -> Text:
+    lead = piece[: len(piece) - len(piece.lstrip())]
+    rest = piece[len(lead) :]
+    opening, closing = _BRACKETS[kind] if rest else ("", "")
+    return Text(f"{lead}{opening}{rest}{closing}")
+
+
+def legend(console: Console, *, judges: bool) -> Text:
+    """What :func:`marked` means; ``judges``: the method has the slow model judge drafts."""
+    show = _in_colour if has_colours(console) else _in_brackets
+    parts: list[Text | str] = ["Tokens by the ", show("fast model", "unchecked"), " and by the "]
+    parts.append(show("slow model", "written"))
+    if judges:
+        parts += ["; ", show("accepted by the slow model", "accepted"), ", ", show("its bonus token", "bonus")]
+    return Text.assemble(*parts)
 
 
 def has_colours(console: Console) -> bool:
     return console.is_terminal and not console.no_color and console.color_system is not None
 
 
-def _runs(tokens: Iterable[Token]) -> list[tuple[str, list[Token]]]:
-    runs: list[tuple[str, list[Token]]] = []
-    for token in tokens:
-        if runs and runs[-1][0] == token.source:
+def _runs(tokens: Sequence[Token]) -> list[tuple[Standing, list[Token]]]:
+    runs: list[tuple[Standing, list[Token]]] = []
+    for token, kind in zip(tokens, standings(tokens), strict=True):
+        if runs and runs[-1][0] == kind:
             runs[-1][1].append(token)
         else:
-            runs.append((token.source, [token]))
+            runs.append((kind, [token]))
     return runs
 
 
@@ -59,10 +103,13 @@ def _runs(tokens: Iterable[Token]) -> list[tuple[str, list[Token]]]:
 
 def token_records(answer: Generation, router: Router) -> list[dict[str, Any]]:
     """One object per token, as ``trace`` writes them."""
-    return [_record(position, token, router) for position, token in enumerate(answer.tokens)]
+    return [
+        _record(position, token, kind, router)
+        for position, (token, kind) in enumerate(zip(answer.tokens, standings(answer.tokens), strict=True))
+    ]
 
 
-def _record(position: int, token: Token, router: Router) -> dict[str, Any]:
+def _record(position: int, token: Token, kind: Standing, router: Router) -> dict[str, Any]:
     signals, decision = token.signals, token.decision
     return {
         "position": position,
@@ -70,7 +117,8 @@ def _record(position: int, token: Token, router: Router) -> dict[str, Any]:
         "text": token.text,
         "bytes": token.piece.hex(),
         "source": token.source,
-        "decision": _verdict(token),
+        "verdict": kind,
+        "decision": _decision(token),
         "reason": decision.reason if decision else None,
         "score": decision.score if decision and signals else None,
         "threshold": decision.threshold if decision and signals else None,
@@ -94,25 +142,25 @@ def _piece(token: int, router: Router) -> str:
     return router.fast.tokenizer.piece(token).decode(errors="replace")
 
 
-def _verdict(token: Token) -> str:
-    """accept, escalate, span (inside what an escalation handed over) or forced (by a mask)."""
+def _decision(token: Token) -> str:
+    """The policy's: accept or escalate; span (inside what an escalation handed over) or forced (by a mask)."""
     if token.decision is not None and token.decision.reason == "forced":
         return "forced"
-    if token.source == "slow":
-        return "escalate" if token.signals is not None else "span"
-    return "accept"
+    if token.source == "slow" and token.signals is None:
+        return "span"
+    return "escalate" if token.decision is not None and token.decision.escalate else "accept"
 
 
 # --- for people ----------------------------------------------------------------------------------
 
 
 def token_table(answer: Generation, router: Router) -> Table:
-    """Every token: its author, the fast model's signals, and the decision."""
+    """Every token: how it came to stand, the fast model's signals, and the decision."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading, right in (
         ("#", True),
         ("token", False),
-        ("by", False),
+        ("verdict", False),
         ("entropy", True),
         ("max_prob", True),
         ("margin", True),
@@ -123,22 +171,23 @@ def token_table(answer: Generation, router: Router) -> Table:
         ("fast wanted", False),
     ):
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
-    for position, token in enumerate(answer.tokens):
-        table.add_row(*_row(position, token, router), style=None if token.source == "fast" else "yellow")
+    colours = {"unchecked": None, "accepted": "green", "bonus": "cyan"}
+    for position, (token, kind) in enumerate(zip(answer.tokens, standings(answer.tokens), strict=True)):
+        table.add_row(*_row(position, token, kind, router), style=colours.get(kind, "yellow"))
     return table
 
 
-def _row(position: int, token: Token, router: Router) -> list[str | Text]:
+def _row(position: int, token: Token, kind: Standing, router: Router) -> list[str | Text]:
     signals, decision = token.signals, token.decision
     changed = token.source == "slow" and token.fast_choice is not None and token.fast_choice != token.id
     return [
         str(position),
         Text(_visible(token, router)),
-        token.source,
+        kind,
         f"{signals.entropy_nats:.3f}" if signals else "",
         f"{signals.max_prob:.3f}" if signals else "",
         f"{signals.margin:.3f}" if signals else "",
-        _verdict(token),
+        _decision(token),
         _number(decision.score) if decision and signals else "",
         _number(decision.threshold) if decision and signals else "",
         Text(decision.reason if decision else ""),

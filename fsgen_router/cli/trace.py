@@ -16,8 +16,8 @@ def trace(
     prompt: o.Prompt = None,
     fast: o.Fast = None,
     slow: o.Slow = None,
-    policy: o.Policy = o.POLICY,
-    method: o.Method = o.METHOD,
+    policy: o.Policy = None,
+    method: o.Method = None,
     max_slow_calls: o.MaxSlowCalls = None,
     max_slow_tokens: o.MaxSlowTokens = None,
     audit: Annotated[
@@ -45,13 +45,16 @@ def trace(
 
     In a terminal: the answer in colours and a table. In a pipe or with --json: one JSON object a
     line and token. Decisions are accept, escalate, span (written within an escalation's span)
-    and forced (a mask left one choice).
+    and forced (a mask left one choice). Verdicts are unchecked and accepted (the fast model's, judged
+    by the slow one or not), corrected, bonus (behind drafts that were accepted) and written.
 
     Examples:
 
       fsgen-router trace "Who of Eva Cobb, Leo Pike lives in Saltby?" --policy "max_prob<0.6"
 
-      fsgen-router trace "..." --json | jq 'select(.source == "slow") | .text'
+      fsgen-router trace "..." --policy every:8 --method verify:near_best=0.5
+
+      fsgen-router trace "..." --json | jq 'select(.verdict == "corrected") | .text'
     """
     text = read_prompt(prompt)
     request = o.make_request(
@@ -78,7 +81,7 @@ def trace(
             console.print(Text())
             console.print(token_table(answer, router))
             console.print(Text())
-            console.print(legend(console))
+            console.print(legend(console, judges=router.method.rule is not None))
         if answer.degraded:
             say(f"Degraded: the slow model was given up ({answer.degraded}).", "bold red")
         if report:
