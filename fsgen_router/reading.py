@@ -205,16 +205,21 @@ def top_ids_of(values: Floats, k: int) -> Ints:
 
     ``argpartition`` over a whole vocabulary costs as much as everything else together. The k-th
     largest of the maxima of interleaved blocks is a lower bound of the k-th largest value, so one
-    vectorised maximum and one comparison leave a handful of candidates, on flat rows too.
+    vectorised maximum leaves a handful of blocks to look into.
     """
     k = min(k, len(values))
     if k == 1:
         return np.array([values.argmax()])
     columns = len(values) // _BLOCKS
     if columns >= k:
-        maxima = values[: columns * _BLOCKS].reshape(_BLOCKS, columns).max(axis=0)
+        table = values[: columns * _BLOCKS].reshape(_BLOCKS, columns)
+        maxima = table.max(axis=0)
         bound = np.partition(maxima, columns - k)[columns - k]
-        candidates = np.flatnonzero(values >= bound)
+        chosen = np.flatnonzero(maxima >= bound)
+        rows, places = np.nonzero(table[:, chosen] >= bound)
+        rest = np.flatnonzero(values[columns * _BLOCKS :] >= bound)
+        # In ascending order, as ties want it.
+        candidates = np.concatenate([rows * columns + chosen[places], rest + columns * _BLOCKS])
     else:
         candidates = np.arange(len(values))
     order = np.argsort(-values[candidates], kind="stable")[:k]
