@@ -136,8 +136,8 @@ class Live:
                 self._advance(event)
                 return event.job in self._under_way
             if isinstance(event, Done) and isinstance(event.result, Opened):
-                # The engine hears no more of it, so nobody else will close it.
-                _local(self._models[command.role]).close(event.result.sequence)
+                # The engine hears no more of it, so nobody else would have it closed.
+                self._engine.state.readers[command.role].sequence = event.result.sequence
             self._end_if_idle()
             return False
 
@@ -162,9 +162,13 @@ class Live:
         self._end_if_idle()
 
     def _end_if_idle(self) -> None:
-        if not self._under_way:
+        if self._under_way:
+            return
+        try:
             _close(self._engine, self._models)
-            self._emit(self._failed)
+        except BaseException as error:
+            self._failed = self._failed or error
+        self._emit(self._failed)
 
 
 def run_live(engine: Engine, models: Models, workers: Mapping[Role, Worker]) -> Iterator[Emit]:

@@ -142,7 +142,7 @@ class BatchWorker:
         if isinstance(work, Work):
             self._jobs.append(_Job(command, client, work, [None] * len(work.reads), list(range(len(work.reads)))))
             return
-        for event in perform(self._model, command):
+        for event in _safely(perform(self._model, command), command.job, self._model.name):
             client.deliver(event)
 
     def _tick(self) -> None:
@@ -162,16 +162,15 @@ class BatchWorker:
         began = time.perf_counter()
         try:
             results = self._model.forward([part for _, part, _ in taken])
-        except Exception as error:
-            failure = error if isinstance(error, FsgenError) else BackendError(f"{self._model.name}: {error!r}")
+            seconds = time.perf_counter() - began
+            for (job, _, slots), rows in zip(taken, results, strict=True):
+                for slot, row in zip(slots, rows, strict=True):
+                    job.rows[slot] = row
+                job.seconds += seconds
+        except BaseException as error:
             for job, _, _ in taken:
-                job.client.deliver(Failed(job.command.job, failure))
+                job.client.deliver(Failed(job.command.job, _failure(error, self._model.name)))
             return
-        seconds = time.perf_counter() - began
-        for (job, _, slots), rows in zip(taken, results, strict=True):
-            for slot, row in zip(slots, rows, strict=True):
-                job.rows[slot] = row
-            job.seconds += seconds
         # What is not read to its end stays in front of what has not begun.
         self._jobs.extendleft(job for job, _, _ in reversed(taken) if job.left.ids)
         for job, _, _ in taken:
@@ -207,7 +206,7 @@ class StreamWorker:
             raise _closed() from None
 
     def _run(self, command: Start, client: Client) -> None:
-        with closing(_safely(perform(self._model, command), command.job)) as events:
+        with closing(_safely(perform(self._model, command), command.job, self._model.name)) as events:
             for event in events:
                 if not client.deliver(event):
                     return
@@ -217,11 +216,18 @@ class StreamWorker:
         self._threads.shutdown(wait=False)
 
 
-def _safely(events: Iterator[Event], job: int) -> Generator[Event, None, None]:
+def _safely(events: Iterator[Event], job: int, name: str) -> Generator[Event, None, None]:
+    """Whatever a backend raises: the thread that runs it serves other requests too, which must not wait in vain."""
     try:
         yield from events
-    except Exception as error:
-        yield Failed(job, BackendError(f"{error!r}"))
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        yield Failed(job, _failure(error, name))
+
+
+def _failure(error: BaseException, name: str) -> FsgenError:
+    return error if isinstance(error, FsgenError) else BackendError(f"{name}: {error!r}")
 
 
 class Workers:

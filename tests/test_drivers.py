@@ -205,6 +205,36 @@ def test_a_backends_bug_fails_its_batch_and_no_other() -> None:
     assert models.all_free
 
 
+@pytest.mark.parametrize("where", ["open", "forward", "rows", "close"])
+def test_a_backend_that_breaks_the_contract_does_not_end_the_models_thread(where: str) -> None:
+    """Other requests wait on it, and would wait for ever."""
+    plain, broken = pair(29, n_seq=2), [where]
+
+    class Broken(ScriptedModel):
+        def open(self, ids):
+            if broken[0] == "open":
+                raise ZeroDivisionError
+            return super().open(ids)
+
+        def forward(self, works):
+            if broken[0] == "forward":
+                raise KeyboardInterrupt  # not even an Exception
+            return super().forward(works)[broken[0] == "rows" :]
+
+        def close(self, sequence):
+            super().close(sequence)
+            if broken[0] == "close":
+                raise ZeroDivisionError
+
+    fast = Broken(plain.fast.script, plain.fast.tokenizer, n_seq=2)
+    with Router(fast, plain.slow, policy="never") as router, ThreadPoolExecutor(1) as thread:
+        with pytest.raises((BackendError, ZeroDivisionError)):
+            thread.submit(router.complete, "ab").result(30)
+        broken[0] = ""
+        assert thread.submit(router.complete, "ab").result(30).tokens
+    assert Pair(fast, plain.slow).all_free
+
+
 def test_a_full_queue_refuses_and_stays_usable() -> None:
     models = gated(28, n_seq=2)
     gate = models.fast.gate = Gate()
