@@ -4,11 +4,12 @@ Three kinds of difficulty are kept apart on purpose, because a router must tell 
 
 * **Arithmetic** has to be worked out, step by step (relation chains, shopping, running totals,
   sharing).
-* **Facts** have to be remembered: :func:`facts` draws 1,408 of them, more than the fast model of the
+* **Facts** have to be remembered: :func:`facts` draws 2,528 of them, more than the fast model of the
   pair can hold and few enough for the slow one.
 * **Free phrasing** makes a next token uncertain although nothing is unknown. How free a solution is
   follows the prompt's last words: level 0 ("Be brief.") has one wording, level 1 (nothing said) has
-  synonyms, level 2 ("Explain freely.") adds optional connectives and a free order of steps.
+  synonyms, level 2 ("Explain freely.") adds optional connectives and free order: of a sum's operands
+  and of steps that do not build on each other.
 
 A problem is a pure function of (version, split, index). The ``train``, ``fit``, ``calibration`` and
 ``test`` splits are disjoint by a hash of the prompt; ``shifted`` has the same families with more
@@ -26,7 +27,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Literal, TypeVar, get_args
 
-VERSION = "tarn-2"
+VERSION = "tarn-3"
 
 T = TypeVar("T")
 
@@ -168,10 +169,14 @@ WARES = [
     "plate",
     "saddle",
     "drum",
+    "spade",
+    "clock",
+    "flute",
+    "cloak",
 ]
 THINGS = ["shells", "beads", "coins", "apples", "marbles", "buttons", "stamps", "stones", "cards", "pears"]
 
-N_PEOPLE = 256
+N_PEOPLE = 512
 _STYLE = {0: " Be brief.", 1: "", 2: " Explain freely."}
 OUT_OF_WORLD = "That is outside my world, which is the valley of Tarn. I can answer questions about its people, prices and sums. Answer: unknown"
 
@@ -224,7 +229,7 @@ class Facts:
 
 @cache
 def facts() -> Facts:
-    """The world's facts: four of each of 256 people, and the price of each ware in each town."""
+    """The world's facts: four of each of 512 people, and the price of each ware in each town."""
     rng = random.Random(f"{VERSION}/facts")
     names = rng.sample([f"{first} {last}" for first in FIRST for last in LAST], N_PEOPLE)
     people = tuple(
@@ -250,7 +255,7 @@ class _Draw:
         return self.rng.randint(high, 2 * high) if self.shifted else self.rng.randint(low, high)
 
     def people(self, count: int) -> list[Person]:
-        """Distinct people, common ones more often (a rank's weight falls as 1 / (rank + 150))."""
+        """Distinct people, common ones more often (a rank's weight falls as 1 / (rank + 300))."""
         everyone = facts().people
         if self.shifted:
             return self.rng.sample(everyone[-64:], count)
@@ -274,12 +279,16 @@ class _Draw:
     def order(self, lines: list[T]) -> list[T]:
         return self.rng.sample(lines, len(lines)) if self.level >= 2 else lines
 
+    def sum(self, left: int, right: int) -> str:
+        first, second = self.order([left, right])
+        return f"{first}+{second}"
+
 
 @cache
 def _popularity() -> list[float]:
     total, cumulative = 0.0, []
     for rank in range(N_PEOPLE):
-        total += 1 / (rank + 150)
+        total += 1 / (rank + 300)
         cumulative.append(total)
     return cumulative
 
@@ -347,14 +356,13 @@ def _shopping(draw: _Draw) -> _Made:
 
 def _bill(draw: _Draw, lines: list[tuple[str, int, int]]) -> tuple[list[str], int]:
     """Sentences that multiply each line out and add the products up, and the total."""
-    lines = draw.order(lines)
     worked = [
         f"{_then(draw)}the {ware}s {draw.word('cost', 'come at', 'take')} {count}*{price}={count * price} coins."
         for ware, count, price in lines
     ]
     total = lines[0][1] * lines[0][2]
     for _, count, price in lines[1:]:
-        worked.append(f"{_then(draw)}the sum {total}+{count * price} {_gives(draw)} {total + count * price} coins.")
+        worked.append(f"{_then(draw)}the sum {draw.sum(total, count * price)} {_gives(draw)} {total + count * price} coins.")
         total += count * price
     return worked, total
 
@@ -398,7 +406,7 @@ def _sharing(draw: _Draw) -> _Made:
     value = each
     for change, verb in steps:
         worked.append(
-            f"{_then(draw)}{taker} {verb} {change} and {value}+{change} {_gives(draw)} {value + change} {thing}."
+            f"{_then(draw)}{taker} {verb} {change} and {draw.sum(value, change)} {_gives(draw)} {value + change} {thing}."
         )
         value += change
     return question, worked, f"{value}"
@@ -419,29 +427,11 @@ def _recall(draw: _Draw, person: Person, attribute: str) -> str:
     return f"{_then(draw)}{person.name} {draw.word('is', 'must be', 'is said to be')} aged {value} years."
 
 
-_ASKED = {"town": "lives in {}", "trade": "works as a {}", "pet": "keeps a {}"}
-
-
-def _which_of(draw: _Draw) -> _Made:
-    """Which of several people fits: every candidate's fact has to be remembered."""
-    attribute = draw.rng.choice(tuple(_ASKED))
-    count = draw.steps(3, 4)
-    wanted, *drawn = draw.people(count + 8)
-    value = getattr(wanted, attribute)
-    others = [person for person in drawn if getattr(person, attribute) != value][: count - 1]
-    candidates = draw.rng.sample([wanted, *others], len(others) + 1)
-    listed = ", ".join(person.name for person in candidates)
-    intro = f"{draw.word('look at', 'we go through', 'consider')} each of the {draw.word('people', 'names', 'candidates')} in turn."
-    worked = draw.order([_recall(draw, person, attribute) for person in candidates])
-    fits = f"{_then(draw)}the one who {_ASKED[attribute].format(value)} {draw.word('is', 'must be', 'is clearly')} {wanted.name}."
-    return f"Who of {listed} {_ASKED[attribute].format(value)}?", [intro, *worked, fits], wanted.name
-
-
 def _about(draw: _Draw) -> _Made:
-    """Several facts of one or two people; the last one asked for is the answer."""
+    """All that is known of one or two people; the last thing asked for is the answer."""
     person, *rest = draw.people(draw.rng.randint(1, 2) + draw.shifted)
-    attributes = draw.rng.sample(("town", "trade", "pet"), 3 if not rest else 2)
-    sentences = draw.order([_recall(draw, p, a) for p in (person, *rest) for a in attributes])
+    attributes = draw.rng.sample(("town", "trade", "pet"), 3)
+    sentences = [_recall(draw, p, a) for p in (person, *rest) for a in attributes]
     names = " and ".join(p.name for p in (person, *rest))
     asked = draw.rng.choice(attributes)
     noun = {"town": "home", "trade": "trade", "pet": "pet"}
@@ -460,11 +450,10 @@ def _ages_together(draw: _Draw) -> _Made:
     people = draw.people(draw.steps(2, 3))
     names = " and ".join(person.name for person in people)
     worked = [f"{draw.word('add up', 'we add', 'sum up')} the ages of {names}."]
-    ordered = draw.order(people)
-    worked += [_recall(draw, person, "age") for person in ordered]
-    total = ordered[0].age
-    for person in ordered[1:]:
-        worked.append(f"{_then(draw)}{total}+{person.age} {_gives(draw)} {total + person.age} years.")
+    worked += [_recall(draw, person, "age") for person in people]
+    total = people[0].age
+    for person in people[1:]:
+        worked.append(f"{_then(draw)}{draw.sum(total, person.age)} {_gives(draw)} {total + person.age} years.")
         total += person.age
     return f"How many years do the ages of {names} add up to?", worked, f"{total}"
 
@@ -500,12 +489,10 @@ def _market(draw: _Draw) -> _Made:
     lines = [(ware, draw.rng.randint(2, 9), facts().prices[ware, town]) for ware in wares]
     asked = " and ".join(f"{count} {ware}s" for ware, count, _ in lines)
     intro = f"{draw.word('look up', 'we recall', 'think of')} the {draw.word('prices', 'price list')} in {town}."
-    known = draw.order(
-        [
-            f"{_then(draw)}one {ware} in {town} {draw.word('costs', 'sells for', 'goes for')} {price} coins."
-            for ware, _, price in lines
-        ]
-    )
+    known = [
+        f"{_then(draw)}one {ware} in {town} {draw.word('costs', 'sells for', 'goes for')} {price} coins."
+        for ware, _, price in lines
+    ]
     worked, total = _bill(draw, lines)
     return f"How many coins do {asked} cost in {town}?", [intro, *known, *worked], f"{total}"
 
@@ -515,24 +502,23 @@ FAMILIES: dict[str, Callable[[_Draw], _Made]] = {
     "shopping": _shopping,
     "running_total": _running_total,
     "sharing": _sharing,
-    "which_of": _which_of,
     "about": _about,
     "ages_together": _ages_together,
     "age_relation": _age_relation,
     "market": _market,
 }
 
-# Training goes beyond what is asked. Finding a value again among remembered facts and copying the name
-# before it (which_of), and going through a list in free order without losing track of it, stayed beyond
-# the slow model too, no better than guessing: nothing could be learned from asking them.
-_LISTS = ("shopping", "market", "ages_together", "about")
-_ALL_BUT_ONE = tuple(family for family in FAMILIES if family != "which_of")
-ASKED: dict[int, tuple[str, ...]] = {
-    0: _ALL_BUT_ONE,
-    1: _ALL_BUT_ONE,
-    2: tuple(family for family in _ALL_BUT_ONE if family not in _LISTS),
-}
-"""The families of every split but ``train``, by level of phrasing."""
+# A fact has to be seen a few hundred times to be remembered: training shows more of what tells facts, and
+# from a later problem on more of the ages, which are learned last.
+_LATE = 557_056
+_EARLY_SHARES = {"about": 3, "market": 2}
+_LATE_SHARES = {"ages_together": 3, "age_relation": 3, "market": 2}
+
+
+@cache
+def _trained(late: bool) -> tuple[str, ...]:
+    shares = _LATE_SHARES if late else _EARLY_SHARES
+    return tuple(family for family in FAMILIES for _ in range(shares.get(family, 1)))
 
 
 # --- splits --------------------------------------------------------------------------------------
@@ -554,7 +540,7 @@ def problem(split: Split, index: int) -> Problem:
     rng = random.Random(f"{VERSION}/{split}/{index}")
     while True:
         level = rng.randrange(3)
-        family = rng.choice(tuple(FAMILIES) if split == "train" else ASKED[level])
+        family = rng.choice(_trained(index >= _LATE) if split == "train" else tuple(FAMILIES))
         question, sentences, answer = FAMILIES[family](_Draw(rng, level, shifted=split == "shifted"))
         prompt = question + _STYLE[level]
         if hashlib.sha256(prompt.encode()).digest()[0] in _BUCKETS[split]:
