@@ -94,5 +94,7 @@ class Slots:
         # Cancelled while waiting; or given the turn in that very moment, which then goes on.
         with self._lock:
             waiting = turn.cancel()
+            if waiting and turn in self._waiting:
+                self._waiting.remove(turn)
         if not waiting:
             self._give()

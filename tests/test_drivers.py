@@ -487,6 +487,17 @@ async def test_requests_cancelled_while_they_wait_for_a_sequence() -> None:
         assert models.all_free
 
 
+async def test_a_request_that_gave_up_waiting_is_no_longer_in_the_queue() -> None:
+    models = pair(31, n_seq=1)
+    with router_of(models, policy="every:2", max_waiting=1) as router:
+        stream = router.stream("a")
+        next(stream)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(router.acomplete("a"), 0.01)
+        stream.close()
+
+
 async def test_a_fast_failure_reaches_the_caller_of_any_driver() -> None:
     plain = pair(32)
     models = Pair(ScriptedModel(plain.fast.script, plain.fast.tokenizer, n_seq=1, fail_after=2), plain.slow)
