@@ -390,6 +390,10 @@ class Engine:
         return self._next()
 
     def _escalate(self, decision: Decision) -> None:
+        if decision.extent < 1 and decision.extent != REST:
+            raise ConfigurationError(
+                f"the policy {self.policy.name} escalates for {decision.extent} tokens", hint="at least 1, or REST"
+            )
         self.state.usage.escalations += 1
         self.state.escalation = decision
         self.state.span_left = self.room if decision.extent == REST else decision.extent

@@ -217,6 +217,19 @@ def test_a_cap_leaves_the_end_unchecked() -> None:
     assert found.usage.escalations <= 1
 
 
+@pytest.mark.parametrize("method", ["replace", "verify"])
+@pytest.mark.parametrize("extent", [0, -2])
+def test_an_extent_of_no_tokens_is_refused(method: str, extent: int) -> None:
+    """It would be asked for at the same position for ever."""
+
+    class Nothing(Every):
+        def decide(self, state, signals, context):
+            return state, Decision(True, extent)
+
+    with pytest.raises(ConfigurationError, match=f"escalates for {extent} tokens"):
+        answer(pair(3), Nothing(2), prompt(3), method=method)
+
+
 # --- distributions -------------------------------------------------------------------------------
 
 
