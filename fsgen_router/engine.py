@@ -333,17 +333,17 @@ class Engine:
         return self._audited(role, result)
 
     def _failed(self, role: Role, purpose: Purpose, error: FsgenError) -> list[Command]:
-        state = self.state
-        if role == "fast" and state.finish is None:
+        state, finished = self.state, self.state.finish is not None
+        if role == "fast" and not finished:
             raise error
-        if state.finish is not None and purpose != "ahead":  # an audit that fails costs only its labels
+        if finished and purpose != "ahead":  # an audit that fails costs only its labels
             return self._conclude()
         # The answer is not lost: the fast model goes on alone, and the result says so.
         state.degraded = f"{type(error).__name__}: {error.message}"
-        emitted = self._text_stands() if purpose == "text" else []
+        emitted = self._text_stands() if state.span_text else []
         waited, state.span_left, state.escalation = state.span_left > 0, 0, None
-        if state.finish is not None:
-            return [*emitted, *self._wrap_up()]
+        if finished:
+            return self._wrap_up()
         if not waited:  # it was reading ahead
             return emitted
         if state.proposal is not None and not emitted:
@@ -533,8 +533,10 @@ class Engine:
 
     def _chunk(self, event: Chunk) -> list[Command]:
         state = self.state
-        text = state.text.push(event.text.encode())
-        state.span_text += event.text
+        # An endpoint's JSON may hold half of a surrogate pair, which is no text.
+        said = event.text.encode(errors="replace")
+        text = state.text.push(said)
+        state.span_text += said.decode()
         state.shown.append(text)
         emitted: list[Command] = [Emit(text, None)] if text else []
         if not state.text.stopped:
@@ -547,6 +549,7 @@ class Engine:
         state = self.state
         if not state.span_text and end.finish_reason == "length" and state.proposal is not None:
             # It said nothing within its limit, so what the fast model said stands.
+            self._count_call(end, len(state.answer), 0)
             state.span_left = 0
             return self._fast_stands(state.proposal)
         emitted = self._text_stands(end)
@@ -561,7 +564,7 @@ class Engine:
         """The tokens of a continuation, whose text was streamed, in the fast model's vocabulary."""
         state, usage = self.state, self.state.usage
         text, state.span_text = state.span_text, ""
-        read = len(self.request.prompts["fast"]) + len(state.answer)
+        position = len(state.answer)
         before = b"".join(token.piece for token in state.tokens).decode(errors="replace")
         ids = self.vocabulary.encode_after(before, text) if text else []
         if text and state.proposal is not None:
@@ -582,15 +585,18 @@ class Engine:
                 slow_choice=None,
             )
             emitted.append(self._commit(record, streamed=True))
-        # What an endpoint did not say is counted in the fast model's tokens.
-        end = end or TextEnd("stop")
-        cached, written = end.cached_tokens or 0, end.completion_tokens or len(ids)
         usage.round_trips += 1
-        usage.slow.cached += cached
-        usage.slow.prefill += (end.prompt_tokens or read) - cached
-        usage.slow.decode += written
-        usage.slow.forwards += written
+        self._count_call(end or TextEnd("stop"), position, len(ids))
         return emitted
+
+    def _count_call(self, end: TextEnd, position: int, written: int) -> None:
+        """What a call cost; what the endpoint did not say of it is counted in the fast model's tokens."""
+        slow = self.state.usage.slow
+        cached, written = end.cached_tokens or 0, end.completion_tokens or written
+        slow.cached += cached
+        slow.prefill += (end.prompt_tokens or len(self.request.prompts["fast"]) + position) - cached
+        slow.decode += written
+        slow.forwards += written
 
     # --- tokens that cannot be taken back ---
 

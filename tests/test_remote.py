@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,12 @@ from fsgen_router import (
     TextDelta,
     reference,
 )
-from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel
+from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel, ScriptedTokenizer
 from fsgen_router.models import TokenModel
+from fsgen_router.policies import Always
+from fsgen_router.policy import REST
 from fsgen_router.reference import world
-from fsgen_router.text_models import Continuation
+from fsgen_router.text_models import Continuation, TextEnd, TextEvent
 
 # Short spans are the harder case, though nobody should pay for them.
 pytestmark = pytest.mark.filterwarnings("ignore::fsgen_router.SmallExtentWarning")
@@ -173,6 +175,43 @@ def test_a_failing_endpoint_degrades_the_answer(pieces: tuple[str, ...], batchin
         assert again.text == answer.text
 
 
+@pytest.mark.parametrize("batching", [False, True])
+def test_an_endpoint_that_fails_behind_its_last_token(batching: bool) -> None:
+    """The answer is whole: what could have been the beginning of a stop string is shown, and the policy hears of it."""
+    ended = []
+
+    class Ended(Always):
+        def end(self, state: object, ledger: object) -> None:
+            ended.append(1)
+
+    fast = ScriptedModel(letters, tokenizer())
+    with Router(fast, _fails_after("a", "b"), policy=Ended(REST), batching=batching) as router:
+        answer = router.complete(ASKED, max_tokens=2, stop="abc")
+    assert (answer.text, answer.finish_reason, ended) == ("ab", "length", [1])
+    assert "went away" in answer.degraded
+
+
+def test_a_call_that_failed_at_once_is_not_counted() -> None:
+    fast = ScriptedModel(letters, tokenizer())
+    with Router(fast, _fails_after(), policy="every:3,span=rest") as router:
+        usage = router.complete(ASKED, max_tokens=6).usage
+    assert (usage.escalations, usage.round_trips, usage.slow_positions) == (1, 0, 0)
+
+
+def test_a_call_that_thought_and_said_nothing_is_counted() -> None:
+    """Its tokens are billed all the same."""
+
+    class Thinking(ScriptedTextModel):
+        def stream(self, request: Continuation) -> Generator[TextEvent, None, None]:
+            yield TextEnd("length", prompt_tokens=50, cached_tokens=10, completion_tokens=request.max_tokens)
+
+    fast = ScriptedModel(letters, tokenizer())
+    with Router(fast, Thinking(lambda request: ()), policy="every:3,span=2") as router:
+        usage = router.complete(ASKED, max_tokens=6).usage
+    assert usage.escalations == 4
+    assert (usage.slow.prefill, usage.slow.cached, usage.slow.decode) == (160, 40, 7)
+
+
 async def test_a_cancelled_request_leaves_the_endpoint_alone() -> None:
     """Even one that hangs: nobody waits for it."""
     release = threading.Event()
@@ -195,6 +234,14 @@ async def test_a_cancelled_request_leaves_the_endpoint_alone() -> None:
                 await asyncio.wait_for(task, 10)
         assert (await router.with_policy("never").acomplete(ASKED)).tokens
         release.set()
+
+
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    """JSON can spell one; nothing behind the endpoint can hold it."""
+    words = ScriptedTokenizer([b"a", b"b", b"?", b"7", b"<end>"], eog=[4])
+    fast = ScriptedModel(lambda ids: np.eye(5, dtype=np.float32)[0], words)
+    with Router(fast, says("b", "\ud83d", "7"), policy="always,span=rest") as router:
+        assert router.complete(ASKED).text == "b?7"
 
 
 def test_an_escalation_inside_a_character_waits_for_its_end() -> None:
