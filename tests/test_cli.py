@@ -8,8 +8,10 @@ import select
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,11 @@ def test_help_and_version() -> None:
     ("arguments", "said"),
     [
         (("complete", "x", "--policy", "entropee>1"), ("entropee", "max_prob<0.6", "budget:0.2")),
-        (("complete", "x", "--method", "guess"), ("guess", "available: replace")),
+        (("complete", "x", "--method", "guess"), ("guess", "verify:near_best=0.5")),
+        (("complete", "x", "--method", "verify:exactly"), ("exactly", "near_best")),
+        (("complete", "x", "--method", "verify:near_best=2"), ("between 0 and 1",)),
+        (("complete", "x", "--read-ahead", "-1"), ("read_ahead",)),
+        (("complete", "x", "--read-ahead", "4", "--no-batching"), ("read_ahead",)),
         (("complete", "x", "--fast", "onnx:a", "--slow", "reference:slow"), ("onnx", "llama_cpp:")),
         (("complete", "x", "--fast", "reference:fast"), ("slow is missing",)),
         (("complete", "x", "--fast", "reference:fast?n_ctxx=1", "--slow", "reference:slow"), ("n_ctxx", "n_ctx")),
@@ -194,6 +200,15 @@ def test_sampling_follows_the_seed() -> None:
     arguments = ("complete", PROMPT, "--temperature", "1.5", "--top-p", "0.95", "--seed")
     first, again, other = (invoke(*arguments, seed).stdout for seed in ("1", "1", "2"))
     assert first == again != other
+
+
+def test_what_is_left_out_is_the_routers_to_choose() -> None:
+    record = json.loads(invoke("complete", PROMPT, "--json").stdout)
+    with Router() as router:
+        assert (record["policy"], record["method"]) == (router.policy.name, router.method.name)
+    assert record["method"].startswith("verify")
+    batched = invoke("complete", PROMPT, "--batching", "--read-ahead", "4", "--json")
+    assert json.loads(batched.stdout)["text"] == record["text"]
 
 
 def test_stop_chat_and_caps() -> None:
@@ -322,7 +337,7 @@ def in_terminal(*arguments: str, typed: bytes = b"", **environment: str) -> tupl
 
 
 posix_terminal = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
-SLOW_COLOURS = "\x1b[1;30;43m"
+SLOW_COLOURS, ACCEPTED_COLOURS, BONUS_COLOURS = "\x1b[1;30;43m", "\x1b[32m", "\x1b[30;46m"
 
 
 @posix_terminal
@@ -330,6 +345,8 @@ def test_a_terminal_shows_authors_in_colours() -> None:
     code, shown = in_terminal("demo", "--count", "1", "--policy", "every:3")
     assert code == 0
     assert SLOW_COLOURS in shown
+    assert ACCEPTED_COLOURS in shown
+    assert BONUS_COLOURS in shown
     assert "⟦" not in shown
     assert "This pair is tiny" in shown
 
@@ -356,7 +373,7 @@ def test_a_conversation_at_a_terminal() -> None:
 
 
 def test_trace_in_a_pipe_is_json_lines() -> None:
-    done = invoke("trace", PROMPT, "--policy", "entropy>0.3,span=2", "--audit")
+    done = invoke("trace", PROMPT, "--policy", "entropy>0.3,span=2", "--method", "replace", "--audit")
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["position"] for record in records] == list(range(len(records)))
     for record in records:
@@ -371,6 +388,26 @@ def test_trace_in_a_pipe_is_json_lines() -> None:
             assert record["reason"] == "entropy"
     assert {record["decision"] for record in records} == {"accept", "escalate", "span"}
     assert invoke("trace", PROMPT, "--policy", "never", "--json").stdout.count("\n") > 1
+
+
+def test_trace_tells_how_each_token_came_to_stand() -> None:
+    # Sampled, so that the models differ whatever pair is shipped.
+    arguments = (PROMPT, "--policy", "every:4", "--method", "verify", "--temperature", "1.5", "--seed", "1")
+    records = [json.loads(line) for line in invoke("trace", *arguments).stdout.splitlines()]
+    usage = json.loads(invoke("complete", *arguments, "--json").stdout)["usage"]
+    report = json.loads(invoke("complete", *arguments, "--json").stdout)["report"]
+    counted = Counter(record["verdict"] for record in records)
+    assert counted["corrected"] == usage["corrections"] > 0
+    assert counted["bonus"] == usage["bonus_tokens"] > 0
+    assert counted["accepted"] == report["verified_tokens"] > 0
+    for before, record in pairwise(records):
+        assert (record["source"] == "fast") == (record["verdict"] in ("accepted", "unchecked"))
+        if record["verdict"] == "bonus":
+            assert (before["decision"], before["verdict"]) == ("escalate", "accepted")
+    # With every token judged, none is left unchecked.
+    assert counted["unchecked"] == 0
+    shown = invoke("demo", "--count", "1", "--policy", "every:4").stdout
+    assert all(bracket in shown for bracket in ("‹", "⟦+"))
 
 
 # --- demo ----------------------------------------------------------------------------------------
@@ -434,6 +471,28 @@ def test_one_policy_is_at_the_top_level() -> None:
         assert low <= record[name] <= high
     assert (record["recovered_gap"] is None) == (record["note"] is not None)
     assert evaluated("--count", "8", "--policy", "entropy>0.5") == record
+
+
+def test_a_sweep_with_verification() -> None:
+    record = evaluated("--count", "4", "--sweep", "every", "--method", "verify:near_best=0.5")
+    assert record["method"] == "verify:near_best=0.5"
+    for policy in record["policies"]:
+        assert policy["slow_forwards"] <= policy["corrections_per_answer"] + policy["bonus_tokens_per_answer"] + 1
+        assert policy["discarded_tokens_per_answer"] >= policy["corrections_per_answer"]
+    for level in record["rate_at_recovery"]["every"].values():
+        assert {"escalation_rate", "slow_token_share"} <= level.keys()
+
+
+def test_a_policy_file_is_evaluated_with_its_own_method(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    file = tmp_path / "policy.safetensors"
+    made = invoke("calibrate", "--out", str(file), "--count", "40", "--rounds", "0", "--no-curves")
+    assert made.exit_code == 0, made.stderr
+    record = evaluated("--count", "4", "--policy", str(file))
+    assert record["policy"].startswith("learned:")
+    asked = json.loads(invoke("complete", PROMPT, "--policy", str(file), "--json").stdout)
+    assert asked["method"] == "replace"  # what it was calibrated with
+    assert asked["report"]["guarantee"] is None
+    assert not recwarn.list
 
 
 def test_a_sweep_lists_its_policies(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from learned_cases import guarantee, logistic
 from rich.console import Console
 from scripted_pairs import pair, prompt
 
 from fsgen_router import Decision, Generation, Prices, Router, Token, Usage
+from fsgen_router.policies import Learned
 from fsgen_router.records import ModelCard, ModelUsage
 from fsgen_router.report import FSGEN_RATE, Comparison, cost_usd, flops
 
@@ -228,6 +230,39 @@ def test_a_terminal_gets_it_in_colour() -> None:
     assert "BackendError: gone" in str(report)
 
 
+def test_what_became_of_drafts_is_counted() -> None:
+    usage = replace(a_generation().usage, corrections=2, bonus_tokens=1, discarded_tokens=6)
+    usage.slow.ahead = 40
+    tokens = tuple(replace(token, verified=token.source == "fast") for token in a_generation().tokens)
+    report = a_generation(usage=usage, tokens=tokens, method="verify:exact").report()
+    assert report.verified_tokens == report.to_dict()["verified_tokens"] == 7
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in str(report).splitlines() if "│" in line}
+    expected = {"corrections": "2", "verified tokens": "7", "bonus tokens": "1", "discarded drafts": "6"}
+    assert expected | {"read ahead": "40"} == {name: rows.get(name) for name in (*expected, "read ahead")}
+    # What did not happen takes no row.
+    assert "corrections" not in str(a_generation().report())
+
+
+def test_an_endpoint_is_compared_by_bytes() -> None:
+    usage = replace(a_generation().usage, round_trips=2, text_bytes=40, slow_bytes=10)
+    cards = {"fast": ModelCard("f", 1000), "slow": ModelCard("s", None)}
+    report = a_generation(usage=usage, models=cards).report()
+    assert usage.slow_token_share == 0.25
+    text = str(report)
+    assert "10 of 40 UTF-8 bytes" in text
+    assert "round trips" in text
+    flops_row = next(line for line in text.splitlines() if "FLOPs" in line)
+    assert flops_row.count("unknown") == 4  # nobody knows its size
+
+
+def test_a_guarantee_is_shown() -> None:
+    report = a_generation(guarantee="suspended: a cap").report()
+    assert "suspended: a cap" in str(report)
+    assert report.to_dict()["guarantee"] == "suspended: a cap"
+    assert a_generation().report().to_dict()["guarantee"] is None
+    assert "uarantee" not in str(a_generation().report())
+
+
 # --- from real runs ------------------------------------------------------------------------------
 
 
@@ -259,3 +294,24 @@ def test_an_estimate_of_always_is_its_baseline() -> None:
         written = measured.usage.slow_tokens
         extra = measured.money_usd.routed - measured.money_usd.slow_only
         assert extra == pytest.approx((written - 1) * PRICES.input / 1e6)
+
+
+def test_a_certificate_holds_only_for_answers_like_those_of_calibration() -> None:
+    """In the answer and its report: certified, or why not."""
+    policy = Learned(logistic(), 0.5).certified(guarantee())
+    models = pair(3)
+    with Router(models.fast, models.slow, policy=policy) as router:
+        assert router.method.name == "replace"  # the certificate's
+        for options, claim in (
+            ({}, "certified"),
+            ({"max_slow_calls": 2}, "suspended: a cap"),
+            ({"temperature": 1.0}, "suspended: the answer was sampled"),
+            ({"temperature": 1.0, "max_slow_calls": 2}, "suspended: a cap; the answer was sampled"),
+        ):
+            answer = router.complete("a", seed=1, **options)
+            assert answer.guarantee == answer.report().guarantee == claim
+        assert router.with_policy("entropy>1").complete("a").guarantee is None
+    eager = Learned(logistic(), 0.0).certified(guarantee(0.0))
+    failing = pair(3, slow_fails_after=0)
+    with Router(failing.fast, failing.slow, policy=eager) as router:
+        assert router.complete("a").guarantee == "suspended: the slow model failed"
