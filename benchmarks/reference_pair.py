@@ -21,16 +21,17 @@ inside each bootstrap draw.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from fsgen_router import Router
+from fsgen_router import Router, reference
 from fsgen_router.calibration import ratio_at_recovery
 from fsgen_router.evaluation import (
+    SLOW_ONLY,
     Item,
     Outcome,
     Run,
@@ -39,7 +40,6 @@ from fsgen_router.evaluation import (
     make_outcome,
     rate_at_recovery,
     reference_items,
-    run_baselines,
     run_items,
     signal_collector,
     summarise,
@@ -53,9 +53,10 @@ from fsgen_router.reference import world
 from common import RESULTS, save
 
 SIGNALS = ("entropy", "max_prob", "margin")
-ORACLE_NATS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+RATES = (0.02, 0.05, 0.08, 0.11, 0.14, 0.18, 0.23, 0.3, 0.4)
+ORACLE_NATS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)
 VERIFIED = ("verify:exact", "verify:near_best=0.9")
-TOLERANCES = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
+TOLERANCES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 LEVELS = (0.5, 0.8, 0.95)
 SEED = 0
@@ -76,14 +77,39 @@ class Oracle:
         return slow.argmax, slow.argmax_logprob
 
 
-def run_oracle(router: Router, items: Sequence[Item], nats: float) -> Run:
-    asked = router.with_policy("always", method=Oracle(nats))
+_worker: tuple[Router, list[Item]]
+
+
+def start_worker(count: int) -> None:
+    """Each process has the pair to itself."""
+    global _worker
+    _worker = Router(policy="never", method="replace", seed=SEED, batching=False), reference_items("test", count)
+
+
+def run_policy(task: tuple[str, str]) -> Run:
+    """All items under a (method, policy); the oracle's method is its tolerance in nats."""
+    method, policy = task
+    router, items = _worker
+    if not method.startswith("oracle"):
+        return run_items(router.with_policy(policy, method=method), items)
+    asked = router.with_policy(policy, method=Oracle(float(method.removeprefix("oracle>"))))
     outcomes: list[Outcome] = []
     for item in items:
         answer = ask(asked, item)
         corrected = answer.usage.corrections
         outcomes.append(replace(make_outcome(item, answer), escalations=corrected, slow_tokens=corrected))
-    return Run(f"oracle>{nats:g} nats", tuple(outcomes))
+    return Run(f"{method} nats", tuple(outcomes))
+
+
+def thresholds(count: int) -> dict[str, list[str]]:
+    """Each signal's policies, at quantiles of it over the fast model's own calibration answers."""
+    found = {}
+    with Router(policy="never", method="replace", seed=SEED, batching=False) as router:
+        for signal in SIGNALS:
+            collect, values = signal_collector(signal)
+            run_items(router, reference_items("calibration", count), on_answer=collect)
+            found[signal] = sweep_policies(signal, np.array(values), rates=RATES)
+    return found
 
 
 def verify_figures(
@@ -126,49 +152,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="test problems (default: %(default)s)")
     parser.add_argument("--calibration", type=int, default=300, help="problems that thresholds are taken from")
+    parser.add_argument("--jobs", type=int, default=2, help="processes; nothing here is timed")
     args = parser.parse_args()
     items = reference_items("test", args.count)
-    with Router(policy="never", method="replace", seed=SEED, batching=False) as router:
-        runs = 2 + (len(SIGNALS) + 1 + len(VERIFIED)) * 12 + len(ORACLE_NATS) + len(TOLERANCES)
-        progress = tqdm(total=runs, desc="policies")
-        fast, slow = run_baselines(router, items)
-        progress.update(2)
-        curves: dict[str, list[Run]] = {}
-        for signal in SIGNALS:
-            collect, values = signal_collector(signal)
-            run_items(router, reference_items("calibration", args.calibration), "never", on_answer=collect)
-            curves[signal] = []
-            for policy in sweep_policies(signal, np.array(values)):
-                curves[signal].append(run_items(router, items, policy))
-                progress.update()
-        curves["random"] = []
-        for policy in sweep_policies("random"):
-            curves["random"].append(run_items(router, items, policy))
-            progress.update()
-        order = np.argsort(-fast.column("mean_entropy_nats"), kind="stable")
-        curves["whole query"] = []
-        for share in SHARES:
-            to_slow = np.zeros(len(items), bool)
-            to_slow[order[: round(share * len(items))]] = True
-            curves["whole query"].append(whole_query(fast, slow, to_slow, name=f"whole query {share:.0%}"))
-        curves["oracle"] = []
-        for nats in ORACLE_NATS:
-            curves["oracle"].append(run_oracle(router, items, nats))
-            progress.update()
-        drafted: dict[str, list[Run]] = {}
-        for method in VERIFIED:
-            verified = router.with_policy("never", method=method)
-            drafted[method] = []
-            for run in curves["entropy"]:
-                drafted[method].append(run_items(verified, items, run.policy))
-                progress.update()
-        drafted["every:16"] = []
-        for tolerance in TOLERANCES:
-            judged = router.with_policy("every:16", method=f"verify:near_best={tolerance}")
-            drafted["every:16"].append(replace(run_items(judged, items), policy=f"near_best={tolerance}"))
-            progress.update()
-        progress.close()
-        parameters = {role: model.n_params for role, model in (("fast", router.fast), ("slow", router.slow))}
+    swept = thresholds(args.calibration)
+    tasks = {
+        "fast": [("replace", "never")],
+        "slow": [("replace", SLOW_ONLY)],
+        **{signal: [("replace", policy) for policy in policies] for signal, policies in swept.items()},
+        "random": [("replace", policy) for policy in sweep_policies("random", rates=(0.05, 0.2, 0.4, 0.6, 0.8, 0.9))],
+        "oracle": [(f"oracle>{nats:g}", "always") for nats in ORACLE_NATS],
+        **{method: [(method, policy) for policy in swept["entropy"]] for method in VERIFIED},
+        "every:16": [(f"verify:near_best={tolerance}", "every:16") for tolerance in TOLERANCES],
+    }
+    with ProcessPoolExecutor(args.jobs, initializer=start_worker, initargs=(args.count,)) as pool:
+        flat = [task for group in tasks.values() for task in group]
+        done = iter(list(tqdm(pool.map(run_policy, flat), total=len(flat), desc="policies")))
+    runs = {name: [next(done) for _ in group] for name, group in tasks.items()}
+    (fast,), (slow,) = runs.pop("fast"), runs.pop("slow")
+    drafted = {name: runs.pop(name) for name in (*VERIFIED, "every:16")}
+    curves = runs
+    order = np.argsort(-fast.column("mean_entropy_nats"), kind="stable")
+    curves["whole query"] = []
+    for share in SHARES:
+        to_slow = np.zeros(len(items), bool)
+        to_slow[order[: round(share * len(items))]] = True
+        curves["whole query"].append(whole_query(fast, slow, to_slow, name=f"whole query {share:.0%}"))
+    parameters = {which: reference.load(which).n_params for which in ("fast", "slow")}
     summaries = {name: [summarise(run, fast, slow, seed=SEED) for run in runs] for name, runs in curves.items()}
     recovery = {
         name: rate_at_recovery(fast, slow, runs, levels=LEVELS, rate="slow_token_share", seed=SEED)
