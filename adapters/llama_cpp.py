@@ -378,8 +378,7 @@ class LlamaCppModel:
             return self._pool.open(ids)
 
     def close(self, sequence: int) -> None:
-        with self._lock:
-            self._pool.close(sequence)
+        self._pool.close(sequence)  # without the lock, which others' forwards hold
 
     def shutdown(self) -> None:
         with self._lock:

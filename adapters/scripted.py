@@ -129,8 +129,7 @@ class ScriptedModel:
         return [rows[number] for number in range(len(work.reads))]
 
     def close(self, sequence: int) -> None:
-        with self._lock:
-            self._pool.close(sequence)
+        self._pool.close(sequence)  # without the lock, which others' forwards hold
 
     def shutdown(self) -> None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -99,23 +100,29 @@ class _Slot:
 
 
 class SequencePool:
-    """Which tokens each of a model's ``n_seq`` sequences holds: prefix reuse, rewind, eviction."""
+    """Which tokens each of a model's ``n_seq`` sequences holds: prefix reuse, rewind, eviction.
+
+    :meth:`open` and :meth:`close` are safe beside a forward of other sequences: who is done with one does
+    not wait for those.
+    """
 
     def __init__(self, n_seq: int, n_ctx: int, n_vocab: int) -> None:
         self._slots = [_Slot() for _ in range(n_seq)]
         self._n_ctx, self._n_vocab = n_ctx, n_vocab
         self._clock = 0
+        self._lock = threading.Lock()
 
     def open(self, ids: Sequence[int]) -> Opened:
         """The idle slot that holds the longest prefix of ``ids``; the least recently used of equals."""
-        idle = [index for index, slot in enumerate(self._slots) if not slot.open]
-        if not idle:
-            raise NoFreeSequence(
-                f"all {len(self._slots)} sequences of the model are in use", hint="load it with a larger n_seq"
-            )
-        kept = {index: _common_prefix(self._slots[index].ids, ids) for index in idle}
-        best = max(idle, key=lambda index: (kept[index], -self._slots[index].last_used))
-        self._slots[best].open = True
+        with self._lock:
+            idle = [index for index, slot in enumerate(self._slots) if not slot.open]
+            if not idle:
+                raise NoFreeSequence(
+                    f"all {len(self._slots)} sequences of the model are in use", hint="load it with a larger n_seq"
+                )
+            kept = {index: _common_prefix(self._slots[index].ids, ids) for index in idle}
+            best = max(idle, key=lambda index: (kept[index], -self._slots[index].last_used))
+            self._slots[best].open = True
         return Opened(best, kept[best])
 
     def begin(self, work: Work) -> None:
@@ -159,9 +166,10 @@ class SequencePool:
 
     def close(self, sequence: int) -> None:
         slot = self._slots[sequence]
-        slot.open = False
-        self._clock += 1
-        slot.last_used = self._clock
+        with self._lock:
+            slot.open = False
+            self._clock += 1
+            slot.last_used = self._clock
 
 
 def _common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:

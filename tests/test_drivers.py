@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from scripted_pairs import Pair, finish, ids_of, make_engine, pair, prompt
+from scripted_pairs import N_VOCAB, Pair, finish, ids_of, make_engine, pair, prompt
 
 from fsgen_router import BackendError, QueueFull, Router, RouterClosed, TextDelta, drivers
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.engine import Done, Start
 from fsgen_router.models import Work
+from fsgen_router.policies import Capped, Every
 from fsgen_router.reading import Read, Warp
 from fsgen_router.records import Role
 from fsgen_router.workers import CHUNK, TICK, BatchWorker, Workers
@@ -176,6 +177,37 @@ def test_who_waits_for_the_slow_model_is_in_no_fast_batch() -> None:
         gate.go.release(100)
         assert stuck.result(30).degraded is None
         assert {router.complete("ab", max_tokens=5).text} == set(before)
+
+
+@pytest.mark.parametrize("batching", [False, True])
+def test_who_is_done_does_not_wait_for_anothers_forward(batching: bool) -> None:
+    """A sequence of the slow model is given back while the slow model works for someone else."""
+    plain, busy, go = pair(25, n_seq=6), threading.Event(), threading.Event()
+
+    def script(ids: Sequence[int]) -> np.ndarray:
+        if len(ids) > 40:
+            busy.set()
+            assert go.wait(30)
+        return plain.slow.script(ids)
+
+    fast = ScriptedModel(lambda ids: np.eye(N_VOCAB, dtype=np.float32)[0], plain.fast.tokenizer, n_seq=6)
+    slow = ScriptedModel(script, plain.slow.tokenizer, n_seq=6)
+    policy = Capped(Every(2), max_calls=1)
+    with (
+        Router(fast, slow, policy=policy, method="replace", batching=batching) as router,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        stream = router.stream("ab", max_tokens=2000)
+        while next(stream).token.source == "fast":  # until it holds a sequence of the slow model
+            pass
+        other = threads.submit(router.complete, "a" * 40, max_tokens=3)
+        assert busy.wait(30)
+        try:
+            threads.submit(stream.close).result(10)
+            assert not other.done()
+        finally:
+            go.set()
+        assert other.result(30).degraded is None
 
 
 def test_a_closed_worker_refuses_what_comes() -> None:
