@@ -153,8 +153,9 @@ class _One:
 
     def exchange(self, held: Tensor, new: Tensor) -> Tensor:
         share = self._share
-        held[share.slot, :, share.start : share.stop] = new[0]
-        return held[share.slot : share.slot + 1, :, : share.stop]
+        states = held[share.slot : share.slot + 1, :, : share.stop]
+        states[:, :, share.start :] = new
+        return states
 
 
 class _Many:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import string
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,23 +51,32 @@ class Question:
 
 @dataclass
 class Tally:
-    """What became of a contender's drafts, where it says so."""
+    """What became of a contender's drafts and prompts, where it says so."""
 
     accepted: int = 0
     corrected: int = 0
     tokens: int = 0
     slow_forwards: int = 0
+    prompt_tokens: int = 0
+    cached: int = 0
+
+    def clear(self) -> None:
+        for name in vars(self):
+            setattr(self, name, 0)
 
     def add(self, answer: Generation) -> None:
         self.accepted += sum(token.verified for token in answer.tokens)
         self.corrected += answer.usage.corrections
         self.tokens += answer.usage.tokens
         self.slow_forwards += answer.usage.slow_forwards
+        self.prompt_tokens += answer.usage.prompt_tokens
+        self.cached += answer.usage.slow.cached
 
     def figures(self) -> dict[str, float]:
         return {
             "acceptance": round(self.accepted / (self.accepted + self.corrected), 4),
             "tokens_per_slow_forward": round(self.tokens / self.slow_forwards, 3),
+            "cached_share_of_prompts": round(self.cached / self.prompt_tokens, 4),
         }
 
 
@@ -118,7 +128,9 @@ def assisted(fast: Any, slow: Any, eog_ids: frozenset[int]) -> Contender:
     return Contender(answer, DRAFT_LENGTHS if fast is not None else (0,))
 
 
-def compete(contenders: dict[str, Contender], search: Sequence[Question], questions: Sequence[Question]) -> Any:
+def compete(
+    contenders: dict[str, Contender], search: Sequence[Question], questions: Sequence[Question]
+) -> tuple[dict[str, Any], dict[str, list[list[int]]]]:
     """Each contender's best draft length, by ``search``; then its times on ``questions``, in turns."""
 
     def speed(name: str, question: Question, length: int) -> tuple[float, list[int]]:
@@ -127,10 +139,11 @@ def compete(contenders: dict[str, Contender], search: Sequence[Question], questi
         return len(ids) / (time.perf_counter() - began), list(ids)
 
     tried = {(name, length): [] for name, contender in contenders.items() for length in contender.draft_lengths}
-    for number, question in enumerate([search[0], *search]):
-        for (name, length), speeds in tried.items():
-            found, _ = speed(name, question, length)
-            if number:  # the first one warms up
+    for turn in range(len(search) + 1):
+        for offset, ((name, length), speeds) in enumerate(tried.items()):
+            # Not the question before, whose beginning the Router's models still hold.
+            found, _ = speed(name, search[(turn + offset) % len(search)], length)
+            if turn:  # the first one warms up
                 speeds.append(found)
     medians = {way: sorted(speeds)[len(speeds) // 2] for way, speeds in tried.items()}
     best = {
@@ -138,7 +151,7 @@ def compete(contenders: dict[str, Contender], search: Sequence[Question], questi
         for name, contender in contenders.items()
     }
     for contender in contenders.values():
-        contender.tally.__init__()
+        contender.tally.clear()
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     answers: dict[str, list[list[int]]] = {name: [] for name in contenders}
     names = list(contenders)
@@ -257,7 +270,9 @@ def real_shape_part(args: argparse.Namespace) -> dict[str, Any]:
     script = Script(fast._model, slow._model)
     router = Router(fast=fast, slow=slow, policy="never")
     total = args.shape_search + args.shape_prompts
-    prompts = ["".join(f" t{number + 7 * index}" for index in range(PROMPT_TOKENS)) for number in range(total)]
+    rng = random.Random(SEED)
+    # A letter is a token there, whatever stands beside it.
+    prompts = ["".join(rng.choices(string.ascii_lowercase, k=PROMPT_TOKENS)) for _ in range(total)]
     questions = [Question(prompt, slow.tokenizer.encode(prompt, add_bos=True), args.shape_tokens) for prompt in prompts]
     numbers = {question.prompt: number for number, question in enumerate(questions)}
 
@@ -290,9 +305,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200, help="reference pair (default: %(default)s)")
     parser.add_argument("--search", type=int, default=20, help="prompts to find draft lengths on")
     parser.add_argument("--tokens", type=int, default=128, help="per answer at most")
-    parser.add_argument("--shape-prompts", type=int, default=24, help="real shape (default: %(default)s)")
-    parser.add_argument("--shape-search", type=int, default=3)
-    parser.add_argument("--shape-tokens", type=int, default=48)
+    parser.add_argument("--shape-prompts", type=int, default=16, help="real shape (default: %(default)s)")
+    parser.add_argument("--shape-search", type=int, default=2)
+    parser.add_argument("--shape-tokens", type=int, default=32)
     parser.add_argument("--acceptance", type=float, nargs="*", default=ACCEPTANCES)
     parser.add_argument("--device", default="cpu", help="of the real shape")
     parser.add_argument("--dtype", default="bfloat16", help="of the real shape")
@@ -300,7 +315,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small shape and few prompts, to try the script out")
     args = parser.parse_args()
     if args.quick:
-        args.prompts, args.search, args.shape_prompts, args.shape_search = 24, 4, 6, 1
+        args.prompts, args.search, args.shape_prompts, args.shape_search = 24, 4, 6, 2
     save(
         "assisted",
         {
