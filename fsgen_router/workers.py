@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, cast
@@ -27,8 +27,6 @@ CHUNK = 64
 """Tokens of one work in one forward while others wait too, so that a long prompt does not hold them up."""
 TICK = 512
 """Tokens of all works in one forward."""
-STREAMS = 64
-"""Continuations from one endpoint at once."""
 
 AnyModel: TypeAlias = TokenModel | TextModel
 
@@ -81,6 +79,9 @@ class Worker(Protocol):
     def close(self) -> None:
         """End the threads; what is still waiting fails. Closing twice is allowed."""
 
+    def abandon(self) -> None:
+        """Let the threads end when they like: nobody submits any more. Never waits."""
+
 
 @dataclass(slots=True)
 class _Job:
@@ -114,10 +115,13 @@ class BatchWorker:
             self._waiting.append((command, client))
             self._changed.notify()
 
-    def close(self) -> None:
+    def abandon(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify()
+
+    def close(self) -> None:
+        self.abandon()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -193,17 +197,19 @@ def _split(job: _Job, size: int) -> tuple[Work, list[int]]:
 
 
 class StreamWorker:
-    """Threads that wait for an endpoint, one for each stream under way."""
+    """Threads that wait for an endpoint, one for each stream under way.
+
+    Not a pool's: the interpreter would wait for them at its end, and an endpoint may hang.
+    """
 
     def __init__(self, model: TextModel, name: str) -> None:
-        self._model = model
-        self._threads = ThreadPoolExecutor(STREAMS, name)
+        self._model, self._name = model, name
+        self._closed = False
 
     def submit(self, command: Start, client: Client) -> None:
-        try:
-            self._threads.submit(self._run, command, client)
-        except RuntimeError:  # its threads have ended
-            raise _closed() from None
+        if self._closed:
+            raise _closed()
+        threading.Thread(target=self._run, args=(command, client), name=self._name, daemon=True).start()
 
     def _run(self, command: Start, client: Client) -> None:
         with closing(_safely(perform(self._model, command), command.job, self._model.name)) as events:
@@ -211,9 +217,12 @@ class StreamWorker:
                 if not client.deliver(event):
                     return
 
+    def abandon(self) -> None:
+        self._closed = True
+
     def close(self) -> None:
         # Without waiting for an endpoint that hangs: its stream ends when the model is shut down.
-        self._threads.shutdown(wait=False)
+        self.abandon()
 
 
 def _safely(events: Iterator[Event], job: int, name: str) -> Generator[Event, None, None]:
@@ -230,6 +239,11 @@ def _failure(error: BaseException, name: str) -> FsgenError:
     return error if isinstance(error, FsgenError) else BackendError(f"{name}: {error!r}")
 
 
+def _abandon(workers: Mapping[Role, Worker]) -> None:
+    for worker in workers.values():
+        worker.abandon()
+
+
 class Workers:
     """The workers of a pair, each started when it is first needed."""
 
@@ -238,6 +252,8 @@ class Workers:
         self._started: dict[Role, Worker] = {}
         self._lock = threading.Lock()
         self._closed = False
+        # Who drops a Router without closing it gets its threads and models back.
+        weakref.finalize(self, _abandon, self._started).atexit = False
 
     def seated(self, fast: Role) -> Mapping[Role, Worker]:
         """Both workers, with that of one of the models in the fast seat."""

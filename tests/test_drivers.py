@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -477,6 +479,24 @@ async def test_a_router_gives_one_text_by_every_way() -> None:
             assert (await router.acomplete(text, **options)).text == answer.text
             streamed = [event.text async for event in router.astream(text, **options) if isinstance(event, TextDelta)]
             assert "".join(streamed) == answer.text
+
+
+def test_a_router_that_nobody_closed_leaves_neither_threads_nor_models() -> None:
+    before, models, twins = set(threading.enumerate()), pair(33), []
+    router = router_of(models, policy="every:2")
+    for policy in ("always", "never"):
+        twins.append(router.with_policy(policy))
+    for one in (router, *twins):
+        assert one.complete("a").tokens
+    started = set(threading.enumerate()) - before
+    assert started
+    gone = weakref.ref(models.fast)
+    del router, one, twins, models
+    gc.collect()
+    for thread in started:
+        thread.join(30)
+    gc.collect()
+    assert gone() is None
 
 
 async def test_a_router_stream_that_is_given_up_frees_its_place_at_once() -> None:

@@ -233,6 +233,8 @@ async def test_a_cancelled_request_leaves_the_endpoint_alone() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(task, 10)
         assert (await router.with_policy("never").acomplete(ASKED)).tokens
+        # Nor does the interpreter at its end.
+        assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("fsgen-"))
         release.set()
 
 
