@@ -84,7 +84,10 @@ def main() -> None:
     slow = LlamaCppModel(random_model(TENTH), n_ctx=256, n_seq=args.requests, n_threads=1)
     router = Router(fast=fast, slow=slow, policy="never")
     bare = BareBatch(path, args.requests, n_ctx=256, n_threads=args.threads)
-    prompts = ["".join(f" t{7 * which + index}" for index in range(PROMPT_TOKENS)) for which in range(args.requests)]
+    # No letters merge in these models' vocabulary: one token each.
+    prompts = [
+        "".join(chr(97 + (7 * which + index) % 26) for index in range(PROMPT_TOKENS)) for which in range(args.requests)
+    ]
     ids = [fast.tokenizer.encode(prompt, add_bos=True) for prompt in prompts]
     assert {len(one) for one in ids} == {PROMPT_TOKENS}
 
