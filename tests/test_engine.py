@@ -576,7 +576,7 @@ def pump_until(engine, models: Pair, commands: int):
         if isinstance(command, Emit):
             shown.append(command.text)
         else:
-            todo += engine.send(drivers.perform(models.models[command.role], command))
+            todo += engine.send(next(drivers.perform(models.models[command.role], command)))
     return todo, shown
 
 
@@ -603,7 +603,7 @@ def test_a_fork_goes_on_alike_and_leaves_the_original_alone(
     while todo:
         command = todo.pop(0)
         if isinstance(command, Start):
-            todo += engine.send(drivers.perform(models.models[command.role], command))
+            todo += engine.send(next(drivers.perform(models.models[command.role], command)))
         else:
             shown.append(command.text)
     assert ids_of(engine.generation) == ids_of(expected)

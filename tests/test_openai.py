@@ -209,7 +209,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
 
 @pytest.fixture
 def slow(server: RealServer) -> Iterator[OpenAIModel]:
-    model = make_model(f"openai:slow@{server.url}?max_retries=0")
+    # This server penalises repetition unless told not to.
+    model = make_model(f'openai:slow@{server.url}?max_retries=0&extra_body={{"repeat_penalty":1.0}}')
     assert isinstance(model, OpenAIModel)
     yield model
     model.shutdown()
