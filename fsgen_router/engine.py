@@ -754,11 +754,8 @@ class Engine:
             return None
         answer = self.state.answer
         mask = self.request.constraint.mask(answer if position == len(answer) else answer[:position])
-        # Here, so that it fails this request and no other of its batch.
-        if mask is not None and mask.allowed is not None and mask.allowed.shape != (self.vocabulary.n_vocab,):
-            raise ConfigurationError(
-                f"a constraint's allowed has shape {mask.allowed.shape}, the vocabulary ({self.vocabulary.n_vocab},)"
-            )
+        if mask is not None:
+            _check_mask(mask, self.vocabulary.n_vocab)
         return mask
 
     def _read(self, role: Role, read: Read, purpose: Purpose) -> list[Command]:
@@ -885,3 +882,20 @@ class Engine:
             ledger.slow_tokens += usage.slow_tokens
             ledger.decisions += usage.decisions
             ledger.escalations += usage.escalations
+
+
+def _check_mask(mask: Mask, n_vocab: int) -> None:
+    """Refuse a mask that does not fit; here, so that it fails its own request and no other of its batch."""
+    allowed, ids = mask.allowed, mask.ids
+    if allowed is not None and allowed.shape != (n_vocab,):
+        raise ConfigurationError(f"a constraint's allowed has shape {allowed.shape}, the vocabulary ({n_vocab},)")
+    if allowed is not None and allowed.dtype != bool:
+        raise ConfigurationError(f"a constraint's allowed holds {allowed.dtype}", hint="bool, True where allowed")
+    if ids is None or mask.bias is None:
+        return
+    if len(ids) != len(mask.bias):
+        raise ConfigurationError(f"a constraint has {len(ids)} ids and {len(mask.bias)} biases")
+    if len(ids) and not (ids.min() >= 0 and ids.max() < n_vocab):
+        raise ConfigurationError(
+            f"a constraint biases tokens {ids.min()} to {ids.max()}, the vocabulary has 0 to {n_vocab - 1}"
+        )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scripted_pairs import N_VOCAB, Pair, finish, ids_of, make_engine, pair, prompt
 
-from fsgen_router import BackendError, QueueFull, Router, RouterClosed, TextDelta, drivers
+from fsgen_router import BackendError, ConfigurationError, Mask, QueueFull, Router, RouterClosed, TextDelta, drivers
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.engine import Done, Start
 from fsgen_router.models import Work
@@ -237,6 +237,29 @@ def test_a_backends_bug_fails_its_batch_and_no_other() -> None:
         broken[0] = False
         assert router.complete("aabb").text
     assert models.all_free
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Mask(ids=np.array([999]), bias=np.array([1.0])),
+        Mask(ids=np.array([-1]), bias=np.array([1.0])),
+        Mask(ids=np.array([1, 2]), bias=np.array([1.0, 2.0, 3.0])),
+        Mask(allowed=np.ones(N_VOCAB, np.int8)),
+        Mask(allowed=np.ones(3, bool)),
+    ],
+)
+def test_a_mask_that_does_not_fit_fails_its_own_request(mask: Mask) -> None:
+    """Before a batch is made of it and others."""
+
+    class Wrong:
+        def mask(self, answer: Sequence[int]) -> Mask:
+            return mask
+
+    models = pair(5)
+    with pytest.raises(ConfigurationError, match="a constraint"):
+        finish_live(make_engine(models, "never", [0], constraint=Wrong()), models)
+    assert models.fast.forwards == 0
 
 
 @pytest.mark.parametrize("where", ["open", "forward", "rows", "close"])
