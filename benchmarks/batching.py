@@ -24,7 +24,7 @@ from fsgen_router.adapters.llama_cpp import LlamaCppModel
 
 from common import HALF_BILLION, TENTH, block_ratio, random_model, save, timed
 
-PROMPT_TOKENS = 32
+PROMPT_LETTERS = 32
 
 
 class BareBatch:
@@ -86,10 +86,10 @@ def main() -> None:
     bare = BareBatch(path, args.requests, n_ctx=256, n_threads=args.threads)
     # No letters merge in these models' vocabulary: one token each.
     prompts = [
-        "".join(chr(97 + (7 * which + index) % 26) for index in range(PROMPT_TOKENS)) for which in range(args.requests)
+        "".join(chr(97 + (7 * which + index) % 26) for index in range(PROMPT_LETTERS)) for which in range(args.requests)
     ]
     ids = [fast.tokenizer.encode(prompt, add_bos=True) for prompt in prompts]
-    assert {len(one) for one in ids} == {PROMPT_TOKENS}
+    (length,) = {len(one) for one in ids}
 
     async def together() -> None:
         answers = await asyncio.gather(*(router.acomplete(prompt, max_tokens=args.tokens) for prompt in prompts))
@@ -100,9 +100,9 @@ def main() -> None:
         asyncio.run(together())
 
     def run_bare() -> None:
-        bare.rewind(PROMPT_TOKENS - 1)
+        bare.rewind(length - 1)
         tokens = [one[-1] for one in ids]
-        for position in range(PROMPT_TOKENS - 1, PROMPT_TOKENS - 1 + args.tokens):
+        for position in range(length - 1, length - 1 + args.tokens):
             tokens = bare.step(tokens, position)
 
     bare.prefill(ids)
