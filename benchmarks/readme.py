@@ -103,6 +103,58 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def verification() -> str:
+    figures = load("reference_pair")
+    found = figures["verify"]
+    entropy = figures["slow_token_share_at_recovery"]["entropy"]["0.95"]
+    forwards, fewest = found["slow_forwards_per_token_at_95"], found["fewest_corrections_at_95"]
+    lines = [
+        "| on the reference pair, at 95% of the gap | per emitted token |",
+        "|---|---|",
+        f"| tokens that the slow model writes, `replace`, entropy | {percent(entropy, 'share')} |",
+        f"| corrections, every draft judged (`{fewest['policy']}`; recovers {percent(fewest, 'recovered_gap')}) | "
+        f"{percent(fewest, 'correction_share')} |",
+        f"| bonus tokens there | {percent(fewest, 'bonus_share')} |",
+        f"| slow forwards there | {percent(fewest, 'slow_forwards_per_token')} |",
+    ]
+    lines += [
+        f"| slow forwards, `{name.split()[0]}`, threshold on {name.split()[1].replace('_', ' ')} | "
+        f"{percent(record, 'rate')} |"
+        for name, record in forwards.items()
+    ]
+    lines += [
+        "",
+        "Slow forwards of a policy that verifies, against the same policy that replaces, where both recover 95%: "
+        + "; ".join(
+            f"`{method}` {record['ratio']:.2f} [{record['ratio_interval'][0]:.2f}, {record['ratio_interval'][1]:.2f}]"
+            for method, record in found["slow_forwards_ratio_to_replace"].items()
+        )
+        + f". `benchmarks/reference_pair.py`, {figures['n']:,} problems, seed {figures['seed']}, paired bootstrap by "
+        f"prompt, {figures['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def many() -> str:
+    batching, soak = load("batching"), load("soak")
+    memory = soak["memory_mib"]
+    speed = batching["tokens_per_second"]
+    lines = [
+        f"{batching['requests']} requests at once in Qwen2.5-0.5B's shape (random weights, 8 bits, "
+        f"{batching['threads']} threads on {batching['machine']}), all signals recorded, against a bare ctypes loop "
+        f"that decodes as many sequences and takes each argmax: {ratio(batching['bare_over_router'])} of its speed "
+        f"({speed['router']:.0f} against {speed['bare']:.0f} tokens/s; `benchmarks/batching.py`, {batching['blocks']} "
+        f"alternating blocks, {batching['date']}).",
+        "",
+        f"{soak['streams']} streams of the reference pair for {soak['minutes']:g} minutes, coroutines and threads "
+        f"mixed, a third of them cancelled: {soak['finished']:,} answers finished, {soak['cancelled']:,} were "
+        f"cancelled, {soak['different_from_the_solo_run']} differed from their solo run; "
+        f"{memory['after_the_first_tenth']:.0f} MiB of memory after the first tenth, {memory['at_the_end']:.0f} at "
+        f"the end (`benchmarks/soak.py`, {soak['pair']}, {soak['date']}).",
+    ]
+    return "\n".join(lines)
+
+
 def card() -> str:
     figures = load("reference_pair")
     training = {role: json.loads((PAIR / "results" / f"{role}.json").read_text()) for role in ("fast", "slow")}
@@ -119,7 +171,7 @@ def card() -> str:
     lines = [
         "| | fast | slow |",
         "|---|---|---|",
-        "| Qwen2 layers x width | 2 x 48 | 3 x 128 |",
+        "| Qwen2 layers x width | 2 x 32 | 3 x 128 |",
         row("parameters", lambda role: f"{training[role]['n_params']:,}"),
         row("without embeddings", lambda role: f"{training[role]['n_params_without_embeddings']:,}"),
         row("training tokens", lambda role: f"{training[role]['state']['tokens']:,}"),
@@ -139,6 +191,8 @@ def card() -> str:
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "reference_pair": (README, reference_pair),
     "speed": (README, speed),
+    "verification": (README, verification),
+    "many": (README, many),
     "card": (PAIR / "MODEL_CARD.md", card),
 }
 

@@ -362,7 +362,9 @@ def _bill(draw: _Draw, lines: list[tuple[str, int, int]]) -> tuple[list[str], in
     ]
     total = lines[0][1] * lines[0][2]
     for _, count, price in lines[1:]:
-        worked.append(f"{_then(draw)}the sum {draw.sum(total, count * price)} {_gives(draw)} {total + count * price} coins.")
+        worked.append(
+            f"{_then(draw)}the sum {draw.sum(total, count * price)} {_gives(draw)} {total + count * price} coins."
+        )
         total += count * price
     return worked, total
 
