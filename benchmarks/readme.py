@@ -133,8 +133,8 @@ def verification() -> str:
         f"prompt, {figures['date']}.",
         "",
         f"`every:{lossless['interval']}` with `verify:exact` wrote another text than the slow model alone on "
-        f"{lossless['different']} of {lossless['n']:,} held-out problems, in {lossless['slow_forwards']:,} slow forwards "
-        f"instead of {lossless['tokens']:,} (`benchmarks/lossless.py`, {lossless['date']}).",
+        f"{lossless['different']} of {lossless['n']:,} held-out problems, in {lossless['slow_forwards']:,} slow "
+        f"forwards instead of {lossless['tokens']:,} (`benchmarks/lossless.py`, {lossless['date']}).",
     ]
     return "\n".join(lines)
 
