@@ -242,8 +242,18 @@ def _money(
 ) -> Comparison:
     if slow is None or slow.prices is None:
         return Comparison(None, None, "unknown")
+    routed, calls = usage.slow_tokens, usage.escalations if usage.slow.forwards else 0
+    if usage.round_trips:  # an endpoint bills what it counted itself: prompts as input, all that it wrote as output
+        routed, calls = usage.slow.decode, 0
+    # The slow model's own answer, of one call: from an endpoint, too, in its own count.
+    alone_is_remote = bool(usage.round_trips) and kind == "measured"
     return Comparison(
-        cost_usd(usage.slow, written=usage.slow_tokens, calls=usage.escalations, prices=slow.prices),
-        cost_usd(alone, written=written, calls=1, prices=slow.prices),
+        cost_usd(usage.slow, written=routed, calls=calls, prices=slow.prices),
+        cost_usd(
+            alone,
+            written=alone.decode if alone_is_remote else written,
+            calls=0 if alone_is_remote else 1,
+            prices=slow.prices,
+        ),
         kind,
     )

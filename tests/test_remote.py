@@ -264,6 +264,11 @@ def test_what_it_costs() -> None:
     assert report.slow_forwards.routed == report.slow_forwards.slow_only == 2
     assert report.flops.routed is None  # nobody knows its size
     assert report.money_usd.routed == report.money_usd.slow_only > 0
+    usage = report.usage.slow
+    assert report.money_usd.routed == pytest.approx((usage.prefill * 2.0 + usage.decode * 8.0) / 1e6)
+    failing = Router(fast_of(10), _fails_after(), policy="always,span=rest", prices=prices)
+    assert failing.complete(ASKED).report().money_usd.routed == 0
+    failing.close()
 
 
 def test_what_such_a_pair_cannot_do_is_refused() -> None:
