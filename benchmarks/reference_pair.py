@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from fsgen_router import Router, reference
 from fsgen_router.calibration import ratio_at_recovery
+from fsgen_router.calibration.curves import Oracle
 from fsgen_router.evaluation import (
     SLOW_ONLY,
     Item,
@@ -47,7 +48,6 @@ from fsgen_router.evaluation import (
     whole_query,
 )
 from fsgen_router.plots import quality_plot
-from fsgen_router.reading import Row
 from fsgen_router.reference import world
 
 from common import RESULTS, save
@@ -60,21 +60,6 @@ TOLERANCES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 LEVELS = (0.5, 0.8, 0.95)
 SEED = 0
-
-
-@dataclass(frozen=True)
-class Oracle:
-    """The slow model's token stands where it finds the fast one's worse by more than ``nats``."""
-
-    nats: float
-    name: str = "oracle"
-    rule: None = None
-    draft_len: int = 0
-
-    def choose(self, draft: int | None, slow: Row) -> tuple[int, float]:
-        if draft is not None and slow.argmax_logprob - slow.id_logprobs[0] <= self.nats:
-            return draft, slow.id_logprobs[0]
-        return slow.argmax, slow.argmax_logprob
 
 
 _worker: tuple[Router, list[Item]]
