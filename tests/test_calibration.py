@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -268,21 +269,27 @@ def test_a_directory_of_something_else_is_refused(work: cal.WorkDirectory, tmp_p
         cal.WorkDirectory(stray / "x.npz" / "inside", {"test": 1})
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """Writes fail in the operating system once a file has 2,000 bytes."""
+    """Writes fail in the operating system once a file has 2,000 bytes.
+
+    Not a fixture: pytest writes a test's dot before it tears fixtures down, and its own output may be a long file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     heeded = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, heeded)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, heeded)
 
 
-def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(work: cal.WorkDirectory, full_disk: None) -> None:
-    work.save("small", {"n": np.arange(3)})
-    with pytest.raises(CalibrationError, match=r"large\.npz cannot be written") as caught:
-        work.save("large", {"n": np.random.default_rng(0).random(10_000)})
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(work: cal.WorkDirectory) -> None:
+    with full_disk():
+        work.save("small", {"n": np.arange(3)})
+        with pytest.raises(CalibrationError, match=r"large\.npz cannot be written") as caught:
+            work.save("large", {"n": np.random.default_rng(0).random(10_000)})
     assert "what is finished is kept" in str(caught.value)
     assert sorted(path.name for path in work.path.iterdir()) == ["manifest.json", "small.npz"]
 
