@@ -1,16 +1,19 @@
 """The learned policy of the reference pair: what it recovers, what is certified about it, and whether that holds.
 
-* ``calibrate``: a certified policy, fitted on the fit split, its threshold certified on the calibration split;
-* ``curves``: escalation rates that recover the gap on held-out test problems, the learned score against the
-  best single signal (chosen on calibration problems) and against entropy masked by token class: the ratio of
-  rates at 95%, paired, the crossing interpolated inside each bootstrap draw; by phrasing level;
+* ``calibrate``: a certified policy for ``verify``, fitted on the fit split, its threshold certified on the
+  calibration split;
+* ``curves``: escalation rates that recover the gap on held-out test problems with ``replace``, the learned score
+  against the best single signal (chosen on calibration problems) and against entropy masked by token class: the
+  ratio of rates at 95%, paired, the crossing interpolated inside each bootstrap draw; by phrasing level;
 * ``shifted``: regret, rate and drift alarm of the certified policy where problems are harder;
-* ``guarantee``: thresholds run once on a pool; random re-splits of it certify anew, and the pool's own regret is
-  the truth. Naive tuning (the least escalation whose regret on the split is at most alpha) stands beside it.
+* ``guarantee``: thresholds run once on a pool with ``replace``; random re-splits of it certify anew, and the
+  pool's own regret is the truth. Naive tuning (the least escalation whose regret on the split is at most alpha)
+  stands beside it.
 
-Answers are kept under ``--work``: an interrupted run goes on.
+Each part is a result of its own. Answers are kept under ``--work``, so an interrupted run goes on, and parts may
+run side by side once ``calibrate`` is done.
 
-    python benchmarks/calibration.py --work /tmp/calibration
+    python benchmarks/calibration.py --work /tmp/calibration [--part curves]
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ SEED = 0
 ALPHA, DELTA = 0.05, 0.1
 CERTIFIED_WITH = 1000
 RESPLITS = 500
-RATES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.11, 0.15, 0.2, 0.3)
+RATES = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.11, 0.14, 0.17, 0.21)
 SINGLE = ("entropy", "varentropy", "max_prob", "margin")
 
 
@@ -81,11 +84,12 @@ def curves(bench: Bench, fitted: Fitted, tests: int, chosen_on: int) -> dict[str
     alone = tuning.run("never"), tuning.run(SLOW_ONLY)
     reached = {name: rate_at_recovery(*alone, runs, seed=SEED)[0.95].value for name, runs in singles.items()}
     best = min(reached, key=lambda name: reached[name] or 1.0)
+    scorers = {name: scorers[name] for name in ("learned", best, "masked_entropy")}
     items = reference_items("test", tests)
     runner = make_runner(bench, "test", items)
     fast, slow = runner.run("never"), runner.run(SLOW_ONLY)
     runs = sweeps(runner, fitted, scorers)
-    record: dict[str, Any] = {"n": tests, "best_single_signal": best, "chosen_on": chosen_on}
+    record: dict[str, Any] = {"n": tests, "best_single_signal": best, "chosen_on": chosen_on, "chosen_by": reached}
     levels = np.array([item.level for item in items])
     for name, kept in {"all": levels >= 0, **{f"level {level}": levels == level for level in (0, 1, 2)}}.items():
         f, s = part(fast, kept), part(slow, kept)
@@ -109,11 +113,6 @@ def curves(bench: Bench, fitted: Fitted, tests: int, chosen_on: int) -> dict[str
             },
         }
     return record
-
-
-def recovery(fast: Run, slow: Run, runs: list[Run]) -> dict[str, Any]:
-    found = rate_at_recovery(fast, slow, runs, seed=SEED)
-    return {f"{level:g}": estimate.to_dict("rate") for level, estimate in found.items()}
 
 
 def part(run: Run, kept: np.ndarray) -> Run:
@@ -179,44 +178,53 @@ def guarantee(bench: Bench, fitted: Fitted, pool: int) -> dict[str, Any]:
     return record
 
 
+PARTS = ("calibrate", "curves", "shifted", "guarantee")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="where answers and the policy are kept")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be repeated (default: all)")
     parser.add_argument("--count", type=int, default=3000, help="problems to calibrate with (default: %(default)s)")
     parser.add_argument("--test", type=int, default=4000, help="test problems (default: %(default)s)")
+    parser.add_argument("--tuning", type=int, default=400, help="problems to choose the best single signal on")
     parser.add_argument("--pool", type=int, default=4000, help="problems that are re-split (default: %(default)s)")
     parser.add_argument("--shifted", type=int, default=1000, help="harder problems (default: %(default)s)")
-    parser.add_argument("--label", choices=cal.LABELS, default="soft")
-    parser.add_argument("--prior", action="store_true", help="add log-odds by token id")
     args = parser.parse_args()
+    parts = args.part or PARTS
     args.work.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
     prompts = cal.reference_prompts(args.count)
     out = args.work / "policy.safetensors"
-    options = {"label": args.label, "prior": args.prior, "seed": SEED}
-    made = cal.calibrate(
-        prompts=prompts, out=out, max_regret=ALPHA, confidence=1 - DELTA, report=args.work / "report.html",
-        progress=Bars(), **options,
-    )  # fmt: skip
+    options = {"method": "verify", "seed": SEED, "curves": False}
+    about = {
+        "script": "benchmarks/calibration.py",
+        "world": world.VERSION,
+        "world_sha256": world.fingerprint(),
+        "weights_sha256": {w: hashlib.sha256(reference.path(w).read_bytes()).hexdigest() for w in ("fast", "slow")},
+        "seed": SEED,
+    }
+
+    def finished(part: str, record: dict[str, Any], began: float) -> None:
+        save(f"calibration_{part}", about | record | {"seconds_in_all": time.perf_counter() - began})
+
+    if "calibrate" in parts:
+        began = time.perf_counter()
+        made = cal.calibrate(
+            prompts=prompts, out=out, max_regret=ALPHA, confidence=1 - DELTA, report=args.work / "report.html",
+            progress=Bars(), **options,
+        )  # fmt: skip
+        finished("calibrate", made.to_dict(), began)
     with Router(policy="never", seed=SEED) as router:
-        stages = cal.Stages(Bars())
-        bench = cal.open_bench(router, prompts, args.work / "policy.work", stages=stages, **options)
-        fitted = cal.collect_and_fit(bench, made.target)
-        record: dict[str, Any] = {
-            "world": world.VERSION,
-            "world_sha256": world.fingerprint(),
-            "weights_sha256": {
-                which: hashlib.sha256(reference.path(which).read_bytes()).hexdigest() for which in ("fast", "slow")
-            },
-            "seed": SEED,
-            "calibrate": made.to_dict(),
-            "curves": curves(bench, fitted, args.test, min(1000, args.pool)),
-        }
-        if made.policy is not None:
-            record["shifted"] = shifted(bench, load_policy(out)[0], args.shifted)
-        if args.pool > CERTIFIED_WITH:
-            record["guarantee"] = guarantee(bench, fitted, args.pool)
-    save("calibration", record | {"seconds": time.perf_counter() - began})
+        bench = cal.open_bench(router, prompts, args.work / "policy.work", stages=cal.Stages(Bars()), **options)
+        fitted = cal.collect_and_fit(bench, cal.make_target(max_regret=ALPHA, confidence=1 - DELTA))
+        for part, measure in {
+            "curves": lambda: curves(bench, fitted, args.test, args.tuning),
+            "shifted": lambda: shifted(bench, load_policy(out)[0], args.shifted),
+            "guarantee": lambda: guarantee(bench, fitted, args.pool),
+        }.items():
+            if part in parts:
+                began = time.perf_counter()
+                finished(part, measure(), began)
 
 
 if __name__ == "__main__":
