@@ -33,7 +33,7 @@ from .acceptance import Check
 from .errors import ConfigurationError, FsgenError
 from .methods import Method
 from .models import Opened, Work
-from .policy import REST, Context, Decision, Ledger, Policy, PolicyState, rewound
+from .policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, rewound
 from .reading import Mask, Read, Row, Warp, hashed_uniform
 from .records import FinishReason, Generation, ModelUsage, Role, Token, Usage
 from .signals import TOP_K, Signals, make_signals
@@ -368,15 +368,7 @@ class Engine:
         signals = make_signals(row, self.vocabulary.class_of(row.token))
         if state.degraded is not None:
             return self._fast_stands(Proposal(row, signals, Decision(False, reason="degraded")))
-        position = len(state.answer)
-        context = Context(
-            position=position,
-            since_escalation=position - state.last_escalation - 1,
-            slow_calls=state.usage.escalations,
-            slow_tokens=state.usage.slow_tokens,
-            uniform=lambda: self._uniform(position, "policy"),
-        )
-        state.policy, decision = self.policy.decide(state.policy, signals, context)
+        state.policy, decision = self.policy.decide(state.policy, signals, self._context())
         if decision.escalate and self.request.text is not None and not state.text.complete:
             decision = dataclasses.replace(decision, escalate=False, reason="inside a character")
         proposal = Proposal(row, signals, decision)
@@ -388,6 +380,16 @@ class Engine:
             return self._fast_stands(proposal)
         state.proposal = proposal
         return self._next()
+
+    def _context(self) -> Context:
+        state, position = self.state, len(self.state.answer)
+        return Context(
+            position=position,
+            since_escalation=position - state.last_escalation - 1,
+            slow_calls=state.usage.escalations,
+            slow_tokens=state.usage.slow_tokens,
+            uniform=lambda: self._uniform(position, "policy"),
+        )
 
     def _escalate(self, decision: Decision) -> None:
         if decision.extent < 1 and decision.extent != REST:
@@ -438,7 +440,7 @@ class Engine:
             return []
         if not self._at_the_end():
             return self._release(self.method.draft_len)
-        if getattr(self.policy, "checks_end", False) and any(held.check for held in state.held):
+        if any(held.check for held in state.held) and checks_end(self.policy, self._context()):
             self._escalate(Decision(True, reason="end of the answer"))
             return []
         return self._release(0)

@@ -84,9 +84,9 @@ class Ledger:
 class Policy(Protocol):
     """Maps (state, signals, context) to (state, decision); one object serves every request.
 
-    A policy with an attribute ``checks_end`` that is true has drafts judged before they end an answer,
-    where the method judges drafts at all. One with a method ``rewound`` keeps a part of its state over
-    a rewind (see :func:`rewound`).
+    A policy whose ``checks_end`` is true has drafts judged before they end an answer, where the method
+    judges drafts at all (see :func:`checks_end`). One with a method ``rewound`` keeps a part of its state
+    over a rewind (see :func:`rewound`).
     """
 
     @property
@@ -105,6 +105,16 @@ class Policy(Protocol):
 
     def end(self, state: PolicyState, ledger: Ledger) -> None:
         """Called once with the last state when a request is over."""
+
+
+def checks_end(policy: Policy, context: Context) -> bool:
+    """Whether drafts are to be judged before they end an answer.
+
+    What the policy's ``checks_end`` says: a bool, or a method of the context where that depends on what was
+    spent so far.
+    """
+    own: bool | Callable[[Context], bool] = getattr(policy, "checks_end", False)
+    return own(context) if callable(own) else own
 
 
 def rewound(policy: Policy, older: PolicyState, newer: PolicyState) -> PolicyState:

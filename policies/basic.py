@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.policy import REST, Context, Decision, Ledger, Policy, PolicyState, rewound
+from fsgen_router.policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, rewound
 from fsgen_router.signals import Signals
 
 SignalName: TypeAlias = Literal["entropy", "varentropy", "max_prob", "margin"]
@@ -197,15 +197,24 @@ class Capped:
         state, decision = self.inner.decide(state, signals, context)
         if not decision.escalate:
             return state, decision
-        if self.max_calls is not None and context.slow_calls >= self.max_calls:
-            return state, Decision(False, 1, decision.score, decision.threshold, "cap on slow calls")
+        if reached := self._reached(context):
+            return state, Decision(False, 1, decision.score, decision.threshold, reached)
         if self.max_tokens is None:
             return state, decision
         left = self.max_tokens - context.slow_tokens
-        if left <= 0:
-            return state, Decision(False, 1, decision.score, decision.threshold, "cap on slow tokens")
         extent = left if decision.extent == REST else min(decision.extent, left)
         return state, Decision(True, extent, decision.score, decision.threshold, decision.reason)
+
+    def _reached(self, context: Context) -> str:
+        """The cap that leaves no further escalation; empty where none does."""
+        if self.max_calls is not None and context.slow_calls >= self.max_calls:
+            return "cap on slow calls"
+        if self.max_tokens is not None and context.slow_tokens >= self.max_tokens:
+            return "cap on slow tokens"
+        return ""
+
+    def checks_end(self, context: Context) -> bool:
+        return not self._reached(context) and checks_end(self.inner, context)
 
     def rewound(self, older: PolicyState, newer: PolicyState) -> PolicyState:
         return rewound(self.inner, older, newer)

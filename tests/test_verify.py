@@ -212,9 +212,21 @@ def test_a_failing_slow_model_costs_no_draft() -> None:
 
 def test_a_cap_leaves_the_end_unchecked() -> None:
     """The guard goes before losslessness: it was asked for by name."""
-    models, ids = pair(3), prompt(3)
-    found = answer(models, Capped(Every(4), max_calls=1), ids, method="verify", max_tokens=30)
-    assert found.usage.escalations <= 1
+    for case in range(50):
+        for caps in ({"max_calls": 1}, {"max_tokens": 1}, {"max_calls": 0}):
+            found = answer(pair(case), Capped(Every(4), **caps), prompt(case), method="verify", max_tokens=7)
+            assert found.usage.escalations <= caps.get("max_calls", 100)
+            assert found.usage.slow_tokens <= caps.get("max_tokens", 100)
+
+
+def test_caps_that_do_not_bind_change_nothing() -> None:
+    """The end of an answer is judged under them as without them, so exact verification stays lossless."""
+    for case in range(100):
+        models, ids = pair(case), prompt(case)
+        capped = Capped(Capped(Every(4), max_calls=100), max_tokens=100)
+        found = answer(models, capped, ids, method="verify", max_tokens=7)
+        assert ids_of(found) == greedy(models.slow.script, ids, 7)
+        assert all(token.source == "slow" or token.verified for token in found.tokens)
 
 
 @pytest.mark.parametrize("method", ["replace", "verify"])
