@@ -59,7 +59,8 @@ def main() -> None:
     prompt = "".join(f" t{index}" for index in range(PROMPT))
     settings = [(share, span) for span in SPANS for share in SHARES]
     routers = {
-        setting: Router(**models, policy=Every(interval_for(*setting), extent=setting[1])) for setting in settings
+        setting: Router(**models, policy=Every(interval_for(*setting), extent=setting[1]), method="replace")
+        for setting in settings
     }
     alone = Router(fast=models["slow"], slow=models["fast"], policy="never")
     tables: dict[str, dict[int, list[float]]] = {role: {size: [] for size in SIZES} for role in loops}
