@@ -43,7 +43,7 @@ SEED = 0
 ALPHA, DELTA = 0.05, 0.1
 CERTIFIED_WITH = 1000
 RESPLITS = 500
-RATES = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.11, 0.14, 0.17, 0.21)
+RATES = (0.01, 0.02, 0.035, 0.05, 0.07, 0.11, 0.15, 0.2)
 SINGLE = ("entropy", "varentropy", "max_prob", "margin")
 
 
