@@ -25,6 +25,8 @@ from .workers import AnyModel, Worker, perform
 Models: TypeAlias = Mapping[Role, AnyModel]
 Item: TypeAlias = Emit | BaseException | None
 """What a live request emits: tokens and text, then what it failed with, or None at its end."""
+Run: TypeAlias = tuple[Engine, Models, Mapping[Role, Worker]]
+"""An engine, and who sits in its seats."""
 
 
 def _steps(engine: Engine) -> Generator[Command | None, Event | None, None]:
@@ -96,14 +98,26 @@ class Live:
     """A request that workers move on. ``emit`` is called on their threads, and must neither block nor raise.
 
     After the last :class:`Emit` comes exactly one end: None, or the error that the request failed with.
-    By then nothing of it is running and its sequences are closed.
+    By then nothing of it is running and its sequences are closed. ``ended`` is called before it, whether
+    or not anybody still listens to the request: what it held is given back there.
+
+    ``then`` makes a run that follows one which ended well, and is not heard: a baseline.
     """
 
     def __init__(
-        self, engine: Engine, models: Models, workers: Mapping[Role, Worker], emit: Callable[[Item], None]
+        self,
+        engine: Engine,
+        models: Models,
+        workers: Mapping[Role, Worker],
+        emit: Callable[[Item], None],
+        *,
+        then: Callable[[], Run] | None = None,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine, self._models, self._workers, self._emit = engine, models, workers, emit
+        self._engine, self._models, self._workers = engine, models, workers
+        self._emit, self._then, self._ended = emit, then, ended
         self._steps = _steps(engine)
+        self._heard = True
         self._lock = threading.RLock()
         self._under_way: dict[int, Start] = {}
         self._failed: BaseException | None = None
@@ -123,6 +137,10 @@ class Live:
                 if isinstance(command.work, Continuation):
                     del self._under_way[job]
             self._end_if_idle()
+
+    def abandon(self) -> None:
+        """Give the request up whenever it is next heard of. Never waits."""
+        self.cancelled = True
 
     def deliver(self, event: Event) -> bool:
         with self._lock:
@@ -146,7 +164,8 @@ class Live:
             while (command := self._steps.send(event)) is not None:
                 event = None
                 if isinstance(command, Emit):
-                    self._emit(command)
+                    if self._heard:
+                        self._emit(command)
                 elif isinstance(command, Start):
                     # The lock is held, so nothing is delivered of it before it is entered.
                     self._workers[command.role].submit(command, self)
@@ -164,26 +183,45 @@ class Live:
     def _end_if_idle(self) -> None:
         if self._under_way:
             return
+        following: Run | None = None
         try:
             _close(self._engine, self._models)
+            if self._then is not None and self._failed is None and not self.cancelled:
+                following, self._then = self._then(), None
         except BaseException as error:
             self._failed = self._failed or error
-        self._emit(self._failed)
+        if following is None:
+            self._ended()
+            self._emit(self._failed)
+            return
+        self._engine, self._models, self._workers = following
+        self._steps, self._heard = _steps(self._engine), False
+        self._advance(None)
 
 
-def run_live(engine: Engine, models: Models, workers: Mapping[Role, Worker]) -> Iterator[Emit]:
-    """The synchronous side of the batching driver. Closing the iterator early leaves the models usable."""
+def run_live(
+    engine: Engine,
+    models: Models,
+    workers: Mapping[Role, Worker],
+    *,
+    then: Callable[[], Run] | None = None,
+    ended: Callable[[], None] = lambda: None,
+) -> Iterator[Emit]:
+    """The synchronous side of the batching driver. Closing the iterator early leaves the models usable.
+
+    ``then`` and ``ended`` are :class:`Live`'s.
+    """
     items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-    live = Live(engine, models, workers, items.put)
+    live = Live(engine, models, workers, items.put, then=then, ended=ended)
     live.begin()
     item: Item = None
-    ended = False
+    over = False
     try:
         while isinstance(item := items.get(), Emit):
             yield item
-        ended = True
+        over = True
     finally:
-        if not ended:
+        if not over:
             live.cancel()
             while isinstance(items.get(), Emit):
                 pass
@@ -191,27 +229,37 @@ def run_live(engine: Engine, models: Models, workers: Mapping[Role, Worker]) -> 
         raise item
 
 
-async def arun_live(engine: Engine, models: Models, workers: Mapping[Role, Worker]) -> AsyncGenerator[Emit, None]:
+async def arun_live(
+    engine: Engine,
+    models: Models,
+    workers: Mapping[Role, Worker],
+    *,
+    then: Callable[[], Run] | None = None,
+    ended: Callable[[], None] = lambda: None,
+) -> AsyncGenerator[Emit, None]:
     """The asynchronous side of the batching driver: :func:`run_live` for a coroutine."""
     loop = asyncio.get_running_loop()
     items: asyncio.Queue[Item] = asyncio.Queue()
 
     def emit(item: Item) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        try:
             loop.call_soon_threadsafe(items.put_nowait, item)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            live.abandon()
 
-    live = Live(engine, models, workers, emit)
+    live = Live(engine, models, workers, emit, then=then, ended=ended)
     live.begin()
     item: Item = None
-    ended = False
+    over = False
     try:
         while isinstance(item := await items.get(), Emit):
             yield item
-        ended = True
+        over = True
     finally:
-        if not ended:
+        if not over:
             live.cancel()
-            await _drained(items)
+            if not loop.is_closed():  # else this is being collected, and nothing can be awaited
+                await _drained(items)
     if item is not None:
         raise item
 

@@ -8,13 +8,13 @@ import os
 import statistics
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 from . import drivers
 from .config import RequestOptions
@@ -46,6 +46,7 @@ class SmallExtentWarning(UserWarning):
     """A policy asks an endpoint for a few tokens at a time, which costs more than asking it for everything."""
 
 
+T = TypeVar("T")
 _Prompts: TypeAlias = Mapping[Role, Sequence[int]]
 
 
@@ -375,39 +376,65 @@ class Router:
         return self._run(engine, alone)
 
     def _run(self, engine: Engine, alone: Engine | None) -> Iterator[StreamEvent]:
-        with self._slots.hold():
-            self._require_open()
-            for emit in self._drive(engine):
-                yield TextDelta(emit.text, emit.token)
-            if alone is not None:
-                _level(alone, engine)
-                deque(self._drive(alone, "slow" if self._local_slow else "fast"), maxlen=0)
+        for emit in (self._live if self._batching else self._inline)(engine, alone):
+            yield TextDelta(emit.text, emit.token)
         yield Finished(self._conclude(engine, alone))
 
-    def _drive(self, engine: Engine, seat: Role = "fast") -> Iterator[Emit]:
-        """Run an engine whose fast seat is taken by one of the models."""
-        models: drivers.Models = {"fast": self._models[seat], "slow": self._models["slow"]}
-        if not self._batching:
-            return drivers.run(engine, models)
-        return drivers.run_live(engine, models, self._workers.seated(seat))
+    def _inline(self, engine: Engine, alone: Engine | None) -> Iterator[Emit]:
+        with self._slots.hold():
+            self._require_open()
+            yield from drivers.run(engine, self._seated("fast"))
+            if alone is not None:
+                _level(alone, engine)
+                deque(drivers.run(alone, self._seated(self._seat_alone)), maxlen=0)
+
+    def _live(self, engine: Engine, alone: Engine | None) -> Iterator[Emit]:
+        self._slots.take()
+        yield from self._begin(drivers.run_live, engine, alone)
+
+    def _begin(self, driver: Callable[..., T], engine: Engine, alone: Engine | None) -> T:
+        """A live request's emits. It gives the slot back that was taken for it, at its end.
+
+        Not who listens to it: a coroutine whose loop is closed never comes to its own end.
+        """
+        try:
+            self._require_open()
+            workers = self._workers.seated("fast")
+        except BaseException:
+            self._slots.give()
+            raise
+        return driver(engine, self._models, workers, then=self._then(engine, alone), ended=self._slots.give)
+
+    def _then(self, engine: Engine, alone: Engine | None) -> Callable[[], drivers.Run] | None:
+        """What follows a live answer: its baseline, where one was asked for."""
+        if alone is None:
+            return None
+
+        def baseline() -> drivers.Run:
+            _level(alone, engine)
+            return alone, self._seated(self._seat_alone), self._workers.seated(self._seat_alone)
+
+        return baseline
+
+    @property
+    def _seat_alone(self) -> Role:
+        """The model in a baseline's fast seat: the slow one, unless it gives text and cannot sit there."""
+        return "slow" if self._local_slow else "fast"
+
+    def _seated(self, fast: Role) -> drivers.Models:
+        """Both models, with one of them in the fast seat."""
+        return {"fast": self._models[fast], "slow": self._models["slow"]}
 
     def _astream(self, text: TextPrompt, options: Mapping[str, Any]) -> AsyncIterator[StreamEvent]:
         engine, alone = self._prepare(text, options)
         return self._arun(engine, alone)
 
     async def _arun(self, engine: Engine, alone: Engine | None) -> AsyncIterator[StreamEvent]:
-        async with self._slots.ahold():
-            self._require_open()
-            # Closed before the slots are given back, also when the stream is given up half-way.
-            async with aclosing(drivers.arun_live(engine, self._models, self._workers.seated("fast"))) as emits:
-                async for emit in emits:
-                    yield TextDelta(emit.text, emit.token)
-            if alone is not None:
-                _level(alone, engine)
-                seat: Role = "slow" if self._local_slow else "fast"
-                models: drivers.Models = {"fast": self._models[seat], "slow": self._models["slow"]}
-                async for _ in drivers.arun_live(alone, models, self._workers.seated(seat)):
-                    pass
+        await self._slots.atake()
+        # Closed with this coroutine, also when it is given up half-way.
+        async with aclosing(self._begin(drivers.arun_live, engine, alone)) as emits:
+            async for emit in emits:
+                yield TextDelta(emit.text, emit.token)
         yield Finished(self._conclude(engine, alone))
 
     def _conclude(self, engine: Engine, alone: Engine | None) -> Generation:

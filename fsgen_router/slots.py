@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 
 from .errors import NoFreeSequence, QueueFull
 
@@ -22,12 +22,12 @@ class Slots:
         self._free = self._count = count
         self._max_waiting = max_waiting
         self._lock = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: deque[tuple[Future[None], asyncio.AbstractEventLoop | None]] = deque()
         self._threads: list[int] = []
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Wait for a slot and keep it.
+        """Wait for a slot and keep it, for a request that only this thread moves on.
 
         Raises :class:`NoFreeSequence` where every slot is held by streams that this very thread has
         left open: it would wait for itself.
@@ -39,41 +39,51 @@ class Slots:
                     f"this thread has {self._count} streams open, and the models hold no more sequences",
                     hint="finish or close one first, or load both models with a larger n_seq",
                 )
-        turn = self._take()
-        try:
-            turn.result()
-        except BaseException:
-            self._withdraw(turn)
-            raise
+        self.take()
         self._threads.append(thread)
         try:
             yield
         finally:
             self._threads.remove(thread)
-            self._give()
+            self.give()
 
-    @asynccontextmanager
-    async def ahold(self) -> AsyncIterator[None]:
-        """Like :meth:`hold`, without blocking the event loop."""
-        turn = self._take()
+    def take(self) -> None:
+        """Wait for a slot, which is kept until someone calls :meth:`give`."""
+        turn = self._queue(None)
+        try:
+            turn.result()
+        except BaseException:
+            self._withdraw(turn)
+            raise
+
+    async def atake(self) -> None:
+        """Like :meth:`take`, without blocking the event loop."""
+        turn = self._queue(asyncio.get_running_loop())
         try:
             await asyncio.shield(asyncio.wrap_future(turn))
         except BaseException:
             self._withdraw(turn)
             raise
-        try:
-            yield
-        finally:
-            self._give()
 
-    def _take(self) -> Future[None]:
+    def give(self) -> None:
+        """Give a slot back, on any thread: to who has waited longest."""
+        with self._lock:
+            while self._waiting:
+                turn, loop = self._waiting.popleft()
+                # Who waited in a loop that was closed since would never give it back.
+                if (loop is None or not loop.is_closed()) and turn.set_running_or_notify_cancel():
+                    turn.set_result(None)
+                    return
+            self._free += 1
+
+    def _queue(self, loop: asyncio.AbstractEventLoop | None) -> Future[None]:
         turn: Future[None] = Future()
         with self._lock:
             if self._free:
                 self._free -= 1
                 turn.set_result(None)
             elif len(self._waiting) < self._max_waiting:
-                self._waiting.append(turn)
+                self._waiting.append((turn, loop))
             else:
                 raise QueueFull(
                     f"{self._count} requests are being answered and {len(self._waiting)} are waiting",
@@ -81,20 +91,11 @@ class Slots:
                 )
         return turn
 
-    def _give(self) -> None:
-        with self._lock:
-            while self._waiting:
-                turn = self._waiting.popleft()
-                if turn.set_running_or_notify_cancel():
-                    turn.set_result(None)
-                    return
-            self._free += 1
-
     def _withdraw(self, turn: Future[None]) -> None:
         # Cancelled while waiting; or given the turn in that very moment, which then goes on.
         with self._lock:
             waiting = turn.cancel()
-            if waiting and turn in self._waiting:
-                self._waiting.remove(turn)
+            if waiting:
+                self._waiting = deque(other for other in self._waiting if other[0] is not turn)
         if not waiting:
-            self._give()
+            self.give()

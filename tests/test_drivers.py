@@ -542,6 +542,41 @@ async def test_a_router_stream_that_is_given_up_frees_its_place_at_once() -> Non
             assert (answer.text, answer.degraded) == (expected.text, None)
 
 
+@pytest.mark.parametrize("baseline", [False, True])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_loop_closed_under_an_open_stream_keeps_no_place(done: bool, baseline: bool) -> None:
+    """Its coroutine never comes to its end; the request does, whether it had written all by then or not."""
+    models = pair(34, n_seq=2)
+    models.fast.script = models.slow.script = lambda ids: np.eye(N_VOCAB, dtype=np.float32)[0]
+    with router_of(models, policy="every:2") as router:
+        loop = asyncio.new_event_loop()
+        streams = [router.astream("a", max_tokens=20 if done else 3000, baseline=baseline) for _ in range(2)]
+        for stream in streams:
+            loop.run_until_complete(anext(stream))
+        while done and router._slots._free < 2:
+            threading.Event().wait(0.01)
+        loop.close()
+        assert asyncio.run(asyncio.wait_for(router.acomplete("a", max_tokens=3), 30)).text == "aaa"
+        assert models.fast.forwards < 2000  # nobody reads what the others would have written
+        del stream, streams
+        gc.collect()  # they find their loop closed, and wait for nothing
+    assert models.all_free
+
+
+def test_who_waited_in_a_loop_that_is_closed_gets_no_place() -> None:
+    models = pair(35, n_seq=1)
+    with router_of(models, policy="never") as router:
+        stream = router.stream("a")
+        next(stream)
+        loop = asyncio.new_event_loop()
+        waiting = loop.create_task(router.acomplete("a"))
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        stream.close()
+        assert asyncio.run(asyncio.wait_for(router.acomplete("a", max_tokens=3), 30)).tokens
+        waiting._log_destroy_pending = False
+
+
 async def test_requests_cancelled_while_they_wait_for_a_sequence() -> None:
     models = pair(31, n_seq=1)
     with router_of(models, policy="every:2") as router:
