@@ -69,11 +69,11 @@ class Router:
 
     Every method may be called from several threads, and from coroutines at the same time. With
     ``batching`` what all live requests want of a model goes into one forward (None: where both models
-    hold several sequences; coroutines always batch). A request waits while all sequences of a model (its
-    ``n_seq``) are in use, and is refused with :class:`QueueFull` when ``max_waiting`` wait already. With
-    ``read_ahead`` n > 0 the slow model reads whenever n tokens wait for it, while the fast one goes on:
-    worth it where they run on different devices. Models that the Router loaded itself are freed by
-    :meth:`close`.
+    hold several sequences, and where the slow one gives text; coroutines always batch). A request waits
+    while all sequences of a model (its ``n_seq``) are in use, and is refused with :class:`QueueFull` when
+    ``max_waiting`` wait already. With ``read_ahead`` n > 0 the slow model reads whenever n tokens wait for
+    it, while the fast one goes on: worth it where they run on different devices. Models that the Router
+    loaded itself are freed by :meth:`close`.
 
     Raises :class:`ConfigurationError` for parts that do not exist or do not fit together (its
     subclass :class:`VocabularyMismatch` where ids mean different bytes) and
@@ -143,7 +143,10 @@ class Router:
         self._models: dict[Role, AnyModel] = {"fast": self.fast, "slow": self.slow}
         n_seq = self.fast.n_seq if self._local_slow is None else min(self.fast.n_seq, self._local_slow.n_seq)
         self._slots = Slots(n_seq, max_waiting)
-        self._batching = bool(read_ahead) or (n_seq > 1 if batching is None else batching)
+        if batching is None:
+            # Beside an endpoint also for one request at a time: a call that hangs keeps no caller's thread.
+            batching = n_seq > 1 or self._local_slow is None
+        self._batching = bool(read_ahead) or batching
         self._workers = Workers(self._models)
         self._steps: dict[Role, deque[float]] = {"fast": deque(maxlen=256), "slow": deque(maxlen=256)}
 
@@ -257,7 +260,11 @@ class Router:
                 slow.close(sequence)
 
     def close(self) -> None:
-        """Free the models that this Router loaded. Further calls raise :class:`RouterClosed`."""
+        """Free the models that this Router loaded. Requests under way and further calls raise :class:`RouterClosed`.
+
+        Waits for forwards, not for endpoints. Without batching a request runs in its caller's own thread, where
+        only the model can end a call that hangs.
+        """
         self._closed = True
         if "_workers" in self.__dict__:
             self._workers.close()

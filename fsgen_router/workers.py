@@ -204,25 +204,37 @@ class StreamWorker:
 
     def __init__(self, model: TextModel, name: str) -> None:
         self._model, self._name = model, name
+        self._lock = threading.Lock()
+        self._under_way: set[tuple[int, Client]] = set()
         self._closed = False
 
     def submit(self, command: Start, client: Client) -> None:
-        if self._closed:
-            raise _closed()
-        threading.Thread(target=self._run, args=(command, client), name=self._name, daemon=True).start()
+        with self._lock:
+            if self._closed:
+                raise _closed()
+            threading.Thread(target=self._run, args=(command, client), name=self._name, daemon=True).start()
+            self._under_way.add((command.job, client))
 
     def _run(self, command: Start, client: Client) -> None:
-        with closing(_safely(perform(self._model, command), command.job, self._model.name)) as events:
-            for event in events:
-                if not client.deliver(event):
-                    return
+        try:
+            with closing(_safely(perform(self._model, command), command.job, self._model.name)) as events:
+                for event in events:
+                    if not client.deliver(event):
+                        return
+        finally:
+            with self._lock:
+                self._under_way.discard((command.job, client))
 
     def abandon(self) -> None:
         self._closed = True
 
     def close(self) -> None:
-        # Without waiting for an endpoint that hangs: its stream ends when the model is shut down.
-        self.abandon()
+        # Without waiting for an endpoint that hangs: its stream ends when the model is shut down, or never.
+        with self._lock:
+            self._closed = True
+            under_way = list(self._under_way)
+        for job, client in under_way:
+            client.deliver(Failed(job, _closed()))
 
 
 def _safely(events: Iterator[Event], job: int, name: str) -> Generator[Event, None, None]:

@@ -7,6 +7,7 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from fsgen_router import (
     InvalidRequest,
     Prices,
     Router,
+    RouterClosed,
     SmallExtentWarning,
     TextDelta,
     reference,
@@ -236,6 +238,34 @@ async def test_a_cancelled_request_leaves_the_endpoint_alone() -> None:
         # Nor does the interpreter at its end.
         assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("fsgen-"))
         release.set()
+
+
+@pytest.mark.parametrize("n_seq", [1, 2])
+@pytest.mark.parametrize("said", [(), ("a",)])
+async def test_closing_the_router_ends_the_wait_for_an_endpoint_that_hangs(said: tuple[str, ...], n_seq: int) -> None:
+    asked, release = threading.Semaphore(0), threading.Event()
+
+    def hangs(request: Continuation) -> Iterable[str]:
+        yield from said
+        asked.release()
+        release.wait(30)
+
+    routers = [Router(fast_of(9, n_seq), ScriptedTextModel(hangs), policy="always,span=rest") for _ in range(2)]
+    with ThreadPoolExecutor(1) as thread:
+        consumers = [
+            asyncio.create_task(routers[0].acomplete(ASKED)),
+            asyncio.wrap_future(thread.submit(routers[1].complete, ASKED)),
+        ]
+        for _ in consumers:
+            assert await asyncio.to_thread(asked.acquire, timeout=30)
+        for router in routers:
+            router.close()
+        try:
+            for consumer in consumers:
+                with pytest.raises(RouterClosed):
+                    await asyncio.wait_for(consumer, 10)
+        finally:
+            release.set()
 
 
 def test_half_a_surrogate_pair_is_no_text() -> None:
