@@ -43,7 +43,7 @@ SEED = 0
 ALPHA, DELTA = 0.05, 0.1
 CERTIFIED_WITH = 1000
 RESPLITS = 500
-RATES = (0.01, 0.02, 0.035, 0.05, 0.07, 0.11, 0.15, 0.2)
+RATES = (0.02, 0.035, 0.05, 0.07, 0.11, 0.14, 0.17)
 SINGLE = ("entropy", "varentropy", "max_prob", "margin")
 
 
@@ -67,7 +67,8 @@ def make_runner(bench: Bench, split: str, items: list[Item]) -> cal.Runner:
     bars = bench.stages.progress
     bars.begin(split, 0)
     name = f"{split}{len(items)}"
-    return cal.Runner(bench.router, items, bench.work, name, bench.options.request, 1, bars.advance)
+    options = bench.options
+    return cal.Runner(bench.router, items, bench.work, name, options.request, options.concurrency, bars.advance)
 
 
 def sweeps(runner: cal.Runner, fitted: Fitted, scorers: dict[str, Scorer]) -> dict[str, list[Run]]:
@@ -195,7 +196,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     prompts = cal.reference_prompts(args.count)
     out = args.work / "policy.safetensors"
-    options = {"method": "verify", "seed": SEED, "curves": False}
+    options = {"method": "verify", "seed": SEED, "curves": False, "concurrency": 8}
     about = {
         "script": "benchmarks/calibration.py",
         "world": world.VERSION,
