@@ -20,7 +20,7 @@ from .engine import Cancel, Chunk, Command, Done, Emit, Engine, Event, Start
 from .models import Opened, TokenModel
 from .records import Role
 from .text_models import Continuation
-from .workers import AnyModel, Worker, perform
+from .workers import AnyModel, Worker, WorkerThread, perform
 
 Models: TypeAlias = Mapping[Role, AnyModel]
 Item: TypeAlias = Emit | BaseException | None
@@ -221,7 +221,9 @@ def run_live(
             yield item
         over = True
     finally:
-        if not over:
+        if not over and isinstance(threading.current_thread(), WorkerThread):
+            live.abandon()  # collected there, which may be the very thread that is to bring the end
+        elif not over:
             live.cancel()
             while isinstance(items.get(), Emit):
                 pass

@@ -83,6 +83,10 @@ class Worker(Protocol):
         """Let the threads end when they like: nobody submits any more. Never waits."""
 
 
+class WorkerThread(threading.Thread):
+    """A thread that requests wait for, so it must itself wait for none: not for what it happens to collect either."""
+
+
 @dataclass(slots=True)
 class _Job:
     """A work on its way: what is left of it, and the rows that have come."""
@@ -105,7 +109,7 @@ class BatchWorker:
         self._waiting: deque[tuple[Start, Client]] = deque()
         self._jobs: deque[_Job] = deque()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = WorkerThread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, command: Start, client: Client) -> None:
@@ -212,7 +216,7 @@ class StreamWorker:
         with self._lock:
             if self._closed:
                 raise _closed()
-            threading.Thread(target=self._run, args=(command, client), name=self._name, daemon=True).start()
+            WorkerThread(target=self._run, args=(command, client), name=self._name, daemon=True).start()
             self._under_way.add((command.job, client))
 
     def _run(self, command: Start, client: Client) -> None:

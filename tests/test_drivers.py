@@ -522,6 +522,29 @@ def test_a_router_that_nobody_closed_leaves_neither_threads_nor_models() -> None
     assert gone() is None
 
 
+def test_a_stream_that_is_collected_on_the_models_thread_waits_for_nobody() -> None:
+    """Least of all for that thread: here it drops the last reference, as its garbage collection may."""
+    models, left, dropped = pair(36, n_seq=1), [], threading.Event()
+
+    def script(ids: Sequence[int]) -> np.ndarray:
+        if left and len(ids) > 20:
+            left.clear()
+            dropped.set()
+        return np.eye(N_VOCAB, dtype=np.float32)[0]
+
+    models.fast.script = script
+    with router_of(models, policy="never", batching=True) as router:
+        stream = router.stream("a", max_tokens=3000)
+        next(stream)
+        left.append(stream)
+        del stream
+        assert dropped.wait(30)
+        # The request's own end gives its place back.
+        assert asyncio.run(asyncio.wait_for(router.acomplete("ab", max_tokens=3), 30)).text == "aaa"
+        assert models.fast.forwards < 2000
+    assert models.all_free
+
+
 async def test_a_router_stream_that_is_given_up_frees_its_place_at_once() -> None:
     """With one sequence per model, the next request needs what the last one gave back."""
     models = pair(30, n_seq=1)
