@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, cast
@@ -26,7 +26,7 @@ from .text_models import Continuation, TextEnd, TextModel, reads_tokens
 CHUNK = 64
 """Tokens of one work in one forward while others wait too, so that a long prompt does not hold them up."""
 TICK = 512
-"""Tokens of all works in one forward."""
+"""Tokens of all works in one forward; more only where more works than this wait, with one token each."""
 
 AnyModel: TypeAlias = TokenModel | TextModel
 
@@ -107,7 +107,7 @@ class BatchWorker:
         self._model = model
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Start, Client]] = deque()
-        self._jobs: deque[_Job] = deque()
+        self._jobs: list[_Job] = []
         self._closed = False
         self._thread = WorkerThread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -154,19 +154,14 @@ class BatchWorker:
             client.deliver(event)
 
     def _tick(self) -> None:
-        """One forward over a share of what waits, in the order of arrival."""
+        """One forward over a share of everything that waits."""
         for job in [job for job in self._jobs if job.client.cancelled]:
             self._jobs.remove(job)
             job.client.deliver(Failed(job.command.job, RouterClosed("the request was cancelled")))
-        room, share = TICK, CHUNK if len(self._jobs) > 1 else TICK
-        taken: list[tuple[_Job, Work, list[int]]] = []
-        while self._jobs and room > 0:
-            job = self._jobs.popleft()
-            part, slots = _split(job, min(share, room))
-            room -= len(part.ids)
-            taken.append((job, part, slots))
-        if not taken:
+        if not self._jobs:
             return
+        shares = _shares([len(job.left.ids) for job in self._jobs])
+        taken = [(job, *_split(job, share)) for job, share in zip(self._jobs, shares, strict=True)]
         began = time.perf_counter()
         try:
             results = self._model.forward([part for _, part, _ in taken])
@@ -176,14 +171,29 @@ class BatchWorker:
                     job.rows[slot] = row
                 job.seconds += seconds
         except BaseException as error:
+            self._jobs.clear()
             for job, _, _ in taken:
                 job.client.deliver(Failed(job.command.job, _failure(error, self._model.name)))
             return
-        # What is not read to its end stays in front of what has not begun.
-        self._jobs.extendleft(job for job, _, _ in reversed(taken) if job.left.ids)
+        self._jobs = [job for job in self._jobs if job.left.ids]
         for job, _, _ in taken:
             if not job.left.ids:
                 job.client.deliver(Done(job.command.job, job.rows, job.seconds))  # type: ignore[arg-type]
+
+
+def _shares(lengths: Sequence[int]) -> list[int]:
+    """How many tokens of works with these lengths go into one forward.
+
+    The max-min fair division of :data:`TICK`: short works go whole, a single token always does, and long ones
+    have equal parts of what that leaves, though none more than :data:`CHUNK` while others wait.
+    """
+    most, room = CHUNK if len(lengths) > 1 else TICK, TICK
+    shares = list(lengths)
+    shortest_first = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for done, index in enumerate(shortest_first):
+        shares[index] = min(lengths[index], most, max(room // (len(lengths) - done), 1))
+        room -= shares[index]
+    return shares
 
 
 def _split(job: _Job, size: int) -> tuple[Work, list[int]]:

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted_pairs import N_VOCAB, Pair, finish, ids_of, make_engine, pair, prompt
 
 from fsgen_router import BackendError, ConfigurationError, Mask, QueueFull, Router, RouterClosed, TextDelta, drivers
@@ -22,7 +24,7 @@ from fsgen_router.models import Work
 from fsgen_router.policies import Capped, Every
 from fsgen_router.reading import Read, Warp
 from fsgen_router.records import Role
-from fsgen_router.workers import CHUNK, TICK, BatchWorker, Workers
+from fsgen_router.workers import CHUNK, TICK, BatchWorker, Workers, _shares
 
 POLICIES = ("never", "always", "every:3", "every:4,span=2", "random:0.3,span=rest", "entropy>1.5", "budget:0.2")
 WARPS = (Warp(), Warp(temperature=0.8), Warp(temperature=1.4, top_k=6, top_p=0.9))
@@ -160,6 +162,47 @@ def test_a_long_prompt_goes_in_pieces_while_others_wait() -> None:
         # Alone, it goes in few forwards.
         assert max(len(works[0].ids) for works in model.batches[2:]) > CHUNK
         assert max(sum(len(work.ids) for work in works) for works in model.batches) <= TICK
+    finally:
+        model.gate = None
+        gate.go.release(100)
+        worker.close()
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=60))
+def test_a_forward_is_shared_fairly(lengths: list[int]) -> None:
+    shares = _shares(lengths)
+    assert sum(shares) <= TICK
+    largest, cut = max(shares), [share for share, length in zip(shares, lengths, strict=True) if share < length]
+    assert all(share >= largest - 1 for share in cut)  # nobody has more than who could use more
+    assert all(share > 0 for share in shares)
+    if cut and len(lengths) > 1 and largest < CHUNK:
+        assert sum(shares) > TICK - len(lengths)  # and nothing is left lying
+
+
+def test_single_tokens_are_in_every_forward_however_many_long_prompts_there_are() -> None:
+    models = gated(24, n_seq=20)
+    model, gate = models.fast, Gate()
+    sequences = [model.open([]).sequence for _ in range(20)]
+    worker = BatchWorker(model, "test")
+    try:
+        model.gate = gate
+        callers = [Caller() for _ in range(21)]
+        worker.submit(Start(0, "fast", Work(sequences[0], 0, [1], [(0, Read())])), callers[0])
+        gate.entered.acquire()  # it is in a forward; what comes now waits for the next one
+        for job in range(1, 20):
+            ids = [1] if job > 17 else [number % 18 for number in range(900)]
+            worker.submit(Start(job, "fast", Work(sequences[job], 0, ids, [(len(ids) - 1, Read())])), callers[job])
+        gate.go.release()
+        gate.entered.acquire()
+        worker.submit(Start(20, "fast", Work(sequences[0], 1, [2], [(0, Read())])), callers[20])
+        model.gate = None
+        gate.go.release(100)
+        assert all(caller.done.wait(30) for caller in callers)
+        assert all(isinstance(event, Done) for caller in callers for event in caller.events)
+        counts = [sorted(len(work.ids) for work in works) for works in model.batches]
+        assert counts[1] == [1, 1] + [30] * 17
+        assert counts[2] == [1] + [30] * 16 + [31]
+        assert all(sum(count) <= TICK for count in counts)
     finally:
         model.gate = None
         gate.go.release(100)
