@@ -8,13 +8,15 @@ place.
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,6 +46,9 @@ _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 _SMALL_MODEL = 50_000_000
 _MAX_OUTPUTS = 64  # rows of logits held at once: 39 MB at a vocabulary of 152,000
+# Where hidden states are read, llama.cpp makes an output of every token. Up to so many that nobody wants cost
+# less than a decode of their own.
+_SPARE_OUTPUTS = 16
 
 _UNUSED, _CONTROL = 2, 8  # llama_token_attr
 
@@ -297,15 +302,18 @@ class LlamaCppModel:
         self.n_params: int = lib.llama_model_n_params(self._model)
         self.n_seq = self.options.n_seq
         self.capabilities = Capabilities(
-            rewind=not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
+            rewind=not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)),
+            hidden_size=lib.llama_model_n_embd_out(self._model),
         )
         self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab)
         self._scratch = Scratch()
         self._batch = _Batch(self.options.n_batch)
         # A pointer as a plain integer, without ctypes' own wrapping of every row.
-        self._logits_at = lib._lib["llama_get_logits_ith"]
-        self._logits_at.argtypes, self._logits_at.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
-        self._views: dict[int, Floats] = {}
+        self._logits_at, self._hidden_at = (lib._lib[f"llama_get_{name}_ith"] for name in ("logits", "embeddings"))
+        for function in (self._logits_at, self._hidden_at):
+            function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
+        self._views: dict[tuple[int, int], Floats] = {}
+        self._reads_hidden = False
 
     def _load(self, path: Path) -> Any:
         _init_backend()
@@ -334,6 +342,8 @@ class LlamaCppModel:
         params.n_threads = params.n_threads_batch = options.n_threads or self._default_threads()
         params.flash_attn_type = int(options.flash_attn)
         params.type_k, params.type_v = _KV_TYPES[options.type_k], _KV_TYPES[options.type_v]
+        # A hidden state for every token, also of models that are made to pool them.
+        params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
         params.no_perf = True
         _last_errors.clear()
         context = lib.llama_init_from_model(model, params)
@@ -399,9 +409,15 @@ class LlamaCppModel:
             self._require_alive()
             rows: list[list[Any]] = [[None] * len(work.reads) for work in works]
             try:
+                segments: list[_Segment] = []
                 for number, work in enumerate(works):
                     self._pool.begin(work)
-                    self._add(work, rows[number])
+                    segments += self._segments(work, rows[number])
+                    self._pool.extend(work.sequence, work.ids)
+                # A decode either gives hidden states or does not: what needs none goes first.
+                segments.sort(key=_hidden)
+                for segment in segments:
+                    self._add(segment)
                 self._flush()
             except BaseException:
                 # What the KV cache holds now is not known (Ctrl-C too): both sides forget.
@@ -412,52 +428,104 @@ class LlamaCppModel:
                 raise
             return rows
 
-    def _add(self, work: Work, rows: list[Any]) -> None:
-        """Put a work into the batch, decoding whenever it is full."""
+    def _segments(self, work: Work, rows: list[Any]) -> list[_Segment]:
+        """Rewind a work's sequence, and cut its tokens where reads begin that want hidden states."""
         ids, start, reads = work.ids, work.keep, work.reads
         if not lib.llama_memory_seq_rm(self._memory, work.sequence, start, -1):
             # Recurrent memory cannot go back: read the kept prefix again.
             lib.llama_memory_seq_rm(self._memory, work.sequence, -1, -1)
             reads = [(at + start, read) for at, read in reads]
             ids, start = [*self._pool.held(work.sequence), *ids], 0
-        batch, at = self._batch, 0
-        pending = sorted(((index, slot, read) for slot, (index, read) in enumerate(reads)), key=lambda r: r[0])
+        wanted = [_Wanted(index, rows, slot, read) for slot, (index, read) in enumerate(reads)]
+        wanted.sort(key=_at)
+        firsts = [wish.at for wish in wanted if wish.read.hidden]
+        first = firsts[0] if firsts else 0
+        if first <= _SPARE_OUTPUTS:
+            return [_Segment(work.sequence, start, ids, wanted, hidden=bool(firsts))]
+        before = [wish for wish in wanted if wish.at < first]
+        behind = [wish._replace(at=wish.at - first) for wish in wanted[len(before) :]]
+        return [
+            _Segment(work.sequence, start, ids[:first], before, hidden=False),
+            _Segment(work.sequence, start + first, ids[first:], behind, hidden=True),
+        ]
+
+    def _add(self, segment: _Segment) -> None:
+        """Put a segment into the batch, decoding whenever it is full."""
+        batch, ids, at = self._batch, segment.ids, 0
+        if batch.hidden != segment.hidden:
+            self._flush()
+            batch.hidden = segment.hidden
+        pending = list(segment.wanted)
         while at < len(ids):
             take = min(batch.room, len(ids) - at)
             if len(pending) > _MAX_OUTPUTS:
                 # At least one token, however many reads it has.
-                take = max(min(take, pending[_MAX_OUTPUTS][0] - at), 1)
-            base = batch.append(work.sequence, start + at, ids[at : at + take])
-            while pending and pending[0][0] < at + take:
-                index, slot, read = pending.pop(0)
-                batch.want(base + index - at, rows, slot, read)
+                take = max(min(take, pending[_MAX_OUTPUTS].at - at), 1)
+            base = batch.append(segment.sequence, segment.start + at, ids[at : at + take])
+            while pending and pending[0].at < at + take:
+                wish = pending.pop(0)
+                batch.want(base + wish.at - at, wish)
             at += take
             if at < len(ids) or not batch.room or len(batch.wanted) >= _MAX_OUTPUTS:
                 self._flush()
-        self._pool.extend(work.sequence, work.ids)
 
     def _flush(self) -> None:
         batch = self._batch
         if not batch.struct.n_tokens:
             return
+        if batch.hidden != self._reads_hidden:
+            # Free between decodes of one kind; a change has llama.cpp plan its next decode anew.
+            lib.llama_set_embeddings(self._context, batch.hidden)
+            self._reads_hidden = batch.hidden
         status = lib.llama_decode(self._context, batch.struct)
         if status:
             reason = {1: "the KV cache is full", 2: "it was aborted", -1: "a position is out of order"}.get(status, "")
             raise BackendError(f"{self.name}: llama_decode returned {status} {reason}".rstrip())
-        for index, rows, slot, read in batch.wanted:
-            rows[slot] = reduce_row(self._row(index), read, self._scratch)
+        for index, (_, rows, slot, read) in batch.wanted:
+            logits = self._view(self._logits_at(self._context, index), self.tokenizer.n_vocab)
+            hidden = self._hidden_state(index) if read.hidden else None
+            rows[slot] = reduce_row(logits, read, self._scratch, hidden)
         batch.clear()
 
-    def _row(self, index: int) -> Floats:
-        """A view of one row of logits, valid until the next decode."""
-        address = self._logits_at(self._context, index)
-        view = self._views.get(address)
+    def _hidden_state(self, index: int) -> Floats:
+        address, size = self._hidden_at(self._context, index), self.capabilities.hidden_size
+        if not address or size is None:
+            raise BackendError(f"{self.name} gives no hidden states")
+        return self._view(address, size)
+
+    def _view(self, address: int, size: int) -> Floats:
+        """A row of logits or a hidden state where llama.cpp has it, valid until the next decode."""
+        view = self._views.get((address, size))
         if view is None:
             if len(self._views) > 4096:
                 self._views.clear()
             row = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
-            view = self._views[address] = np.ctypeslib.as_array(row, (self.tokenizer.n_vocab,))
+            view = self._views[address, size] = np.ctypeslib.as_array(row, (size,))
         return view
+
+
+class _Wanted(NamedTuple):
+    """A row to be read: behind which token, and where it goes."""
+
+    at: int
+    rows: list[Any]
+    slot: int
+    read: Read
+
+
+_at, _hidden = operator.attrgetter("at"), operator.attrgetter("hidden")
+
+
+@dataclass(slots=True)
+class _Segment:
+    """Tokens of one sequence from position ``start`` on, and the rows wanted of them in ascending order."""
+
+    sequence: int
+    start: int
+    ids: Sequence[int]
+    wanted: list[_Wanted]
+    hidden: bool
+    """Some rows are wanted with their hidden states."""
 
 
 class _Batch:
@@ -480,11 +548,14 @@ class _Batch:
         self.struct = lib.llama_batch(
             n_tokens=0, **{name: ctypes.cast(array.ctypes.data, fields[name]) for name, array in arrays.items()}
         )
-        self.wanted: list[tuple[int, list[Any], int, Read]] = []
+        self.wanted: list[tuple[int, _Wanted]] = []
+        self.hidden = False
+        """The next decode gives hidden states, so that every token of it is an output."""
 
     @property
     def room(self) -> int:
-        return self.size - int(self.struct.n_tokens)
+        size = min(self.size, _MAX_OUTPUTS) if self.hidden else self.size
+        return size - int(self.struct.n_tokens)
 
     def append(self, sequence: int, position: int, ids: Sequence[int]) -> int:
         """Add tokens of one sequence; returns the batch index of the first."""
@@ -493,13 +564,13 @@ class _Batch:
         self._token[base:end] = ids
         self._pos[base:end] = range(position, position + len(ids))
         self._seq[base:end] = sequence
-        self._logits[base:end] = 0
+        self._logits[base:end] = self.hidden
         self.struct.n_tokens = end
         return base
 
-    def want(self, index: int, rows: list[Any], slot: int, read: Read) -> None:
+    def want(self, index: int, wish: _Wanted) -> None:
         self._logits[index] = 1
-        self.wanted.append((index, rows, slot, read))
+        self.wanted.append((index, wish))
 
     def clear(self) -> None:
         self.struct.n_tokens = 0

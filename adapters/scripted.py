@@ -8,6 +8,10 @@
         ...
     endpoint = ScriptedTextModel(pieces)
 
+    def hidden(ids):             # optional: every token so far -> a hidden state of shape (n_embd,)
+        ...
+    model = ScriptedModel(logits, tokenizer, hidden=hidden, hidden_size=n_embd)
+
 They keep the whole contract (sequences, rewind, prefix reuse, reductions, errors), so what passes
 with them fails on a real backend only for the backend's own reasons.
 """
@@ -22,7 +26,7 @@ import numpy as np
 
 from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
-from fsgen_router.reading import Floats, Row, Scratch, reduce_row
+from fsgen_router.reading import Floats, Read, Row, Scratch, reduce_row
 from fsgen_router.text_models import Continuation, TextCapabilities, TextChunk, TextEnd, TextEvent
 from fsgen_router.tokenizer import Message
 
@@ -72,7 +76,8 @@ class ScriptedModel:
     """A :class:`~fsgen_router.models.TokenModel` whose logits are ``script(ids)``.
 
     ``works`` records every work of every forward and ``forwards`` counts those, for tests. ``fail_after``
-    makes the forward with that number (from 0) and all later ones raise :class:`BackendError`.
+    makes the forward with that number (from 0) and all later ones raise :class:`BackendError`. With ``hidden``
+    reads may ask for hidden states, of shape (``hidden_size``,).
     """
 
     def __init__(
@@ -85,10 +90,15 @@ class ScriptedModel:
         n_seq: int = 4,
         n_params: int = 1000,
         fail_after: int | None = None,
+        hidden: Script | None = None,
+        hidden_size: int | None = None,
     ) -> None:
         self.script, self.tokenizer, self.name = script, tokenizer, name
         self.n_ctx, self.n_seq, self.n_params = n_ctx, n_seq, n_params
-        self.capabilities = Capabilities()
+        if (hidden is None) != (hidden_size is None):
+            raise ConfigurationError("hidden states and their size go together", hint="give hidden and hidden_size")
+        self.hidden = hidden
+        self.capabilities = Capabilities(hidden_size=hidden_size)
         self.works: list[Work] = []
         self._fail_after = fail_after
         self.forwards = 0
@@ -125,8 +135,21 @@ class ScriptedModel:
                 logits = np.asarray(self.script(held), np.float32)
                 if logits.shape != (self.tokenizer.n_vocab,):
                     raise ConfigurationError(f"the script gave shape {logits.shape}, not ({self.tokenizer.n_vocab},)")
-                rows[number] = reduce_row(logits, reads.pop(number)[1], self._scratch)
+                read = reads.pop(number)[1]
+                rows[number] = reduce_row(logits, read, self._scratch, self._hidden_state(held, read))
         return [rows[number] for number in range(len(work.reads))]
+
+    def _hidden_state(self, held: Sequence[int], read: Read) -> Floats | None:
+        if not read.hidden:
+            return None
+        if self.hidden is None:
+            raise BackendError(f"{self.name} gives no hidden states")
+        state = np.asarray(self.hidden(held), np.float32)
+        if state.shape != (self.capabilities.hidden_size,):
+            raise ConfigurationError(
+                f"the script gave a hidden state of shape {state.shape}, not ({self.capabilities.hidden_size},)"
+            )
+        return state
 
     def close(self, sequence: int) -> None:
         self._pool.close(sequence)  # without the lock, which others' forwards hold

@@ -42,11 +42,12 @@ class _Kind:
     warp: Warp
     whole: bool
     """The whole row is brought to the host."""
+    hidden: bool
 
     @classmethod
     def of(cls, read: Read) -> _Kind:
         whole = read.full or (read.check is not None and read.check.rule.needs_fast_row)
-        return cls(read.signals, read.top_k, len(read.ids), read.warp, whole)
+        return cls(read.signals, read.top_k, len(read.ids), read.warp, whole, read.hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class _Columns:
 
     n_top: int
     n_ids: int
+    n_hidden: int
 
     # The same for every kind: argmax, its logit, the sum of exp(x - peak), and the sums of that times
     # (x - peak) and (x - peak)^2; then the token that is drawn and one that is drawn in its place, with
@@ -74,12 +76,19 @@ class _Columns:
         return slice(self.top_logits.stop, self.top_logits.stop + self.n_ids)
 
     @property
+    def hidden(self) -> slice:
+        return slice(self.id_logits.stop, self.id_logits.stop + self.n_hidden)
+
+    @property
     def row(self) -> slice:
-        return slice(self.id_logits.stop, None)
+        return slice(self.hidden.stop, None)
 
 
-def reduce_rows(logits: Tensor, reads: Sequence[tuple[int, Read]]) -> list[Row]:
-    """Read rows of ``logits``, of shape (m, n_vocab): for each pair of a row and a read its Row."""
+def reduce_rows(logits: Tensor, reads: Sequence[tuple[int, Read]], hidden: Tensor | None = None) -> list[Row]:
+    """Read rows of ``logits``, of shape (m, n_vocab): for each pair of a row and a read its Row.
+
+    ``hidden``, of shape (m, n_embd), is needed where a read asks for hidden states.
+    """
     if logits.shape[-1] >= _MAX_VOCAB:
         raise ConfigurationError(f"a vocabulary of {logits.shape[-1]} is more than {_MAX_VOCAB}")
     groups: dict[_Kind, list[int]] = defaultdict(list)
@@ -91,7 +100,8 @@ def reduce_rows(logits: Tensor, reads: Sequence[tuple[int, Read]]) -> list[Row]:
         for kind, members in groups.items()
         for start in range(0, len(members), at_once)
     ]
-    reduced = [_reduce(logits, [reads[number] for number in members], kind) for kind, members in batches]
+    states = logits[:, :0] if hidden is None else hidden
+    reduced = [_reduce(logits, states, [reads[number] for number in members], kind) for kind, members in batches]
     if not reduced:
         return []
     flat = torch.cat([numbers.reshape(-1) for numbers in reduced]).cpu().numpy()
@@ -100,7 +110,7 @@ def reduce_rows(logits: Tensor, reads: Sequence[tuple[int, Read]]) -> list[Row]:
     for (kind, members), numbers in zip(batches, reduced, strict=True):
         table = flat[start : start + numbers.numel()].reshape(numbers.shape)
         start += numbers.numel()
-        columns = _Columns(min(kind.top_k, logits.shape[-1]), kind.n_ids)
+        columns = _Columns(min(kind.top_k, logits.shape[-1]), kind.n_ids, states.shape[-1] if kind.hidden else 0)
         for number, values in zip(members, table, strict=True):
             rows[number] = _row(values, reads[number][1], columns)
     return [rows[number] for number in range(len(reads))]
@@ -109,11 +119,12 @@ def reduce_rows(logits: Tensor, reads: Sequence[tuple[int, Read]]) -> list[Row]:
 # --- on the device -------------------------------------------------------------------------------
 
 
-def _reduce(logits: Tensor, reads: Sequence[tuple[int, Read]], kind: _Kind) -> Tensor:
+def _reduce(logits: Tensor, states: Tensor, reads: Sequence[tuple[int, Read]], kind: _Kind) -> Tensor:
     """What is left of the rows: float32 of shape (len(reads), columns)."""
     device = logits.device
     # A copy, which masks may change. Adding 0 makes -0 and 0 the tie that they are.
-    rows = logits[_tensor([row for row, _ in reads], device)].float() + 0.0
+    at = _tensor([row for row, _ in reads], device)
+    rows = logits[at].float() + 0.0
     _apply_masks(rows, [read.mask for _, read in reads])
     best = _best(rows, max(kind.top_k, 1))
     argmax = best[:, :1]
@@ -141,6 +152,7 @@ def _reduce(logits: Tensor, reads: Sequence[tuple[int, Read]], kind: _Kind) -> T
         *(argmax, peak, total, first, second),
         *(drawn, rows.gather(1, drawn), redrawn, rows.gather(1, redrawn), rows.gather(1, drafted)),
         *(top, rows.gather(1, top), rows.gather(1, ids)),
+        *([states[at]] if kind.hidden else []),
         *([rows] if kind.whole else []),
     ]
     return torch.cat([part.float() for part in parts], 1)
@@ -246,6 +258,7 @@ def _row(values: Floats, read: Read, columns: _Columns) -> Row:
         id_logprobs=tuple(_below(values[columns.id_logits], log_partition)),
         accepted=accepted,
         logits=np.array(values[columns.row]) if read.full else None,
+        hidden=np.array(values[columns.hidden]) if read.hidden else None,
     )
 
 

@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -427,7 +427,9 @@ class TransformersModel:
             takes = inspect.signature(self._model.forward).parameters
             self._takes_positions = "position_ids" in takes
             self._takes_rows = "logits_to_keep" in takes
-            self._memory, width = self._remember("cache_params" if "cache_params" in takes else "past_key_values")
+            self._head: Any = self._model.get_output_embeddings()
+            with self._head_inputs(wanted=self._head is not None) as states:
+                self._memory, width = self._remember("cache_params" if "cache_params" in takes else "past_key_values")
             self.tokenizer = TransformersTokenizer(
                 _tokenizer(source, self._config),
                 self.name,
@@ -436,7 +438,9 @@ class TransformersModel:
                 **_said_by_gguf(source),
             )
         self.n_params = int(self._model.num_parameters())
-        self.capabilities = self._memory.capabilities
+        if not states:
+            self._head = None
+        self.capabilities = replace(self._memory.capabilities, hidden_size=states[-1].shape[-1] if states else None)
         # numpy is the faster one on the host, and MPS shares its memory.
         self._reduce = self._reduce_on_host if self.device.type in ("cpu", "mps") else reduce_rows
         self._scratch = Scratch()
@@ -528,7 +532,7 @@ class TransformersModel:
     def shutdown(self) -> None:
         with self._lock:
             if self._model is not None:
-                self._model = self._memory = None  # type: ignore[assignment]
+                self._model = self._memory = self._head = None  # type: ignore[assignment]
                 _give_back(self.device)
 
     def _require_alive(self) -> None:
@@ -582,18 +586,40 @@ class TransformersModel:
             for number, read in asked
         ]
         columns = sorted({column for _, column, *_ in reads})
-        logits = self._logits(pending, parts, columns or [width - 1])
+        with self._head_inputs(wanted=any(read.hidden for *_, read in reads)) as states:
+            logits = self._logits(pending, parts, columns or [width - 1])
         at = {column: index for index, column in enumerate(columns)}
         found = self._reduce(
             logits.flatten(0, 1)[:, : self.tokenizer.n_vocab],
             [(row * len(columns) + at[column], read) for row, column, *_, read in reads],
+            self._rows_of(states[-1], columns).flatten(0, 1) if states else None,
         )
         for (*_, work, number, _read), reduced in zip(reads, found, strict=True):
             rows[work][number] = reduced
 
-    def _reduce_on_host(self, logits: torch.Tensor, reads: Sequence[tuple[int, Read]]) -> list[Row]:
+    def _reduce_on_host(
+        self, logits: torch.Tensor, reads: Sequence[tuple[int, Read]], hidden: torch.Tensor | None = None
+    ) -> list[Row]:
         rows = logits.float().cpu().numpy()
-        return [reduce_row(rows[row], read, self._scratch) for row, read in reads]
+        if hidden is None:
+            return [reduce_row(rows[row], read, self._scratch) for row, read in reads]
+        states = hidden.float().cpu().numpy()
+        return [reduce_row(rows[row], read, self._scratch, states[row]) for row, read in reads]
+
+    @contextmanager
+    def _head_inputs(self, *, wanted: bool) -> Iterator[list[torch.Tensor]]:
+        """What the LM head reads in a forward: hidden states of the rows of logits, and of no others."""
+        seen: list[torch.Tensor] = []
+        if not wanted:
+            yield seen
+            return
+        if self._head is None:
+            raise BackendError(f"{self.name} gives no hidden states")
+        hook = self._head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        try:
+            yield seen
+        finally:
+            hook.remove()
 
     def _logits(self, pending: Sequence[_Pending], parts: Sequence[_Part], columns: list[int]) -> torch.Tensor:
         """Logits of the given columns: shape (len(parts), len(columns), width of a row)."""
@@ -609,7 +635,11 @@ class TransformersModel:
         if self._takes_rows:
             inputs["logits_to_keep"] = 1 if last else torch.tensor(columns, device=self.device)
         logits: torch.Tensor = self._model(**inputs, use_cache=True).logits
-        return logits if self._takes_rows else logits[:, columns]
+        return self._rows_of(logits, columns)
+
+    def _rows_of(self, states: torch.Tensor, columns: list[int]) -> torch.Tensor:
+        """The given columns of what a forward gave, which are all of it where the model was told them."""
+        return states if self._takes_rows else states[:, columns]
 
     @contextmanager
     def _errors_of_working(self) -> Iterator[None]:

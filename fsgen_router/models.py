@@ -41,6 +41,8 @@ class Capabilities:
 
     rewind: bool = True
     """A rewind costs nothing. Without it (recurrent memory), the kept prefix is read again."""
+    hidden_size: int | None = None
+    """Width of the hidden state that ``Read(hidden=True)`` brings; None where it cannot be read."""
 
 
 class TokenModel(Protocol):

@@ -77,7 +77,8 @@ class Read:
 
     ``signals`` asks for entropy, varentropy and the ``top_k`` best; ``ids`` for the log-probabilities
     of given tokens; ``uniform`` in [0, 1) decides the draw when ``warp`` is not greedy; ``check`` has a
-    drafted token judged; ``full`` for a copy of the masked logits.
+    drafted token judged; ``full`` for a copy of the masked logits; ``hidden`` for the hidden state that
+    the row was made of, where the model's capabilities say that it can be read.
     """
 
     signals: bool = False
@@ -88,6 +89,7 @@ class Read:
     mask: Mask | None = None
     check: Check | None = None
     full: bool = False
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ class Row:
     ``token`` is what was drawn (the argmax when greedy), ``logprob`` its log-probability; where a draft
     was checked, ``accepted`` tells whether it stands, and ``token`` is what stands;
     ``top_ids`` and ``top_logprobs`` are sorted, best first, ties by lower id; entropy and varentropy
-    (variance of -log p, in nats squared) are NaN unless signals were read.
+    (variance of -log p, in nats squared) are NaN unless signals were read. ``hidden`` is the output of the
+    last layer after the final norm, which the LM head reads: float32, shape (n_embd,). Masks leave it as it is.
     """
 
     token: int
@@ -112,6 +115,7 @@ class Row:
     id_logprobs: tuple[float, ...] = ()
     accepted: bool | None = None
     logits: Floats | None = None
+    hidden: npt.NDArray[np.float32] | None = None
 
 
 # Exponentials are taken a chunk at a time, so that they stay in the first cache while the row streams by
@@ -128,8 +132,11 @@ class Scratch:
         self.ones = np.ones(_CHUNK, np.float32)
 
 
-def reduce_row(logits: Floats, read: Read, scratch: Scratch) -> Row:
-    """Read one row of shape (n_vocab,). ``logits`` is not changed."""
+def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | None = None) -> Row:
+    """Read one row of shape (n_vocab,), and copy its hidden state, shape (n_embd,), where that was wanted.
+
+    Neither is changed.
+    """
     if read.mask is not None:
         logits = _masked(logits, read.mask)
     best = top_ids_of(logits, max(read.top_k, 1))
@@ -154,6 +161,7 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch) -> Row:
         id_logprobs=tuple(float(logits[i]) - log_partition for i in read.ids),
         accepted=accepted,
         logits=np.array(logits) if read.full else None,
+        hidden=np.array(hidden, np.float32) if read.hidden and hidden is not None else None,
     )
 
 

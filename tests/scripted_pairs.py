@@ -77,6 +77,14 @@ def script(seed: int, *, shared: int = 0, own: float = 1.0, levels: int = 0, eog
     return logits
 
 
+HIDDEN = 6
+
+
+def hidden(seed: int) -> Script:
+    """Hidden states, shape (HIDDEN,), from a hash of ``ids``."""
+    return lambda ids: _noise(seed + (1 << 32), ids)[:HIDDEN] - np.float32(4)
+
+
 @dataclass
 class Pair:
     """Two scripted models and the scripts that they are made of."""

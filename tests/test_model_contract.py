@@ -21,13 +21,21 @@ from fsgen_router.adapters.torch_reading import reduce_rows
 from fsgen_router.adapters.transformers import TransformersModel
 from fsgen_router.models import TokenModel, Work
 from fsgen_router.reading import GREEDY, Read, Row, Warp, draw, warped
+from fsgen_router.records import Role
 
 N_CTX = 160
 FULL = Read(full=True)
 
 
 def _scripted(n_seq: int) -> TokenModel:
-    return ScriptedModel(scripted_pairs.script(5), scripted_pairs.tokenizer(), n_ctx=N_CTX, n_seq=n_seq)
+    return ScriptedModel(
+        scripted_pairs.script(5),
+        scripted_pairs.tokenizer(),
+        n_ctx=N_CTX,
+        n_seq=n_seq,
+        hidden=scripted_pairs.hidden(5),
+        hidden_size=scripted_pairs.HIDDEN,
+    )
 
 
 def _llama_cpp(n_seq: int, n_batch: int) -> TokenModel:
@@ -227,6 +235,82 @@ def test_many_reads_in_one_work(model: TokenModel, at: int | None) -> None:
     assert len(rows) == 150
     for index in (0, 63, 64, 65, 149):
         assert_same_row(rows[index], fresh(model, ids[: places[index] + 1]))
+
+
+# --- hidden states -------------------------------------------------------------------------------
+
+STATE = Read(full=True, hidden=True)
+
+
+def assert_same_state(found: Row, expected: Row) -> None:
+    assert_same_row(found, expected)
+    assert found.hidden is not None
+    assert found.hidden.dtype == np.float32
+    np.testing.assert_allclose(found.hidden, expected.hidden, atol=2e-5, rtol=1e-5)
+
+
+def test_a_hidden_state_comes_with_the_row_where_it_is_asked_for(model: TokenModel) -> None:
+    ids = some_ids(model, 40)
+    plain, row = fresh(model, ids), fresh(model, ids, STATE)
+    assert plain.hidden is None
+    assert row.hidden is not None
+    assert row.hidden.shape == (model.capabilities.hidden_size,)
+    assert row.hidden.std() > 0.01
+    assert_same_row(row, plain)
+    kept = row.hidden.copy()
+    fresh(model, some_ids(model, 40, seed=1), STATE)
+    assert (row.hidden == kept).all()  # it is a copy
+
+
+@pytest.mark.parametrize("first", [0, 3, 70])
+def test_hidden_states_among_other_reads(model: TokenModel, first: int) -> None:
+    """However much is read without, before and in between."""
+    ids = some_ids(model, 150)
+    wanted = [first, first + 1, 149, 20, *range(80, 149, 2), 0]
+    reads = [(at, STATE if at >= first and at != 20 else FULL) for at in wanted]
+    sequence = model.open([]).sequence
+    rows = model.forward([Work(sequence, 0, ids, reads)])[0]
+    model.close(sequence)
+    for (at, read), row in [*zip(reads, rows, strict=True)][:8]:
+        if read.hidden:
+            assert_same_state(row, fresh(model, ids[: at + 1], STATE))
+        else:
+            assert row.hidden is None
+            assert_same_row(row, fresh(model, ids[: at + 1]))
+
+
+def test_hidden_states_in_a_batch_and_after_rewinds(wide_model: TokenModel) -> None:
+    rng = random.Random(8)
+    contexts: dict[int, list[int]] = {wide_model.open([]).sequence: [] for _ in range(wide_model.n_seq - 1)}
+    for turn in range(5):
+        works = []
+        for sequence in contexts:
+            keep = rng.randint(0, len(contexts[sequence]))
+            ids = some_ids(wide_model, rng.choice((1, 1, 9, 30)), seed=100 * turn + sequence)
+            contexts[sequence] = [*contexts[sequence][:keep], *ids][:N_CTX]
+            works.append(Work(sequence, keep, ids, [(len(ids) - 1, rng.choice((STATE, FULL)))]))
+        for work, (row,) in zip(works, wide_model.forward(works), strict=True):
+            expected = fresh(wide_model, contexts[work.sequence], STATE)
+            if work.reads[0][1].hidden:
+                assert_same_state(row, expected)
+            else:
+                assert row.hidden is None
+                assert_same_row(row, expected)
+
+
+@pytest.mark.parametrize("role", ["fast", "slow"])
+def test_backends_agree_on_hidden_states(role: Role) -> None:
+    """Measured with F32 weights: 5e-6 at most, at a standard deviation of 1 to 3."""
+    llama, other = reference.load(role), TransformersModel(reference.path(role), device="cpu")
+    try:
+        assert llama.capabilities.hidden_size == other.capabilities.hidden_size
+        for seed in range(3):
+            ids = some_ids(llama, 60, seed)
+            ours, theirs = fresh(llama, ids, STATE).hidden, fresh(other, ids, STATE).hidden
+            np.testing.assert_allclose(ours, theirs, atol=5e-5)
+    finally:
+        llama.shutdown()
+        other.shutdown()
 
 
 def test_a_work_without_reads_still_reads_its_tokens(model: TokenModel) -> None:
