@@ -33,7 +33,7 @@ from .acceptance import Check
 from .errors import ConfigurationError, FsgenError
 from .methods import Method
 from .models import Opened, Work
-from .policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, rewound
+from .policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, reads_hidden, rewound
 from .reading import Mask, Read, Row, Warp, hashed_uniform
 from .records import FinishReason, Generation, ModelUsage, Role, Token, Usage
 from .signals import TOP_K, Signals, make_signals
@@ -274,6 +274,7 @@ class Engine:
         self.request, self.policy, self.method = request, policy, method
         self.vocabulary, self.ledger = vocabulary, ledger
         self.read_ahead = read_ahead if policy.asks and request.text is None else 0
+        self.reads_hidden = reads_hidden(policy)
         # Where no slow model may be asked, its context limits nothing.
         self.room = min(limit - len(request.prompts[role]) for role, limit in contexts.items())
         self.state = EngineState(policy=policy.begin(ledger), text=TextStream(request.stop))
@@ -371,7 +372,7 @@ class Engine:
         state.policy, decision = self.policy.decide(state.policy, signals, self._context())
         if decision.escalate and self.request.text is not None and not state.text.complete:
             decision = dataclasses.replace(decision, escalate=False, reason="inside a character")
-        proposal = Proposal(row, signals, decision)
+        proposal = Proposal(row, signals.without_hidden(), decision)
         state.usage.decisions += 1
         if not decision.escalate:
             return self._fast_stands(proposal)
@@ -639,7 +640,8 @@ class Engine:
         if state.span_left == 0:
             position, rule = len(state.answer), self.method.rule
             full = rule is not None and rule.needs_fast_row and state.degraded is None
-            read = self._choice(position, self._mask(position), signals=True, full=full)
+            hidden = self.reads_hidden and state.degraded is None
+            read = self._choice(position, self._mask(position), signals=True, full=full, hidden=hidden)
             return [*forced, *self._read_ahead(), *self._read("fast", read, "propose")]
         if self.request.text is not None:
             return [*forced, *self._continue_text(self.request.text)]
@@ -683,6 +685,7 @@ class Engine:
         ids: tuple[int, ...] = (),
         check: Check | None = None,
         full: bool = False,
+        hidden: bool = False,
     ) -> Read:
         """How a row is read that a token may be taken from."""
         return Read(
@@ -695,6 +698,7 @@ class Engine:
             mask=mask,
             check=check,
             full=full,
+            hidden=hidden,
         )
 
     def _verify(self) -> list[Command]:

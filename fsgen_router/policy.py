@@ -86,7 +86,8 @@ class Policy(Protocol):
 
     A policy whose ``checks_end`` is true has drafts judged before they end an answer, where the method
     judges drafts at all (see :func:`checks_end`). One with a method ``rewound`` keeps a part of its state
-    over a rewind (see :func:`rewound`).
+    over a rewind (see :func:`rewound`). One whose ``reads_hidden`` is true finds the fast model's hidden state
+    in ``Signals.hidden`` (see :func:`reads_hidden`).
     """
 
     @property
@@ -115,6 +116,11 @@ def checks_end(policy: Policy, context: Context) -> bool:
     """
     own: bool | Callable[[Context], bool] = getattr(policy, "checks_end", False)
     return own(context) if callable(own) else own
+
+
+def reads_hidden(policy: Policy) -> bool:
+    """Whether the fast model's hidden state is to be read at every position for this policy."""
+    return bool(getattr(policy, "reads_hidden", False))
 
 
 def rewound(policy: Policy, older: PolicyState, newer: PolicyState) -> PolicyState:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
 
 from .reading import Row
 
@@ -17,7 +20,9 @@ class Signals:
 
     Probabilities are in [0, 1], entropy in nats, varentropy in nats squared; ``top_ids`` and
     ``top_logprobs`` are the ``TOP_K`` best, best first. ``token_id`` is the token that the fast model
-    would write and ``token_class`` its :class:`~fsgen_router.tokenizer.TokenClass`.
+    would write and ``token_class`` its :class:`~fsgen_router.tokenizer.TokenClass`. ``hidden`` is the fast
+    model's last hidden state, float32 of shape (n_embd,), where the policy reads it; records of tokens leave
+    it out.
     """
 
     token_id: int
@@ -29,10 +34,15 @@ class Signals:
     log_partition: float
     top_ids: tuple[int, ...]
     top_logprobs: tuple[float, ...]
+    hidden: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     @property
     def argmax(self) -> int:
         return self.top_ids[0]
+
+    def without_hidden(self) -> Signals:
+        """These signals as a record keeps them: n_embd numbers for every token of every answer are too many."""
+        return self if self.hidden is None else replace(self, hidden=None)
 
 
 def make_signals(row: Row, token_class: int) -> Signals:
@@ -52,4 +62,5 @@ def make_signals(row: Row, token_class: int) -> Signals:
         log_partition=row.log_partition,
         top_ids=row.top_ids,
         top_logprobs=row.top_logprobs,
+        hidden=row.hidden,
     )

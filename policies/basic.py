@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, rewound
+from fsgen_router.policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, reads_hidden, rewound
 from fsgen_router.signals import Signals
 
 SignalName: TypeAlias = Literal["entropy", "varentropy", "max_prob", "margin"]
@@ -189,6 +189,10 @@ class Capped:
     @property
     def asks(self) -> bool:
         return self.inner.asks
+
+    @property
+    def reads_hidden(self) -> bool:
+        return reads_hidden(self.inner)
 
     def begin(self, ledger: Ledger) -> PolicyState:
         return self.inner.begin(ledger)
