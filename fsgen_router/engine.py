@@ -337,14 +337,15 @@ class Engine:
         state, finished = self.state, self.state.finish is not None
         if role == "fast" and not finished:
             raise error
-        if finished and purpose != "ahead":  # an audit that fails costs only its labels
+        if finished and purpose == "ahead":  # nobody needs what it read, save perhaps an audit, which begins anew
+            state.readers[role].seen = 0
+            return self._wrap_up()
+        if finished:  # an audit that fails costs only its labels
             return self._conclude()
         # The answer is not lost: the fast model goes on alone, and the result says so.
         state.degraded = f"{type(error).__name__}: {error.message}"
         emitted = self._text_stands() if state.span_text else []
         waited, state.span_left, state.escalation = state.span_left > 0, 0, None
-        if finished:
-            return self._wrap_up()
         if not waited:  # it was reading ahead
             return emitted
         if state.proposal is not None and not emitted:

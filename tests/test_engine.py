@@ -32,7 +32,7 @@ from scripted_pairs import (
 
 from fsgen_router import REST, BackendError, Generation, Ledger, Mask, drivers
 from fsgen_router.adapters.scripted import ScriptedModel
-from fsgen_router.engine import Emit, Start
+from fsgen_router.engine import Emit, Failed, Open, Start
 from fsgen_router.models import Work
 from fsgen_router.policies import Always, Every, Never, Random, Threshold
 from fsgen_router.reading import Warp
@@ -560,6 +560,37 @@ def test_an_audit_that_fails_costs_only_its_labels() -> None:
     found = answer(models, "always,span=4", ids, audit=True)
     assert ids_of(found) == ids_of(plain)
     assert (found.usage.disagreement_rate, found.usage.audited) == (None, False)
+    assert models.all_free
+
+
+@pytest.mark.parametrize("audit", [False, True])
+@pytest.mark.parametrize("at", [Open, Work])
+def test_reading_ahead_that_fails_behind_the_end_degrades_nothing(at: type, audit: bool) -> None:
+    """The answer was complete without it; an audit reads anew."""
+    models, ids = pair(13, n_seq=1), prompt(13)
+    expected = answer(pair(13), "every:50", ids, audit=audit)
+    engine = make_engine(models, "every:50", ids, audit=audit, read_ahead=1)
+    todo, late = engine.start(), None
+    while engine.generation is None:
+        if not todo:  # the fast model is done: what it did not wait for comes to nothing
+            assert late is not None
+            if isinstance(late.work, Work):
+                with pytest.raises(BackendError):
+                    models.slow.forward([dataclasses.replace(late.work, ids=[999])])
+            todo, late = engine.send(Failed(late.job, BackendError("too late"))), None
+            continue
+        command = todo.pop(0)
+        if not isinstance(command, Start):
+            continue
+        if command.role == "slow" and isinstance(command.work, at) and engine.state.finish is None and late is None:
+            late = command
+        else:
+            todo += engine.send(next(drivers.perform(models.models[command.role], command)))
+    found = engine.generation
+    assert (ids_of(found), found.degraded) == (ids_of(expected), None)
+    assert [token.slow_choice for token in found.tokens] == [token.slow_choice for token in expected.tokens]
+    for role, sequence in engine.sequences:
+        models.models[role].close(sequence)
     assert models.all_free
 
 
