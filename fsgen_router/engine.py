@@ -300,7 +300,13 @@ class Engine:
 
     def start(self) -> list[Command]:
         """The first commands (of a new engine or of a fork)."""
-        return self._next()
+        state = self.state
+        if not state.span_text:
+            return self._next()
+        # Forked in the middle of a continuation: what was said stands, and another call says what follows.
+        emitted = self._text_stands()
+        state.span_left = max(state.span_left - len(emitted), 0)
+        return [*emitted, *self._next()]
 
     def send(self, event: Event) -> list[Command]:
         """Take the outcome of a job. Raises what the fast model failed with."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from endpoints import real_server
-from scripted_pairs import N_VOCAB, pair, tokenizer
+from scripted_pairs import N_VOCAB, Vocabulary, pair, tokenizer
 
 from fsgen_router import (
     BackendError,
@@ -24,12 +24,15 @@ from fsgen_router import (
     RouterClosed,
     SmallExtentWarning,
     TextDelta,
+    drivers,
     reference,
 )
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel, ScriptedTokenizer
+from fsgen_router.engine import Engine, Request, TextPrompt
+from fsgen_router.methods import Replace
 from fsgen_router.models import TokenModel
-from fsgen_router.policies import Always
-from fsgen_router.policy import REST
+from fsgen_router.policies import Always, Capped
+from fsgen_router.policy import REST, Ledger
 from fsgen_router.reference import world
 from fsgen_router.text_models import Continuation, TextEnd, TextEvent
 
@@ -334,6 +337,36 @@ def test_asking_an_endpoint_for_a_few_tokens_is_warned_of() -> None:
         warnings.simplefilter("error")
         for policy in ("never", "every:3,span=8", "entropy>1,span=rest"):
             router.with_policy(policy)
+
+
+@pytest.mark.parametrize(("extent", "limit"), [(REST, 20), (REST, 7), (6, 12), (3, 12), (5, 3)])
+def test_a_fork_in_the_middle_of_a_continuation_repeats_nothing(extent: int, limit: int) -> None:
+    """What was said before it stands in both, and each goes on from there."""
+    whole = "ab7,ba7,b"
+    endpoint = ScriptedTextModel(lambda request: whole[len(request.answer) :])
+    models = {"fast": ScriptedModel(letters, tokenizer()), "slow": endpoint}
+
+    def make() -> Engine:
+        return Engine(
+            Request(prompts={"fast": [0]}, text=TextPrompt(prompt="a"), key="", max_tokens=limit),
+            policy=Capped(Always(extent), max_calls=1),
+            method=Replace(),
+            vocabulary=Vocabulary(),
+            contexts={"fast": 4096},
+            ledger=Ledger(),
+        )
+
+    expected = "".join(emit.text for emit in drivers.run(make(), models))
+    original, twin, shown = make(), None, ""
+    steps = drivers.run(original, models)
+    for emit in steps:
+        shown += emit.text
+        if original.state.span_text == "ab7":
+            twin = original.fork()
+            assert shown + "".join(emit.text for emit in drivers.run(twin, models)) == twin.generation.text == expected
+    assert twin is not None
+    assert shown == original.generation.text == expected
+    assert endpoint.requests[2:] == [] or endpoint.requests[2].answer == "ab7"
 
 
 PLAIN = 'extra_body={"repeat_penalty":1.0}'
