@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from fsgen_router.errors import ConfigurationError
 from fsgen_router.policy import Context
 from fsgen_router.records import Token
 from fsgen_router.signals import TOP_K, Signals
@@ -48,6 +49,37 @@ FEATURES: Final[tuple[str, ...]] = (*NUMERIC, "token_id")
 
 INDEX: Final[dict[str, int]] = {name: index for index, name in enumerate(FEATURES)}
 
+_HIDDEN: Final = "hidden_"
+
+
+def hidden_names(size: int) -> tuple[str, ...]:
+    """Names of the columns behind ``FEATURES`` that hold a hidden state of shape (size,), where it was read."""
+    return tuple(f"{_HIDDEN}{index}" for index in range(size))
+
+
+def columns_of(names: Sequence[str]) -> list[int]:
+    """Where features stand in a row. Raises :class:`ConfigurationError` for a name that no version makes."""
+    return [_column(name) for name in names]
+
+
+def _column(name: str) -> int:
+    found = INDEX.get(name)
+    if found is not None:
+        return found
+    number = name.removeprefix(_HIDDEN)
+    if number == name or not number.isdecimal():
+        raise ConfigurationError(
+            f"unknown feature {name!r}", hint=f"this version makes {', '.join(FEATURES)}, and {_HIDDEN}0 and so on"
+        )
+    return len(FEATURES) + int(number)
+
+
+def hidden_size(spec: Mapping[str, Any]) -> int:
+    """Width of the hidden state that a scorer or a guard reads, by its ``spec()``; 0 where it reads none."""
+    own = [column - len(FEATURES) + 1 for column in columns_of(spec.get("features", ()))]
+    return max([0, *own, *(hidden_size(part) for part in spec.values() if isinstance(part, Mapping))])
+
+
 GAP_CAP: Final = 20.0
 _SMALLEST_REST = 1e-9
 _ONE_HOT = [tuple(float(index == one) for index in range(len(CLASSES))) for one in range(len(CLASSES))]
@@ -56,7 +88,7 @@ _MISSING = [(GAP_CAP,) * missing for missing in range(TOP_K)]
 
 
 def feature_row(signals: Signals, context: Context) -> tuple[float, ...]:
-    """The features of one position, of length ``len(FEATURES)`` and in that order.
+    """The features of one position, in the order of ``FEATURES``, and behind them its hidden state if it was read.
 
     A tuple of Python floats: a few numbers are weighed faster one by one than through an array.
     """
@@ -75,7 +107,7 @@ def feature_matrix(positions: Iterable[tuple[Signals, Context]]) -> Floats:
 def answer_features(tokens: Sequence[Token]) -> tuple[npt.NDArray[np.int64], Floats]:
     """An answer's positions at which the fast model proposed a token, shape (n,), and their rows, (n, F).
 
-    Where the policy was asked there, it saw exactly this row.
+    Where the policy was asked there, it saw exactly this row (but for a hidden state, which tokens do not keep).
     """
     positions: list[int] = []
     rows: list[tuple[float, ...]] = []
@@ -90,7 +122,7 @@ def answer_features(tokens: Sequence[Token]) -> tuple[npt.NDArray[np.int64], Flo
 
 
 def _stack(rows: list[tuple[float, ...]]) -> Floats:
-    return np.array(rows, np.float64).reshape(len(rows), len(FEATURES))
+    return np.array(rows, np.float64).reshape(len(rows), len(rows[0]) if rows else len(FEATURES))
 
 
 def _row(signals: Signals, position: int, since_escalation: int) -> tuple[float, ...]:
@@ -113,4 +145,5 @@ def _row(signals: Signals, position: int, since_escalation: int) -> tuple[float,
         entropy,
         *_ZEROS[kind + 1 :],
         float(signals.token_id),
+        *(() if signals.hidden is None else signals.hidden.tolist()),
     )

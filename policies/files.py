@@ -16,9 +16,10 @@ from fsgen_router.errors import ConfigurationError, PolicyFileError
 from fsgen_router.logs import log
 from fsgen_router.methods import Method, make_method
 from fsgen_router.models import TokenModel
-from fsgen_router.policy import Policy
+from fsgen_router.policy import Policy, reads_hidden
 from fsgen_router.text_models import TextModel
 
+from .basic import Capped
 from .budget import RateHold
 from .cards import FORMAT, PolicyCard, fingerprint
 from .drift import DriftMonitor
@@ -169,12 +170,41 @@ def _under(prefix: str, tensors: Mapping[str, Any]) -> Tensors:
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
+def _require_hidden(policy: Policy, fast: TokenModel, slow: TokenModel | TextModel) -> None:
+    """Unlike probabilities, hidden states mean nothing but in the model that they were fitted in."""
+    size, without = fast.capabilities.hidden_size, "take a policy calibrated without --hidden"
+    if size is None:
+        raise ConfigurationError(
+            f"{policy.name} reads hidden states, which {fast.name} does not give", hint=f"{without}, or another backend"
+        )
+    while isinstance(policy, Capped):
+        policy = policy.inner
+    if not isinstance(policy, Learned):
+        return
+    differences = []
+    if policy.pair is not None:
+        found = fingerprint(fast, slow)
+        same_slow = policy.pair.model_copy(update={"slow": found.slow, "slow_params": found.slow_params})
+        differences = same_slow.differences(found)
+    if policy.hidden_size != size:
+        differences.append(f"hidden states are {size} wide, not {policy.hidden_size}")
+    if differences:
+        raise ConfigurationError(
+            f"the policy {policy.name} reads another model's hidden states ({', '.join(differences)})",
+            hint=f"calibrate one for this pair, or {without}",
+        )
+
+
 def check_pair(policy: Policy, fast: TokenModel, slow: TokenModel | TextModel, *, method: Method | str) -> Policy:
     """The policy to use with these models and this method: itself, or with its certificate suspended.
 
     Warns (:class:`PolicyPairWarning`, and the event ``policy_pair``) where a learned policy was made for
-    other models, or certified with another method. Policies that know no pair fit every pair.
+    other models, or certified with another method. Policies that know no pair fit every pair. Raises
+    :class:`ConfigurationError` for a policy that reads hidden states where they are not those of its fast
+    model, or cannot be read.
     """
+    if reads_hidden(policy):
+        _require_hidden(policy, fast, slow)
     if not isinstance(policy, Learned):
         return policy
     reasons = []

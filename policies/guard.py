@@ -1,4 +1,4 @@
-"""Is this position like those of calibration at all? An experimental guard on directions of features."""
+"""Is this position like those of calibration at all? An experimental guard on directions of hidden states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fsgen_router.errors import ConfigurationError
 
-from .features import FEATURES, INDEX, Floats
+from .features import FEATURES, Floats, columns_of, hidden_names
 from .stored import Stored
 
 
@@ -22,8 +22,9 @@ class OutlierGuard(Stored):
     """A mixture of von Mises-Fisher distributions over unit vectors; what is improbable under it is an outlier.
 
     Interactive Continual Learning (Qi et al., arXiv 2403.02628) lets such a model of the fast system's
-    hidden states say which inputs the fast system should not answer alone. Hidden states are not read
-    from models yet: here the unit vectors are standardised features, normalised. Experimental.
+    hidden states say which inputs the fast system should not answer alone. Here the unit vectors are the
+    standardised ``features``, normalised: the columns of the hidden state, or, for a policy without it,
+    the other ones. Experimental.
 
     ``directions`` has shape (m, k), rows of length 1; ``concentrations`` and ``offsets`` (log weight
     plus log normaliser) have shape (m,). A position with a log-density below ``cut`` is an outlier,
@@ -41,19 +42,19 @@ class OutlierGuard(Stored):
     widened: float
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.features if name not in INDEX]
+        columns_of(self.features)
         size, count = len(self.features), len(self.directions)
         fits = (
             self.mean.shape == self.scale.shape == (size,)
             and self.directions.shape == (count, size)
             and self.concentrations.shape == self.offsets.shape == (count,)
         )
-        if unknown or not fits or not count:
-            raise ConfigurationError(f"vmf: the parts do not fit {unknown or ''}".rstrip())
+        if not fits or not count:
+            raise ConfigurationError("vmf: the parts do not fit")
 
     @cached_property
     def _columns(self) -> npt.NDArray[np.intp]:
-        return np.array([INDEX[name] for name in self.features], np.intp)
+        return np.array(columns_of(self.features), np.intp)
 
     def log_density(self, features: Floats) -> Floats:
         """Log-density on the unit sphere, shape (n,), of feature rows, shape (n, F)."""
@@ -78,7 +79,7 @@ def fit_guard(
     features: Floats,
     *,
     widened: float,
-    names: Sequence[str] = FEATURES[:-1],
+    names: Sequence[str] | None = None,
     components: int = 8,
     outliers: float = 1e-3,
     rounds: int = 20,
@@ -86,9 +87,13 @@ def fit_guard(
 ) -> OutlierGuard:
     """A guard that calls a share ``outliers`` of these rows, shape (n, F), outliers.
 
-    Spherical k-means with the concentrations of Banerjee et al. (2005). Needs scipy (extra ``eval``).
+    It looks at the features ``names``; None: at the hidden state, or, where the rows have none, at all
+    features but the token's identity. Spherical k-means with the concentrations of Banerjee et al. (2005).
+    Needs scipy (extra ``eval``).
     """
-    rows = features[:, [INDEX[name] for name in names]]
+    if names is None:
+        names = hidden_names(features.shape[1] - len(FEATURES)) or FEATURES[:-1]
+    rows = features[:, columns_of(names)]
     mean, scale = rows.mean(axis=0), rows.std(axis=0)
     # A constant feature says nothing here, and a tiny divisor would make it everything elsewhere.
     kept = scale > 1e-9
@@ -113,6 +118,10 @@ def fit_guard(
     return OutlierGuard(names, mean, scale, directions, concentrations, offsets, cut, widened)
 
 
+# From here on the first terms of the expansion are good to 1e-7, while the function itself soon underflows.
+_LARGE_ORDER = 50.0
+
+
 def log_normaliser(concentrations: Floats, dimensions: int) -> Floats:
     """log C_d(kappa), where the density on the unit sphere is C_d(kappa) exp(kappa mu . x), kappa above 0."""
     try:
@@ -120,6 +129,22 @@ def log_normaliser(concentrations: Floats, dimensions: int) -> Floats:
     except ImportError as error:
         raise ImportError("fitting a guard needs the extra 'eval': pip install 'fsgen-router[eval]'") from error
     order = dimensions / 2 - 1
-    log_bessel = np.log(special.ive(order, concentrations)) + concentrations
+    if order < _LARGE_ORDER:
+        log_bessel = np.log(special.ive(order, concentrations)) + concentrations
+    else:
+        log_bessel = _log_bessel_of_large_order(order, concentrations)
     result: Floats = order * np.log(concentrations) - dimensions / 2 * math.log(2 * math.pi) - log_bessel
+    return result
+
+
+def _log_bessel_of_large_order(order: float, argument: Floats) -> Floats:
+    """log I_v(x), uniformly in x, by the expansion for large v (DLMF 10.41.3, its first two corrections)."""
+    ratio = argument / order
+    root = np.sqrt(1.0 + ratio**2)
+    p = 1.0 / root
+    exponent = root + np.log(ratio / (1.0 + root))
+    first = (3 * p - 5 * p**3) / 24
+    second = (81 * p**2 - 462 * p**4 + 385 * p**6) / 1152
+    correction = np.log1p(first / order + second / order**2)
+    result: Floats = order * exponent - 0.5 * np.log(2 * math.pi * order * root) + correction
     return result

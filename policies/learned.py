@@ -20,7 +20,7 @@ from .basic import Capped, _check_extent, _suffix
 from .budget import RateHold
 from .cards import Guarantee, Pair
 from .drift import Counts, DriftMonitor
-from .features import feature_row
+from .features import feature_row, hidden_size
 from .guard import OutlierGuard
 from .scorers import Scorer, logit, sigmoid
 
@@ -108,6 +108,15 @@ class Learned:
     def asks(self) -> bool:
         return True
 
+    @cached_property
+    def hidden_size(self) -> int:
+        """Width of the fast model's hidden state, which scorer or guard read; 0 where neither does."""
+        return max(hidden_size(part.spec()) for part in (self.scorer, self.guard) if part is not None)
+
+    @property
+    def reads_hidden(self) -> bool:
+        return self.hidden_size > 0
+
     # --- the contract of a policy ---
 
     def begin(self, ledger: Ledger) -> PolicyState:
@@ -121,6 +130,11 @@ class Learned:
 
     def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
         threshold, shift, moved, recent, counts, outliers = state
+        if self.hidden_size and signals.hidden is None:
+            raise ConfigurationError(
+                f"{self.name} reads hidden states and was given none",
+                hint="a policy around it has to hand its reads_hidden on",
+            )
         row = feature_row(signals, context)
         score, compared, reason = self.scorer.score_one(row), self._held(threshold, shift + moved), self.scorer.name
         if self.guard is not None and self.guard.is_outlier(row):

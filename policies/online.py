@@ -24,7 +24,7 @@ from fsgen_router.records import Generation
 
 from .cards import PolicyCard
 from .certify import Bound, certify, make_guarantee
-from .features import FEATURES, INDEX, NUMERIC, Floats, answer_features
+from .features import FEATURES, INDEX, NUMERIC, Floats, answer_features, hidden_size
 from .files import save_policy
 from .learned import Learned
 from .scorers import Adapted, Logistic, Scorer, logits, sigmoids
@@ -79,6 +79,10 @@ class OnlineHead:
     ) -> None:
         if not 0.0 < audit_rate <= 1.0:
             raise ConfigurationError(f"an audit rate of {audit_rate}", hint="above 0: accepted tokens need audits")
+        if hidden_size(scorer.spec()):
+            raise ConfigurationError(
+                f"{scorer.name} reads hidden states, which answers do not keep", hint="take a scorer without them"
+            )
         self.inner, self.names, self.mean, self.scale = scorer, tuple(names), mean, scale
         self.audit_rate, self.step, self.decay, self.batch = audit_rate, step, decay, batch
         self.reservoir = Reservoir(capacity, seed=seed)

@@ -1,8 +1,8 @@
 """Scores: how much a position needs the slow model. Fitted in ``fsgen_router.calibration``, served here in numpy.
 
-A scorer maps features (``features.FEATURES``) to numbers in [0, 1], higher where escalating is worth
-more. Each is a frozen record of JSON values, arrays and other scorers, and knows how to take itself
-apart into them and back; which features it reads is stored by name.
+A scorer maps features (``features.FEATURES``, and perhaps the hidden state behind them) to numbers in
+[0, 1], higher where escalating is worth more. Each is a frozen record of JSON values, arrays and other
+scorers, and knows how to take itself apart into them and back; which features it reads is stored by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fsgen_router.errors import ConfigurationError
 
 from .basic import SIGNALS, SignalName
-from .features import CLASSES, FEATURES, INDEX, Floats
+from .features import CLASSES, FEATURES, INDEX, Floats, columns_of
 from .stored import Spec, Stored, Tensors, restore
 
 _CLASS_COLUMNS = slice(INDEX[f"class_{CLASSES[0]}"], INDEX[f"class_{CLASSES[-1]}"] + 1)
@@ -85,12 +85,6 @@ def make_scorer(spec: Spec, tensors: Tensors) -> Scorer:
     if not isinstance(scorer, Scorer):
         raise ConfigurationError(f"{spec.get('kind')!r} is no scorer")
     return scorer
-
-
-def _columns(names: Sequence[str]) -> list[int]:
-    if unknown := [name for name in names if name not in INDEX]:
-        raise ConfigurationError(f"unknown feature {unknown[0]!r}", hint=f"this version makes {', '.join(FEATURES)}")
-    return [INDEX[name] for name in names]
 
 
 def _require(condition: bool, what: str) -> None:
@@ -191,7 +185,7 @@ class Logistic(Stored):
     intercept: float
 
     def __post_init__(self) -> None:
-        _columns(self.features)
+        columns_of(self.features)
         shape = (len(self.features),)
         _require(self.mean.shape == self.scale.shape == self.weights.shape == shape, f"{self.kind}: not of one shape")
         _require(bool(np.all(self.scale > 0)), f"{self.kind}: a scale is not above 0")
@@ -200,8 +194,9 @@ class Logistic(Stored):
     @cached_property
     def _weights(self) -> tuple[float, ...]:
         # Standardisation folded in, and spread over all features: one product per feature and no look-ups.
-        spread = np.zeros(len(FEATURES))
-        spread[_columns(self.features)] = self.weights.astype(np.float64) / self.scale
+        columns = columns_of(self.features)
+        spread = np.zeros(max([len(FEATURES), *(column + 1 for column in columns)]))
+        spread[columns] = self.weights.astype(np.float64) / self.scale
         return tuple(spread.tolist())
 
     @cached_property
@@ -210,7 +205,7 @@ class Logistic(Stored):
 
     def log_odds(self, features: Floats) -> Floats:
         """What the sigmoid is taken of, shape (n,), of features, shape (n, F)."""
-        result: Floats = features @ np.array(self._weights) + self._offset
+        result: Floats = features[:, : len(self._weights)] @ np.array(self._weights) + self._offset
         return result
 
     def log_odds_one(self, row: Sequence[float]) -> float:
@@ -241,7 +236,7 @@ class Mlp(Stored):
     biases: tuple[Floats, ...]
 
     def __post_init__(self) -> None:
-        _columns(self.features)
+        columns_of(self.features)
         size = len(self.features)
         _require(self.mean.shape == self.scale.shape == (size,), "mlp: mean and scale are not of one shape")
         _require(bool(np.all(self.scale > 0)), "mlp: a scale is not above 0")
@@ -263,7 +258,7 @@ class Mlp(Stored):
 
     @cached_property
     def _where(self) -> list[int]:
-        return _columns(self.features)
+        return columns_of(self.features)
 
     def score(self, features: Floats) -> Floats:
         hidden: Floats = features[:, self._where]

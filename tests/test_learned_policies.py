@@ -579,6 +579,9 @@ def test_an_outlier_widens_escalation_and_suspends_the_claim_of_its_request() ->
         def is_outlier(self, row):
             return row[INDEX["token_id"]] == 33
 
+        def spec(self):
+            return {"kind": "odd"}
+
     policy = Learned(Given(), 0.5, guard=Odd()).certified(guarantee())
     ledger = Ledger()
     decisions, state = run(policy, [0.33, 0.34], ledger)
