@@ -20,7 +20,7 @@ from .engine import Cancel, Chunk, Command, Done, Emit, Engine, Event, Start
 from .models import Opened, TokenModel
 from .records import Role
 from .text_models import Continuation
-from .workers import AnyModel, Worker, WorkerThread, perform
+from .workers import AnyModel, Worker, WorkerThread, as_backend_error, perform
 
 Models: TypeAlias = Mapping[Role, AnyModel]
 Item: TypeAlias = Emit | BaseException | None
@@ -58,7 +58,11 @@ def _steps(engine: Engine) -> Generator[Command | None, Event | None, None]:
 
 def _close(engine: Engine, models: Models) -> None:
     for role, sequence in engine.sequences:
-        _local(models[role]).close(sequence)
+        model = _local(models[role])
+        try:
+            model.close(sequence)
+        except Exception as error:
+            raise as_backend_error(error, model.name) from error
 
 
 def _local(model: AnyModel) -> TokenModel:

@@ -32,18 +32,28 @@ AnyModel: TypeAlias = TokenModel | TextModel
 
 
 def perform(model: AnyModel, command: Start) -> Generator[Event, None, None]:
-    """Carry out one job here and now; what the backend failed with becomes an event."""
+    """Carry out one job here and now; what the backend failed with becomes an event.
+
+    So does a bug in an adapter; a KeyboardInterrupt does not.
+    """
     began, job, work = time.perf_counter(), command.job, command.work
     try:
         if isinstance(work, Continuation):
             yield from _stream(cast(TextModel, model), job, work, began)
             return
         local = cast(TokenModel, model)
-        result = local.open(work.ids) if isinstance(work, Open) else local.forward([work])[0]
-    except FsgenError as error:
-        yield Failed(job, error)
+        result = local.open(work.ids) if isinstance(work, Open) else _forward(local, work)
+    except Exception as error:
+        yield Failed(job, as_backend_error(error, model.name))
     else:
         yield Done(job, result, time.perf_counter() - began)
+
+
+def _forward(model: TokenModel, work: Work) -> list[Row]:
+    (rows,) = model.forward([work])
+    if len(rows) != len(work.reads):
+        raise BackendError(f"{model.name} gave {len(rows)} rows where {len(work.reads)} were wanted")
+    return rows
 
 
 def _stream(model: TextModel, job: int, wanted: Continuation, began: float) -> Iterator[Event]:
@@ -173,7 +183,7 @@ class BatchWorker:
         except BaseException as error:
             self._jobs.clear()
             for job, _, _ in taken:
-                job.client.deliver(Failed(job.command.job, _failure(error, self._model.name)))
+                job.client.deliver(Failed(job.command.job, as_backend_error(error, self._model.name)))
             return
         self._jobs = [job for job in self._jobs if job.left.ids]
         for job, _, _ in taken:
@@ -258,11 +268,16 @@ def _safely(events: Iterator[Event], job: int, name: str) -> Generator[Event, No
     except GeneratorExit:
         raise
     except BaseException as error:
-        yield Failed(job, _failure(error, name))
+        yield Failed(job, as_backend_error(error, name))
 
 
-def _failure(error: BaseException, name: str) -> FsgenError:
-    return error if isinstance(error, FsgenError) else BackendError(f"{name}: {error!r}")
+def as_backend_error(error: BaseException, name: str) -> FsgenError:
+    """This package's own errors as they are; any other that a model raised as the cause of a BackendError."""
+    if isinstance(error, FsgenError):
+        return error
+    failure = BackendError(f"{name}: {error!r}")
+    failure.__cause__ = error
+    return failure
 
 
 def _abandon(workers: Mapping[Role, Worker]) -> None:
