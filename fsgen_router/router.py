@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
-from . import drivers
+from . import drivers, reference
 from .config import RequestOptions
 from .engine import Emit, Engine, Request, TextPrompt
 from .errors import ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
@@ -50,6 +50,14 @@ T = TypeVar("T")
 _Prompts: TypeAlias = Mapping[Role, Sequence[int]]
 
 
+def _is_reference_pair(fast: AnyModel | str, slow: AnyModel | str) -> bool:
+    """Whether both are the embedded pair's, with options or without."""
+    return all(
+        isinstance(model, str) and model.partition("?")[0] == name
+        for model, name in zip((fast, slow), REFERENCE_PAIR, strict=True)
+    )
+
+
 class Router:
     """A fast model that writes, a slow one that is asked where a policy says so.
 
@@ -59,10 +67,10 @@ class Router:
             print(router.complete("...").report())
 
     ``fast`` and ``slow`` are model strings (``backend:where``) or models; without both, the embedded
-    reference pair is loaded. ``policy`` and ``method`` are objects, short forms or, for a policy, a
-    file. ``audit`` is the share of answers that the slow model reads whole afterwards, which yields
-    ``disagreement_rate``. ``prices`` are the slow model's, in US dollars per million tokens. ``seed``
-    fixes sampling for requests that name none.
+    reference pair is loaded, which comes with a certified policy and the method that goes with it.
+    ``policy`` and ``method`` are objects, short forms or, for a policy, a file. ``audit`` is the share of
+    answers that the slow model reads whole afterwards, which yields ``disagreement_rate``. ``prices`` are
+    the slow model's, in US dollars per million tokens. ``seed`` fixes sampling for requests that name none.
 
     A slow model behind an endpoint gives text and no rows: by default it is handed the rest of an
     answer once, when the fast model has been uncertain for a while.
@@ -114,6 +122,10 @@ class Router:
                 raise ConfigurationError(f"{name}={value!r}", hint="a whole number, at least 0")
         if read_ahead and batching is False:
             raise ConfigurationError("read_ahead without batching", hint="one thread cannot run two models at once")
+        if fast is None or slow is None:
+            fast, slow = REFERENCE_PAIR
+        if policy is None and method is None and _is_reference_pair(fast, slow):
+            policy = reference.policy_path()
         # Checked before models are loaded, which takes longer.
         wanted_policy = None if policy is None else make_policy(policy)
         wanted_method = None if method is None else make_method(method)
@@ -122,11 +134,11 @@ class Router:
         self._owned: list[AnyModel] = []
         self._closed = False
         try:
-            loaded = self._load(REFERENCE_PAIR[0] if fast is None else fast)
+            loaded = self._load(fast)
             if not reads_tokens(loaded):
                 raise ConfigurationError(f"{loaded.name} cannot be the fast model", hint="it gives text, no logits")
             self.fast = loaded
-            self.slow = self._load(REFERENCE_PAIR[1] if slow is None else slow)
+            self.slow = self._load(slow)
             if self.fast is self.slow:
                 raise ConfigurationError(
                     "fast and slow are one model object", hint="load it twice to compare it to itself"

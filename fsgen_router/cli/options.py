@@ -36,7 +36,9 @@ Slow: TypeAlias = Annotated[
         rich_help_panel=_MODELS,
     ),
 ]
-DEFAULT_POLICY_TEXT = f"{DEFAULT_POLICY}; behind an endpoint {DEFAULT_REMOTE_POLICY}, once"
+DEFAULT_POLICY_TEXT = (
+    f"{DEFAULT_POLICY}; the reference pair's own certified one; behind an endpoint {DEFAULT_REMOTE_POLICY}, once"
+)
 POLICY_TEXT = (
     f"When the slow model is asked: {', '.join(SHORT_FORMS)}, with your own numbers; add ,span=8 (or ,span=rest) for "
     "how much it then writes. Or a policy file, [cyan]NAME.safetensors[/]."

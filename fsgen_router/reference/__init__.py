@@ -21,6 +21,11 @@ def path(which: str) -> Path:
     return Path(__file__).with_name(f"{which}.gguf")
 
 
+def policy_path() -> Path:
+    """Where the pair's certified policy lies, which ``Router()`` runs with (``benchmarks/calibration.py``)."""
+    return Path(__file__).with_name("policy.safetensors")
+
+
 def load(which: str, /, **options: Any) -> TokenModel:
     """One model of the pair through llama.cpp; ``options`` as in ``LlamaCppOptions``."""
     from ..adapters.llama_cpp import LlamaCppModel
