@@ -92,12 +92,14 @@ class Chunk:
 class Done:
     """A job's result: ``Opened`` for an ``Open``, rows for a ``Work``, the end of a ``Continuation``.
 
-    ``seconds`` it took.
+    ``seconds`` that it took, with those of a forward that it shared counted whole. ``chunked``: that forward read
+    more than a single token of some work, so this is no time of a decode step.
     """
 
     job: int
     result: Opened | list[Row] | TextEnd
     seconds: float
+    chunked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,8 @@ class EngineState:
     degraded: str | None = None
     usage: Usage = field(default_factory=Usage)
     step_seconds: dict[Role, list[float]] = field(default_factory=lambda: {"fast": [], "slow": []})
-    """Times of the forwards that read one new token: what a slow-only baseline is estimated from."""
+    """Times of the forwards that read one new token of each request in them: what a slow-only baseline is
+    estimated from, whose steps would be shared alike. Those that also read chunks tell nothing of a step."""
 
     def copy(self) -> EngineState:
         return dataclasses.replace(
@@ -321,7 +324,7 @@ class Engine:
         else:
             counters = self._counters(role)
             counters.seconds += event.seconds
-            if size == 1 and purpose != "ahead":
+            if size == 1 and purpose != "ahead" and not event.chunked:
                 state.step_seconds[role].append(event.seconds)
         result = event.result
         if isinstance(result, Opened):

@@ -210,7 +210,7 @@ class ModelCard:
     name: str
     n_params: int | None
     step_seconds: float | None = None
-    """Measured time of a forward with one new token (median), where any was seen."""
+    """Measured time of a forward with one new token of each request in it (median), where any was seen."""
     prices: Prices | None = None
 
 

@@ -186,9 +186,10 @@ class BatchWorker:
                 job.client.deliver(Failed(job.command.job, as_backend_error(error, self._model.name)))
             return
         self._jobs = [job for job in self._jobs if job.left.ids]
+        chunked = max(shares) > 1
         for job, _, _ in taken:
             if not job.left.ids:
-                job.client.deliver(Done(job.command.job, job.rows, job.seconds))  # type: ignore[arg-type]
+                job.client.deliver(Done(job.command.job, job.rows, job.seconds, chunked))  # type: ignore[arg-type]
 
 
 def _shares(lengths: Sequence[int]) -> list[int]:

@@ -168,6 +168,29 @@ def test_a_long_prompt_goes_in_pieces_while_others_wait() -> None:
         worker.close()
 
 
+@pytest.mark.parametrize(("other", "chunked"), [([3], False), ([3, 4], True)])
+def test_a_forward_that_reads_chunks_too_is_no_time_of_a_step(other: list[int], chunked: bool) -> None:
+    models = gated(24, n_seq=3)
+    model, gate = models.fast, Gate()
+    worker = BatchWorker(model, "test")
+    try:
+        model.gate = gate
+        first, mine, others = Caller(), Caller(), Caller()
+        for job, (ids, caller) in enumerate((([1], first), ([2], mine), (other, others))):
+            worker.submit(Start(job, "fast", Work(model.open([]).sequence, 0, ids, [(0, Read())])), caller)
+            if caller is first:
+                gate.entered.acquire()  # it is in a forward; what comes now waits for the next one
+        model.gate = None
+        gate.go.release(100)
+        assert first.done.wait(30)
+        assert mine.done.wait(30)
+        assert [first.events[0].chunked, mine.events[0].chunked] == [False, chunked]
+    finally:
+        model.gate = None
+        gate.go.release(100)
+        worker.close()
+
+
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=60))
 def test_a_forward_is_shared_fairly(lengths: list[int]) -> None:
     shares = _shares(lengths)

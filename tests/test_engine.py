@@ -442,6 +442,20 @@ def test_an_engine_enters_its_totals_in_the_ledger_once() -> None:
     assert [ledger.tokens, ledger.slow_tokens, ledger.decisions, ledger.escalations] == expected
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_forwards_that_others_chunks_were_in_are_no_steps(chunked: bool) -> None:
+    models, engine = pair(9), make_engine(pair(9), "never", [0, 1, 2])
+    todo = engine.start()
+    while todo:
+        command = todo.pop(0)
+        if isinstance(command, Start):
+            event = next(drivers.perform(models.models[command.role], command))
+            todo += engine.send(dataclasses.replace(event, chunked=chunked))
+    steps = engine.generation.usage.fast.forwards - 1  # all but the prompt's
+    assert steps > 1
+    assert len(engine.state.step_seconds["fast"]) == (0 if chunked else steps)
+
+
 # --- audits --------------------------------------------------------------------------------------
 
 
