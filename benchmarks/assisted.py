@@ -300,31 +300,29 @@ def real_shape_part(args: argparse.Namespace) -> dict[str, Any]:
     return about | {"device": device, "tokens": args.shape_tokens, "acceptance": figures}
 
 
+PARTS = {"reference_pair": reference_part, "real_shape": real_shape_part}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200, help="reference pair (default: %(default)s)")
     parser.add_argument("--search", type=int, default=20, help="prompts to find draft lengths on")
     parser.add_argument("--tokens", type=int, default=128, help="per answer at most")
-    parser.add_argument("--shape-prompts", type=int, default=16, help="real shape (default: %(default)s)")
-    parser.add_argument("--shape-search", type=int, default=2)
-    parser.add_argument("--shape-tokens", type=int, default=32)
+    parser.add_argument("--shape-prompts", type=int, default=10, help="real shape (default: %(default)s)")
+    parser.add_argument("--shape-search", type=int, default=4)
+    parser.add_argument("--shape-tokens", type=int, default=24)
     parser.add_argument("--acceptance", type=float, nargs="*", default=ACCEPTANCES)
     parser.add_argument("--device", default="cpu", help="of the real shape")
-    parser.add_argument("--dtype", default="bfloat16", help="of the real shape")
+    parser.add_argument("--dtype", default="float32", help="of the real shape")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this (default: both)")
     parser.add_argument("--quick", action="store_true", help="a small shape and few prompts, to try the script out")
     args = parser.parse_args()
     if args.quick:
         args.prompts, args.search, args.shape_prompts, args.shape_search = 24, 4, 6, 2
-    save(
-        "assisted",
-        {
-            "threads": args.threads,
-            "seed": SEED,
-            "reference_pair": reference_part(args),
-            "real_shape": real_shape_part(args) if args.acceptance else None,
-        },
-    )
+    for part in args.part or PARTS:
+        figures = {"script": "benchmarks/assisted.py", "threads": args.threads, "seed": SEED}
+        save(f"assisted_{part}", figures | PARTS[part](args))
 
 
 if __name__ == "__main__":

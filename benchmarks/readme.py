@@ -139,6 +139,27 @@ def verification() -> str:
     return "\n".join(lines)
 
 
+def assisted() -> str:
+    pair = load("assisted_reference_pair")
+    best = pair["draft_length"]
+    return "\n".join(
+        [
+            "| exact `verify`, `every:K`, against `generate(assistant_model=...)` | speed | K: ours, theirs |",
+            "|---|---|---|",
+            f"| both through transformers | {ratio(pair['router_over_assisted_generation'])} | "
+            f"{best['router']}, {best['assisted_generation']} |",
+            f"| ours through llama.cpp | {ratio(pair['router_llama_cpp_over_assisted_generation'])} | "
+            f"{best['router_llama_cpp']}, {best['assisted_generation']} |",
+            "",
+            f"{pair['prompts']} prompts of the reference pair in turns, each side at its best draft length K of 2, 4, "
+            f"8 and 16, constant draft schedule, {pair['threads']} thread on {pair['machine']}. The slow model alone "
+            f"ran at {ratio(pair['slow_alone_over_assisted_generation'])} of assisted generation's speed: models this "
+            f"small gain nothing from speculation. `benchmarks/assisted.py`, seed {pair['seed']}, 95% bootstrap "
+            f"intervals by prompt, {pair['date']}.",
+        ]
+    )
+
+
 def many() -> str:
     batching, soak = load("batching"), load("soak")
     memory = soak["memory_mib"]
@@ -157,6 +178,90 @@ def many() -> str:
         f"the end (`benchmarks/soak.py`, {soak['pair']}, {soak['date']}).",
     ]
     return "\n".join(lines)
+
+
+def learned() -> str:
+    made, found = load("calibration_calibrate"), load("calibration_curves")
+    best = found["best_single_signal"]
+    labels = {"learned": "learned", best: best.replace("_", " "), "masked_entropy": "entropy, masked by token class"}
+    lines = [
+        f"{found['n']:,} held-out problems, method `replace`; the best single signal was chosen on "
+        f"{found['chosen_on']} calibration problems. The share of decisions that escalate:",
+        "",
+        "| routed by | 50% of the gap | 80% | 95% |",
+        "|---|---|---|---|",
+    ]
+    for name, label in labels.items():
+        rates = found["all"]["rate_at_recovery"][name]
+        lines.append(f"| {label} | {' | '.join(percent(rates[level], 'rate') for level in ('0.5', '0.8', '0.95'))} |")
+    lines += [
+        "",
+        "| rate at 95%, learned over | all | level 0 | level 1 | level 2 |",
+        "|---|---|---|---|---|",
+    ]
+    for key, label in (("best_single", labels[best]), ("masked_entropy", labels["masked_entropy"])):
+        ratios = (found[level][f"ratio_to_{key}"] for level in ("all", "level 0", "level 1", "level 2"))
+        lines.append(f"| {label} | {' | '.join(number(ratio, 'ratio') for ratio in ratios)} |")
+    metrics = made["report"]["metrics"]
+    precision = ", ".join(
+        f"{name.replace('_', ' ')} {number(metrics[name], 'average_precision')}"
+        for name in ("learned", "masked_entropy", "entropy", "max_prob", "margin")
+    )
+    lines += [
+        "",
+        f"Levels are of phrasing freedom. Average precision on {made['report']['n']} report problems: {precision}. "
+        f"`benchmarks/calibration.py`, logistic regression on soft labels, seed {found['seed']}, 95% bootstrap "
+        f"intervals by prompt, paired, {found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def certified() -> str:
+    made, moved, held = load("calibration_calibrate"), load("calibration_shifted"), load("calibration_guarantee")
+    guarantee, (off, on) = made["guarantee"], (moved["drift off"], moved["drift on"])
+    return "\n".join(
+        [
+            f"`Router()` comes with a policy certified for `{guarantee['method']}`: regret (the slow model right, the "
+            f"routed answer wrong) at most {guarantee['alpha']:.0%} with confidence {1 - guarantee['delta']:.0%}, at "
+            f"an escalation rate of {guarantee['certified_rate']:.1%}. {guarantee['n_prompts']:,} calibration prompts, "
+            f"{guarantee['n_thresholds']} thresholds tested, {guarantee['risk']:.1%} regret seen on them.",
+            "",
+            f"On {moved['n']:,} shifted problems (more steps, larger numbers, rarer facts; the slow model alone is "
+            f"right on {percent(moved, 'accuracy_slow')}):",
+            "",
+            "| drift monitor | regret | escalation rate | at the end |",
+            "|---|---|---|---|",
+            f"| off | {percent(off, 'regret')} | {percent(off, 'escalation_rate')} | {off['guarantee']} |",
+            f"| on | {percent(on, 'regret')} | {percent(on, 'escalation_rate')} | {on['guarantee']} |",
+            "",
+            f"Whether such certificates hold: {held['pool']:,} problems times {held['thresholds']} thresholds were run "
+            f"once (`replace`), and {held['resplits']} random draws of {held['calibration_prompts']:,} of them "
+            f"certified anew at delta {held['delta']:g}, beside naive tuning (the least escalation whose regret on the "
+            f"draw is at most alpha). How often the pool's regret, the truth, is above alpha (allowed: "
+            f"{held['allowed_violations']:.1%}), and the mean escalation rate:",
+            "",
+            "| alpha | Learn-then-Test | rate | naive tuning | rate |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {alpha} | " + " | ".join(outcome(found[name]) for name in ("certified", "naive")) + " |"
+                for alpha, found in held["by_alpha"].items()
+            ),
+            "",
+            f"`benchmarks/calibration.py`, seed {held['seed']}, {held['date']}.",
+        ]
+    )
+
+
+def outcome(found: dict[str, Any]) -> str:
+    if not found["chosen"]:
+        return "none certified | "
+    return f"{found['violations']:.1%} of {found['chosen']} | {found['mean_escalation_rate']:.1%}"
+
+
+def number(record: dict[str, Any], name: str) -> str:
+    """``value [low, high]``."""
+    value, interval = record[name], record[f"{name}_interval"]
+    return "not reached" if value is None else f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def card() -> str:
@@ -196,7 +301,10 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "reference_pair": (README, reference_pair),
     "speed": (README, speed),
     "verification": (README, verification),
+    "assisted": (README, assisted),
     "many": (README, many),
+    "learned": (README, learned),
+    "certified": (README, certified),
     "card": (PAIR / "MODEL_CARD.md", card),
 }
 
