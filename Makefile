@@ -34,7 +34,7 @@ check: install wheel  ## lint, formatting, and types of the installed wheel
 	$(BIN)/ruff format --check .
 	bash .ci/check_wheel.sh "$$PWD/$(BIN)" "$$PWD"/dist/*.whl
 
-bench: install  ## every figure of the README (an hour and more)
+bench: install  ## every figure of the README (hours)
 	bash benchmarks/run_all.sh "$$PWD/$(BIN)"
 
 wheel: install  ## dist/*.whl

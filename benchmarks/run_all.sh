@@ -3,8 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 bin=$1
-for script in reference_pair lossless overhead batching assisted soak routed_decode prefix_cost policy_cost; do
+for script in reference_pair lossless overhead batching assisted soak routed_decode prefix_cost read_ahead policy_cost; do
 	echo "== $script" >&2
 	"$bin/python" "$script.py"
 done
+"$bin/python" calibration.py --work "${TMPDIR:-/tmp}/fsgen-calibration"
 "$bin/python" readme.py
