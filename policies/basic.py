@@ -168,6 +168,10 @@ class Threshold(_Stateless):
         beyond = score > self.value if self.above else score < self.value
         return (() if beyond else state), Decision(beyond, self.extent, score, self.value, self.signal)
 
+    def rewound(self, older: PolicyState, newer: PolicyState) -> PolicyState:
+        """A new span: what was rejected is the slow model's token now, and an escalation led to it."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Capped:

@@ -200,6 +200,25 @@ def test_a_rollback_takes_the_policy_back() -> None:
         assert found.usage.decisions == len(policy.seen)
 
 
+def test_a_rollback_begins_a_new_window() -> None:
+    """As every escalation does: a mean is over the fast model's tokens that followed the slow model's last one."""
+    behind_corrections = 0
+    for case in range(100):
+        models, ids = pair(case), prompt(case)
+        found = answer(models, "entropy>1.6,window=3", ids, method="verify", max_tokens=40)
+        entropies: list[float] = []
+        for before, token in zip([None, *found.tokens], found.tokens, strict=False):
+            if token.source == "slow":
+                entropies = []
+                continue
+            entropies = [*entropies, token.signals.entropy_nats][-3:]
+            assert token.decision.score == pytest.approx(sum(entropies) / len(entropies))
+            behind_corrections += before is not None and before.source == "slow" and before.signals is not None
+            if token.decision.escalate:
+                entropies = []
+    assert behind_corrections > 50
+
+
 def test_a_failing_slow_model_costs_no_draft() -> None:
     for case in range(60):
         models, ids = pair(case, slow_fails_after=case % 4), prompt(case)
