@@ -35,6 +35,7 @@ from fsgen_router import (
 )
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
 from fsgen_router.models import TokenModel, Work
+from fsgen_router.policies import make_policy
 from fsgen_router.reading import Read
 from fsgen_router.reference import world
 
@@ -367,6 +368,19 @@ def test_the_default_policy_is_a_budget_and_holds_its_rate(make_router: Callable
     assert router.policy.name == "budget:0.2"
     assert rate - 0.2 == pytest.approx((end - start) / (router.policy.step * totals.decisions), abs=1e-9)
     assert abs(rate - 0.2) < 0.1
+
+
+def test_the_reference_pair_comes_with_a_certified_policy() -> None:
+    """Also with other options of its models; whoever names a policy or a method gets what was named."""
+    problem = world.problem("test", 0).prompt
+    with Router() as router, Router("reference:fast?n_seq=2", "reference:slow?n_seq=2") as other:
+        shipped = make_policy(reference.policy_path())
+        assert {router.policy.digest, other.policy.digest} == {shipped.digest}
+        assert router.method.name == "verify:exact"
+        assert router.chat([{"role": "user", "content": problem}]).guarantee == "certified"
+        assert router.with_policy("never").policy.name == "never"
+    with Router(method="replace") as named:
+        assert named.policy.name == "budget:0.2"
 
 
 def test_measured_steps_make_estimates_possible(make_router: Callable[..., Router]) -> None:
