@@ -598,12 +598,12 @@ class Engine:
                 slow_choice=None,
             )
             emitted.append(self._commit(record, streamed=True))
-        usage.round_trips += 1
         self._count_call(end or TextEnd("stop"), position, len(ids))
         return emitted
 
     def _count_call(self, end: TextEnd, position: int, written: int) -> None:
         """What a call cost; what the endpoint did not say of it is counted in the fast model's tokens."""
+        self.state.usage.round_trips += 1
         slow = self.state.usage.slow
         cached, written = end.cached_tokens or 0, end.completion_tokens or written
         slow.cached += cached

@@ -106,7 +106,9 @@ class Usage:
     bonus_tokens: int = 0
     """Tokens that the slow model wrote behind drafts that it had accepted, in the forward that judged them."""
     round_trips: int = 0
-    """Calls to an endpoint that brought text."""
+    """Calls that an endpoint answered: with text, with nothing more to say, or with tokens that it kept to itself.
+
+    All of them are billed and waited for; a call that failed before its first text is not."""
     audited: bool = False
     audit_positions: int = 0
     audit_seconds: float = 0.0

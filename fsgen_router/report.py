@@ -170,7 +170,7 @@ class Report:
     def _counts(self) -> tuple[tuple[str, int, str], ...]:
         usage = self.usage
         return (
-            ("round trips", usage.round_trips, "calls to the endpoint that brought text"),
+            ("round trips", usage.round_trips, "calls that the endpoint answered"),
             ("corrections", usage.corrections, "drafts replaced by the slow model's token"),
             ("verified tokens", self.verified_tokens, "drafts that it judged and let stand"),
             ("bonus tokens", usage.bonus_tokens, "its own, behind drafts that it let stand"),

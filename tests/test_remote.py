@@ -155,6 +155,8 @@ def test_an_endpoint_that_says_nothing_costs_nothing_but_its_call() -> None:
     with remote(7, endpoint, policy="always,span=rest") as router:
         answer = router.complete(ASKED)
         assert (answer.text, answer.finish_reason) == ("", "eog")
+        # It said that the answer is over: a round trip like any other.
+        assert (answer.usage.round_trips, answer.usage.slow.decode) == (1, 0)
 
 
 def _fails_after(*pieces: str) -> ScriptedTextModel:
@@ -211,9 +213,12 @@ def test_a_call_that_thought_and_said_nothing_is_counted() -> None:
             yield TextEnd("length", prompt_tokens=50, cached_tokens=10, completion_tokens=request.max_tokens)
 
     fast = ScriptedModel(letters, tokenizer())
-    with Router(fast, Thinking(lambda request: ()), policy="every:3,span=2") as router:
-        usage = router.complete(ASKED, max_tokens=6).usage
-    assert usage.escalations == 4
+    prices = Prices(input=2.0, output=8.0, cached_input=1.0)
+    with Router(fast, Thinking(lambda request: ()), policy="every:3,span=2", prices=prices) as router:
+        answer = router.complete(ASKED, max_tokens=6)
+    usage = answer.usage
+    assert (usage.escalations, usage.round_trips) == (4, 4)
+    assert answer.report().money_usd.routed == pytest.approx((160 * 2.0 + 40 * 1.0 + 7 * 8.0) / 1e6)
     assert (usage.slow.prefill, usage.slow.cached, usage.slow.decode) == (160, 40, 7)
 
 
