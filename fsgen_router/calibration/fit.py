@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, combinations, pairwise
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..errors import CalibrationError, ConfigurationError
 from ..evaluation import Array
 from ..policies.basic import SIGNALS
-from ..policies.features import CLASSES, INDEX, NUMERIC
+from ..policies.features import CLASSES, FEATURES, INDEX, NUMERIC, columns_of, hidden_names
 from ..policies.scorers import Isotonic, Logistic, MaskedEntropy, Mlp, Platt, Scorer, Signal, TokenPrior, logits
 from .metrics import average_precision
 
@@ -26,6 +26,8 @@ CalibrationName: TypeAlias = Literal["platt", "isotonic", "none"]
 CALIBRATIONS: tuple[CalibrationName, ...] = get_args(CalibrationName)
 
 _FOLDS = 5
+_PENALTIES = {"logistic": (1.0, 10.0, 100.0, 1000.0, 10_000.0), "mlp": (0.01, 0.1, 1.0)}
+"""The first, unless features include a hidden state, whose columns may be as many as the prompts: then the best."""
 _SHRINKAGE = 20.0
 """Positions' worth of "as the score says" that a token's own record is mixed with."""
 _NEEDS_EXTRA = "calibration needs the extra 'calibrate': pip install 'fsgen-router[calibrate]'"
@@ -44,6 +46,8 @@ def fit_scorer(
 ) -> Scorer:
     """A scorer for ``labels`` in [0, 1], shape (n,), from ``features``, shape (n, F).
 
+    Columns behind ``FEATURES`` are a hidden state, which logistic and mlp read where it is there: their
+    penalty is then the best of a few on a fifth of the prompts.
     ``weights`` (0: left out) and ``prompts`` have shape (n,). ``prior`` adds log-odds by token id.
     ``calibration`` turns scores into probabilities by scores that were made without their own prompt
     (five folds, by prompt). Raises :class:`CalibrationError` where all labels are equal.
@@ -57,7 +61,9 @@ def fit_scorer(
             f"all {len(labels)} labels are {'equal' if len(labels) else 'missing'}, so there is nothing to learn",
             hint="give more prompts, or another --label",
         )
-    fit = _fitter(scorer, prior=prior, seed=seed)
+    penalties = _PENALTIES.get(scorer, (0.0,))[: None if features.shape[1] > len(FEATURES) else 1]
+    fits = [_fitter(scorer, prior=prior, seed=seed, penalty=penalty) for penalty in penalties]
+    fit = fits[0] if len(fits) == 1 else _best(fits, features, labels, weights, prompts)
     fitted = fit(features, labels, weights)
     if calibration == "none":
         return fitted
@@ -70,7 +76,7 @@ def _check(what: str, name: str, available: tuple[str, ...]) -> None:
         raise ConfigurationError(f"unknown {what} {name!r}", hint=f"available: {', '.join(available)}")
 
 
-def _fitter(scorer: str, *, prior: bool, seed: int) -> Fit:
+def _fitter(scorer: str, *, prior: bool, seed: int, penalty: float) -> Fit:
     def fit(features: Array, labels: Array, weights: Array) -> Scorer:
         signal = next((name for name in SIGNALS if name == scorer), None)
         base: Scorer
@@ -79,9 +85,9 @@ def _fitter(scorer: str, *, prior: bool, seed: int) -> Fit:
         elif scorer == "masked_entropy":
             base = fit_masked_entropy(features, labels, weights)
         elif scorer == "mlp":
-            base = fit_mlp(features, labels, weights, seed=seed)
+            base = fit_mlp(features, labels, weights, penalty=penalty, seed=seed)
         else:
-            base = fit_logistic(features, labels, weights)
+            base = fit_logistic(features, labels, weights, penalty=penalty)
         return fit_prior(base, features, labels, weights) if prior else base
 
     return fit
@@ -90,10 +96,25 @@ def _fitter(scorer: str, *, prior: bool, seed: int) -> Fit:
 # --- scorers -------------------------------------------------------------------------------------
 
 
-def fit_logistic(features: Array, labels: Array, weights: Array) -> Logistic:
-    """Logistic regression on standardised features, with scikit-learn's L2 penalty."""
+def _best(fits: Sequence[Fit], features: Array, labels: Array, weights: Array, prompts: Ints) -> Fit:
+    """The way of fitting with the smallest log loss on the prompts of one fold."""
+    held = _folds(prompts) == 0
+    kept = ~held
+    if not kept.any() or labels[kept].min() == labels[kept].max():
+        return fits[-1]
+
+    def loss(fit: Fit) -> float:
+        score = np.clip(fit(features[kept], labels[kept], weights[kept]).score(features[held]), 1e-12, 1 - 1e-12)
+        losses = labels[held] * np.log(score) + (1 - labels[held]) * np.log1p(-score)
+        return -float(np.average(losses, weights=weights[held]))
+
+    return min(fits, key=loss)
+
+
+def fit_logistic(features: Array, labels: Array, weights: Array, *, penalty: float = 1.0) -> Logistic:
+    """Logistic regression on standardised features, with scikit-learn's L2 penalty (1 / C)."""
     names, mean, scale, inputs = _standardised(features, weights)
-    model = _regression(C=1.0).fit(*_doubled(inputs, labels, weights))
+    model = _regression(C=1.0 / penalty).fit(*_doubled(inputs, labels, weights))
     return Logistic(names, mean, scale, np.asarray(model.coef_[0], np.float64), float(model.intercept_[0]))
 
 
@@ -117,9 +138,10 @@ def fit_mlp(
     *,
     hidden: tuple[int, ...] = (32, 32),
     epochs: int = 30,
+    penalty: float = 0.01,
     seed: int = 0,
 ) -> Mlp:
-    """A small perceptron (ReLU, AdamW, cross-entropy) with torch."""
+    """A small perceptron (ReLU, AdamW, cross-entropy) with torch; ``penalty`` is AdamW's weight decay."""
     try:
         import torch
     except ImportError as error:
@@ -132,7 +154,7 @@ def fit_mlp(
         stack = [part for layer in layers[:-1] for part in (layer, torch.nn.ReLU())]
         model = torch.nn.Sequential(*stack, layers[-1])
         x, y, w = (torch.as_tensor(array, dtype=torch.float32) for array in (inputs, labels, weights / weights.mean()))
-        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=penalty)
         for _ in range(epochs):
             order: Any = torch.randperm(len(y))
             for rows in order.split(1024):
@@ -162,12 +184,15 @@ def fit_prior(inner: Scorer, features: Array, labels: Array, weights: Array) -> 
 
 
 def _standardised(features: Array, weights: Array) -> tuple[tuple[str, ...], Array, Array, Array]:
-    """Names, means, scales and standardised values of the features that vary."""
-    columns = features[:, [INDEX[name] for name in NUMERIC]]
+    """Names, means, scales and standardised values of the features that vary, and of all of a hidden state."""
+    states = hidden_names(features.shape[1] - len(FEATURES))
+    columns = features[:, columns_of((*NUMERIC, *states))]
     mean = np.average(columns, axis=0, weights=weights)
     scale = np.sqrt(np.average((columns - mean) ** 2, axis=0, weights=weights))
     varies = scale > 1e-9
-    names = tuple(name for name, kept in zip(NUMERIC, varies.tolist(), strict=True) if kept)
+    scale = np.where(varies, scale, 1.0)
+    varies[len(NUMERIC) :] = True  # a hidden state is stored whole: its size is checked against the model's
+    names = tuple(name for name, kept in zip((*NUMERIC, *states), varies.tolist(), strict=True) if kept)
     mean, scale = mean[varies], scale[varies]
     return names, mean, scale, (columns[:, varies] - mean) / scale
 
@@ -193,10 +218,15 @@ def _doubled(inputs: Array, labels: Array, weights: Array) -> tuple[Array, Array
 # --- probabilities -------------------------------------------------------------------------------
 
 
+def _folds(prompts: Ints) -> Ints:
+    """Each position's fold, from 0: prompts are never torn apart."""
+    _, of_prompt = np.unique(prompts, return_inverse=True)
+    return of_prompt % min(_FOLDS, int(of_prompt.max()) + 1)
+
+
 def _held_out_scores(fit: Fit, features: Array, labels: Array, weights: Array, prompts: Ints) -> Array:
     """Each position's score by a scorer that was fitted without its prompt."""
-    _, of_prompt = np.unique(prompts, return_inverse=True)
-    fold = of_prompt % min(_FOLDS, int(of_prompt.max()) + 1)
+    fold = _folds(prompts)
     scores = np.empty(len(labels))
     for held in range(int(fold.max()) + 1):
         inside, outside = fold == held, fold != held

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .._version import __version__
 from ..errors import ConfigurationError, InvalidRequest, NothingToGain
@@ -25,6 +25,7 @@ from ..policies.basic import SIGNALS
 from ..policies.cards import Metric, Pair, PolicyCard, fingerprint, library_versions
 from ..policies.certify import fewest_prompts
 from ..policies.drift import make_monitor
+from ..policies.features import FEATURES, hidden_names, hidden_size
 from ..policies.scorers import Scorer, Signal
 from ..router import Router
 from .answers import Answers, OnItems
@@ -58,6 +59,7 @@ class CalibrationOptions(BaseModel):
     label: LabelName = Field("soft", description=f"what the score predicts: {', '.join(LABELS)}")
     scorer: str = Field("logistic", description=f"what is fitted: {', '.join(SCORERS)}")
     prior: bool = Field(False, description="add log-odds by token id")
+    hidden: bool = Field(False, description="let logistic or mlp read the fast model's last hidden state too")
     probabilities: str = Field("platt", description=f"how scores become probabilities: {', '.join(CALIBRATIONS)}")
     rounds: int = Field(2, ge=0, le=10, description="on-policy rounds behind the slow model's own answers")
     rollouts: int = Field(2000, ge=0, description="budget of the label divergence, in continuations by the slow model")
@@ -90,6 +92,12 @@ class CalibrationOptions(BaseModel):
         if not all(0.0 < rate < 1.0 for rate in value):
             raise ValueError("rates are between 0 and 1")
         return value
+
+    @model_validator(mode="after")
+    def _reads_hidden(self) -> Self:
+        if self.hidden and self.scorer not in ("logistic", "mlp"):
+            raise ValueError(f"hidden: {self.scorer} reads no hidden states, logistic and mlp do")
+        return self
 
     @property
     def span(self) -> Span | None:
@@ -204,6 +212,8 @@ def open_bench(
     stages = stages or Stages()
     for method in (parsed.method, *parsed.compare):
         make_method(method)
+    if parsed.hidden and router.fast.capabilities.hidden_size is None:
+        raise ConfigurationError(f"{router.fast.name} gives no hidden states", hint="calibrate without --hidden")
     checker = make_checker(check, [item for _, items in prompts for item in items])
     pair = fingerprint(router.fast, local_slow(router))
     directory = WorkDirectory(
@@ -368,6 +378,7 @@ def _traced(bench: Bench, split: SplitName, answers: Answers, name: str, *, roun
             name=name,
             round=round,
             own=name.endswith("-own"),
+            hidden=bench.options.hidden,
             on_items=on_items,
         )
 
@@ -452,6 +463,22 @@ def baseline_scorers(bench: Bench, fitted: Fitted, *, calibrated: bool) -> dict[
         }
 
 
+def _without_hidden(bench: Bench, fitted: Fitted) -> Scorer:
+    """What the hidden state is held against: the same scorer without it."""
+    options = bench.options
+    with bench.stages.stage("fit", 1):
+        return fit_scorer(
+            fitted.features[:, : len(FEATURES)],
+            fitted.labels.values,
+            fitted.labels.weights,
+            fitted.traces.prompt,
+            scorer=options.scorer,
+            prior=options.prior,
+            calibration=options.probabilities,
+            seed=options.seed,
+        )
+
+
 def hold_out(bench: Bench, fitted: Fitted, policy: Learned) -> Held:
     """Scores and policies on the report prompts."""
     options, runner = bench.options, bench.runners["report"]
@@ -461,6 +488,8 @@ def hold_out(bench: Bench, fitted: Fitted, policy: Learned) -> Held:
     labels = make_labels(bench, traces, "report", rollouts=options.rollouts // 2)
     features, kept = traces.features(), labels.weights > 0
     scorers = {"learned": fitted.scorer, **baseline_scorers(bench, fitted, calibrated=True)}
+    if options.hidden:
+        scorers["without hidden"] = _without_hidden(bench, fitted)
     by_round = {f"round {r.number}": r.scorer for r in fitted.rounds}
     with bench.stages.stage("metrics", 1):
         found = score_metrics(
@@ -787,9 +816,11 @@ def make_card(bench: Bench, policy: Learned, choice: Choice, target: Target, hel
 def scorer_signals(scorer: Scorer) -> tuple[str, ...]:
     """Names of what a scorer reads."""
     spec: Any = scorer.spec()
+    size = hidden_size(spec)
     names: list[str] = []
     while isinstance(spec, dict):
         names += spec.get("features") or spec.get("classes") or filter(None, [spec.get("signal")])
         names += ["token_id"] if spec["kind"] == "token_prior" else []
         spec = spec.get("inner")
-    return tuple(names)
+    states = set(hidden_names(size))
+    return (*(name for name in names if name not in states), *([f"hidden state ({size} wide)"] if size else []))

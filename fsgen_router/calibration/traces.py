@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Traces:
     fast model's reductions, ``token_class`` the class of its choice ``top_ids[:, 0]``.
     ``slow_choice`` is the slow model's choice after the same tokens, ``slow_logprob`` its
     log-probability and ``slow_logprob_of_fast`` that of the fast model's choice, both under the slow
-    model, in nats.
+    model, in nats. ``hidden`` are the fast model's hidden states, shape (n, n_embd), where they were read.
     """
 
     round: npt.NDArray[np.int64]
@@ -54,6 +54,7 @@ class Traces:
     slow_choice: npt.NDArray[np.int64]
     slow_logprob: npt.NDArray[np.float64]
     slow_logprob_of_fast: npt.NDArray[np.float64]
+    hidden: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -68,14 +69,15 @@ class Traces:
         return np.cumsum(self.position == 0) - 1
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: array for name, array in arrays.items() if array is not None}
 
     def select(self, chosen: npt.NDArray[Any]) -> Traces:
         """The positions that a mask or an index array names."""
         return Traces(**{name: array[chosen] for name, array in self.to_arrays().items()})
 
     def signals(self) -> Iterator[Signals]:
-        """Signals as serving would make them, position by position."""
+        """Signals as serving would make them, position by position, but for hidden states."""
         columns = (self.entropy_nats, self.varentropy, self.log_partition, self.token_class)
         rows = zip(
             *(column.tolist() for column in columns), self.top_ids.tolist(), self.top_logprobs.tolist(), strict=True
@@ -96,17 +98,19 @@ class Traces:
             yield make_signals(row, token_class)
 
     def features(self) -> Array:
-        """Rows of features, shape (n, F), made by the function that serves them."""
+        """Rows of features, shape (n, F), made by the function that serves them; hidden states stand behind."""
         contexts = zip(self.position.tolist(), self.since_escalation.tolist(), strict=True)
-        return feature_matrix(
+        rows = feature_matrix(
             (signals, Context(position, since, 0, 0, _no_uniform))
             for signals, (position, since) in zip(self.signals(), contexts, strict=True)
         )
+        # Here and not position by position: a Python number for each would take ten times the memory.
+        return rows if self.hidden is None else np.concatenate([rows, self.hidden], axis=1, dtype=np.float64)
 
     def digest(self) -> str:
-        """A short hash of everything in here, to name what is made of it."""
+        """A short hash of everything in here but hidden states, to name what is made of it."""
         digest = hashlib.sha256()
-        for name, array in self.to_arrays().items():
+        for name, array in replace(self, hidden=None).to_arrays().items():
             digest.update(f"{name}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
@@ -178,13 +182,14 @@ def trace_answer(
     classes: npt.NDArray[Any],
     number: int = 0,
     round: int = 0,
+    hidden: bool = False,
 ) -> Traces:
-    """Both models' views of one answer to one item.
+    """Both models' views of one answer to one item, with ``hidden`` the fast one's hidden states.
 
     ``by_slow`` is 1 where the slow model wrote a token. None: the answer is the slow model's own, and
     counts as written by an oracle that escalates where the two choices differ, which writes the same.
     """
-    wanted = Read(signals=True, top_k=TOP_K)
+    wanted = Read(signals=True, top_k=TOP_K, hidden=hidden)
     fast_rows = read_answer(fast, encode_item(fast.tokenizer, item), answer, lambda _: wanted)
     slow_rows = read_answer(slow, encode_item(slow.tokenizer, item), answer, lambda k: Read(ids=(fast_rows[k].argmax,)))
     written = [f.argmax != s.argmax for f, s in zip(fast_rows, slow_rows, strict=True)] if by_slow is None else by_slow
@@ -205,6 +210,7 @@ def trace_answer(
         slow_choice=np.array([row.argmax for row in slow_rows], np.int64),
         slow_logprob=np.array([row.argmax_logprob for row in slow_rows]),
         slow_logprob_of_fast=np.array([row.id_logprobs[0] for row in slow_rows]),
+        hidden=np.array([row.hidden for row in fast_rows], np.float32) if hidden else None,
     )
 
 
@@ -227,11 +233,13 @@ def trace_answers(
     name: str,
     round: int = 0,
     own: bool = False,
+    hidden: bool = False,
     on_items: OnItems | None = None,
 ) -> Traces:
     """Traces of answers to items, or those that ``work`` holds under ``name``.
 
-    ``own`` says that the answers are the slow model's own. Nothing else may use the Router's models
+    ``own`` says that the answers are the slow model's own; ``hidden`` has hidden states read, whose traces
+    are kept apart. Nothing else may use the Router's models
     meanwhile.
     """
     classes, slow = token_classes(router.fast.tokenizer), local_slow(router)
@@ -249,10 +257,12 @@ def trace_answers(
                     classes=classes,
                     number=number,
                     round=round,
+                    hidden=hidden,
                 )
             )
             if on_items is not None:
                 on_items(1)
         return join_traces(parts).to_arrays()
 
+    name = f"{name}-hidden" if hidden else name
     return Traces(**work.in_chunks(name, items, compute, size=CHUNK, on_items=on_items))

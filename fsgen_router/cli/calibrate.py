@@ -84,6 +84,12 @@ def calibrate(
         str, typer.Option(help=f"What is fitted: {', '.join(cal.SCORERS)}.", rich_help_panel=_FIT)
     ] = "logistic",
     prior: Annotated[bool, typer.Option("--prior", help="Add log-odds by token id.", rich_help_panel=_FIT)] = False,
+    hidden: Annotated[
+        bool,
+        typer.Option(
+            "--hidden", help="Let the score read the fast model's last hidden state too.", rich_help_panel=_FIT
+        ),
+    ] = False,
     rounds: Annotated[
         int, typer.Option(min=0, max=10, help="On-policy rounds of collecting.", rich_help_panel=_FIT)
     ] = 2,
@@ -157,6 +163,7 @@ def calibrate(
         "label": label,
         "scorer": scorer,
         "prior": prior,
+        "hidden": hidden,
         "rounds": rounds,
         "rollouts": rollouts,
         "extent": extent,
