@@ -26,6 +26,7 @@ from .stored import Spec, Stored, Tensors, restore
 _CLASS_COLUMNS = slice(INDEX[f"class_{CLASSES[0]}"], INDEX[f"class_{CLASSES[-1]}"] + 1)
 _TOKEN = INDEX["token_id"]
 _SMALLEST = 1e-12
+_FEW = 100  # numbers that are weighed faster one by one than through an array
 
 
 @runtime_checkable
@@ -192,12 +193,16 @@ class Logistic(Stored):
         _require(math.isfinite(self._offset) and all(map(math.isfinite, self._weights)), f"{self.kind}: not finite")
 
     @cached_property
-    def _weights(self) -> tuple[float, ...]:
+    def _spread(self) -> Floats:
         # Standardisation folded in, and spread over all features: one product per feature and no look-ups.
         columns = columns_of(self.features)
         spread = np.zeros(max([len(FEATURES), *(column + 1 for column in columns)]))
         spread[columns] = self.weights.astype(np.float64) / self.scale
-        return tuple(spread.tolist())
+        return spread
+
+    @cached_property
+    def _weights(self) -> tuple[float, ...]:
+        return tuple(self._spread.tolist())
 
     @cached_property
     def _offset(self) -> float:
@@ -205,13 +210,15 @@ class Logistic(Stored):
 
     def log_odds(self, features: Floats) -> Floats:
         """What the sigmoid is taken of, shape (n,), of features, shape (n, F)."""
-        result: Floats = features[:, : len(self._weights)] @ np.array(self._weights) + self._offset
+        result: Floats = features[:, : len(self._spread)] @ self._spread + self._offset
         return result
 
     def log_odds_one(self, row: Sequence[float]) -> float:
         """:meth:`log_odds` of one row."""
-        product: float = sum(map(operator.mul, row, self._weights))
-        return product + self._offset
+        if len(self._weights) <= _FEW:
+            product: float = sum(map(operator.mul, row, self._weights))
+            return product + self._offset
+        return float(np.dot(row[: len(self._weights)], self._spread)) + self._offset
 
     def score(self, features: Floats) -> Floats:
         return sigmoids(self.log_odds(features))
