@@ -446,6 +446,8 @@ class Engine:
         state.answer.append(record.id)
         if self.method.rule is None or state.degraded is not None:
             return [*self._release(0), self._commit(record)]
+        if check is None and not state.held:  # there is nothing to judge, and nothing before it to be taken back
+            return [self._commit(record)]
         state.held.append(Held(record, state.policy, check))
         if state.span_left > 0:
             return []
@@ -668,7 +670,9 @@ class Engine:
         """Place what a mask leaves no choice about: no model is asked, no policy."""
         emitted: list[Command] = []
         state = self.state
-        while self.request.constraint is not None and state.finish is None and not (state.held and state.span_left):
+        while self.request.constraint is not None and state.finish is None:
+            if state.held and self._at_the_end():
+                break  # what is held back has to be judged first
             mask = self._mask(len(state.answer))
             token = None if mask is None else mask.forced()
             if token is None:

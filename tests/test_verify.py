@@ -68,15 +68,15 @@ def test_exact_verification_is_the_slow_models_own_text(
 
 
 class _Fixed:
-    """A constraint that forbids some tokens, and leaves one choice at every third place."""
+    """A constraint that forbids some tokens, and leaves one choice at every third place, or at ``forced`` of five."""
 
-    def __init__(self, case: int) -> None:
-        self.rng = case
+    def __init__(self, case: int, forced: int = 0) -> None:
+        self.rng, self.forced = case, forced
 
     def mask(self, ids: Sequence[int]) -> Mask:
         allowed = np.ones(N_VOCAB, bool)
         allowed[(self.rng + len(ids)) % 7] = False
-        if len(ids) % 3 == 2:
+        if len(ids) % 5 < self.forced if self.forced else len(ids) % 3 == 2:
             allowed[:] = False
             allowed[(self.rng * 31 + len(ids)) % N_VOCAB] = True
         return Mask(allowed=allowed)
@@ -90,6 +90,16 @@ def test_exact_verification_under_a_mask(case: int, interval: int, limit: int) -
     alone = answer(Pair(models.slow, models.fast), "never", ids, **options)
     found = answer(models, Every(interval), ids, method="verify", **options)
     assert ids_of(found) == ids_of(alone)
+
+
+def test_what_a_mask_forces_costs_no_slow_forward() -> None:
+    """Inside a slow span, and behind drafts that are about to be judged."""
+    for case in range(100):
+        models, ids = pair(case), prompt(case)
+        for policy in ("every:2,span=3", "every:1,span=rest", "every:5,span=2"):
+            found = answer(models, policy, ids, method="verify", constraint=_Fixed(case, forced=4), max_tokens=25)
+            assert all(token.decision.reason == "forced" for at, token in enumerate(found.tokens) if at % 5 < 4)
+            assert all(work.reads for work in models.slow.works)  # nor does it read what nobody asks about
 
 
 def test_a_forward_judges_the_drafts_and_writes_one_more() -> None:
