@@ -32,7 +32,7 @@ from fsgen_router.errors import (
 from fsgen_router.logs import log
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import checked
-from fsgen_router.reading import Floats, Read, Row, Scratch, reduce_row
+from fsgen_router.reading import Floats, Read, Row, reduce_row
 from fsgen_router.tokenizer import Message
 
 try:
@@ -41,6 +41,8 @@ try:
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 except ImportError as error:
     raise ImportError("the llama_cpp backend needs the extra 'llama': pip install 'fsgen-router[llama]'") from error
+
+from .ggml import make_scratch
 
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
@@ -306,7 +308,7 @@ class LlamaCppModel:
             hidden_size=lib.llama_model_n_embd_out(self._model),
         )
         self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab)
-        self._scratch = Scratch()
+        self._scratch = make_scratch(lib._lib)
         self._batch = _Batch(self.options.n_batch)
         # A pointer as a plain integer, without ctypes' own wrapping of every row.
         self._logits_at, self._hidden_at = (lib._lib[f"llama_get_{name}_ith"] for name in ("logits", "embeddings"))

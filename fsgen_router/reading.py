@@ -24,6 +24,9 @@ Ints: TypeAlias = npt.NDArray[np.integer]
 FORBIDDEN = np.float32(-1e9)
 """Logit of a token that a mask forbids. Finite, so that 0 * log 0 stays 0 in the entropy."""
 
+_NOTHING = np.float32(-1e3)
+"""What fills a line up: its exponential is 0 in single precision."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mask:
@@ -118,18 +121,24 @@ class Row:
     hidden: npt.NDArray[np.float32] | None = None
 
 
-# Exponentials are taken a chunk at a time, so that they stay in the first cache while the row streams by
-# once; and BLAS keeps to the calling thread below 10,000 elements, which the model's own threads need.
-_CHUNK = 8192
+# A chunk of a row, what is made of it and its exponentials fit the second cache together. Dot products are
+# taken by line: BLAS keeps to the calling thread below 10,000 elements, as the model's own threads need.
+_LINE = 4096
+_CHUNK = 8 * _LINE
 
 
 class Scratch:
-    """Buffers for :func:`reduce_row`, so that a row costs no allocation."""
+    """Buffers for :func:`reduce_row`, so that a row costs no allocation, and how exponentials are taken in them."""
 
     def __init__(self) -> None:
         self.centred = np.empty(_CHUNK, np.float32)
         self.weights = np.empty(_CHUNK, np.float32)
-        self.ones = np.ones(_CHUNK, np.float32)
+
+    def weigh(self, size: int) -> float:
+        """Make the first ``size`` weights the exponentials of what is centred; returns their sum."""
+        weights = self.weights[:size]
+        np.exp(self.centred[:size], out=weights)
+        return float(np.add.reduce(weights))
 
 
 def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | None = None) -> Row:
@@ -173,17 +182,19 @@ def _moments(
     with np.errstate(invalid="ignore"):
         for start in range(0, len(logits), _CHUNK):
             part = logits[start : start + _CHUNK]
-            size = len(part)
-            centred, weights = scratch.centred[:size], scratch.weights[:size]
-            np.subtract(part, np.float32(peak), out=centred)
+            lines = -(-len(part) // _LINE)
+            centred = scratch.centred[: lines * _LINE]
+            np.subtract(part, np.float32(peak), out=centred[: len(part)])
+            centred[len(part) :] = _NOTHING
             if floor is not None:
                 np.maximum(centred, np.float32(floor), out=centred)
-            np.exp(centred, out=weights)
-            total += float(np.dot(weights, scratch.ones[:size]))
+            total += scratch.weigh(len(centred))
             if signals:
-                first += float(np.dot(weights, centred))
+                centred = centred.reshape(lines, _LINE)
+                weights = scratch.weights[: lines * _LINE].reshape(lines, _LINE)
+                first += float(np.vecdot(weights, centred).sum(dtype=np.float64))
                 np.multiply(centred, centred, out=centred)
-                second += float(np.dot(weights, centred))
+                second += float(np.vecdot(weights, centred).sum(dtype=np.float64))
     if not signals:
         return total, math.nan, math.nan
     if math.isnan(first) and floor is None:
@@ -205,33 +216,32 @@ def _masked(logits: Floats, mask: Mask) -> Floats:
     return logits
 
 
-_BLOCKS = 64
+_BLOCK = 512
 
 
 def top_ids_of(values: Floats, k: int) -> Ints:
     """Ids of the ``k`` largest values, best first, ties by lower id.
 
     ``argpartition`` over a whole vocabulary costs as much as everything else together. The k-th
-    largest of the maxima of interleaved blocks is a lower bound of the k-th largest value, so one
-    vectorised maximum leaves a handful of blocks to look into.
+    largest of the maxima of blocks is a lower bound of the k-th largest value, so one vectorised
+    maximum leaves a handful of blocks to look into.
     """
     k = min(k, len(values))
     if k == 1:
         return np.array([values.argmax()])
-    columns = len(values) // _BLOCKS
-    if columns >= k:
-        table = values[: columns * _BLOCKS].reshape(_BLOCKS, columns)
-        maxima = table.max(axis=0)
-        bound = np.partition(maxima, columns - k)[columns - k]
-        chosen = np.flatnonzero(maxima >= bound)
-        rows, places = np.nonzero(table[:, chosen] >= bound)
-        rest = np.flatnonzero(values[columns * _BLOCKS :] >= bound)
+    starts = np.arange(0, len(values), _BLOCK)
+    ids = np.arange(min(len(values), _BLOCK))
+    if len(starts) > k:
+        maxima = np.maximum.reduceat(values, starts)
+        bound = np.partition(maxima, -k)[-k]
+        ids = np.add.outer(starts[maxima >= bound], ids).ravel()
         # In ascending order, as ties want it.
-        candidates = np.concatenate([rows * columns + chosen[places], rest + columns * _BLOCKS])
+        ids = ids[: np.searchsorted(ids, len(values))]
+        ids = ids[values[ids] >= bound]
     else:
-        candidates = np.arange(len(values))
-    order = np.argsort(-values[candidates], kind="stable")[:k]
-    return candidates[order]
+        ids = np.arange(len(values))
+    order = np.argsort(-values[ids], kind="stable")[:k]
+    return ids[order]
 
 
 def warped(logits: Floats, warp: Warp) -> tuple[Ints, Floats]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import collections
+import ctypes
 import math
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_cpp import llama_cpp
 from scipy.special import log_softmax
 
-from fsgen_router import Mask
+from fsgen_router import Mask, reading
+from fsgen_router.adapters.ggml import GgmlScratch, make_scratch
 from fsgen_router.reading import (
     FORBIDDEN,
     Read,
@@ -27,10 +32,11 @@ from fsgen_router.reading import (
 from fsgen_router.signals import make_signals
 
 SIGNALS = Read(signals=True, top_k=8, ids=(0, 1))
+GGML = make_scratch(llama_cpp._lib)
 
 
-def reduce(logits: np.ndarray, read: Read = SIGNALS) -> Row:
-    return reduce_row(logits, read, Scratch())
+def reduce(logits: np.ndarray, read: Read = SIGNALS, scratch: Scratch | None = None) -> Row:
+    return reduce_row(logits, read, scratch or Scratch())
 
 
 def assert_exact(row: Row, logits: np.ndarray) -> None:
@@ -63,18 +69,20 @@ ROWS = {
     "two tokens": lambda rng: np.array([0.5, 0.25]),
     "one token": lambda rng: np.array([3.0]),
     "nine tokens": lambda rng: rng.normal(0, 2, 9),
-    "a block more": lambda rng: rng.normal(0, 2, 64 * 8 + 1),
-    "sorted": lambda rng: np.linspace(-5, 5, 4096),
-    "the best in one block": lambda rng: np.where(np.arange(4096) % 64 == 5, 9.0, 0.0) + rng.random(4096),
+    "a block more": lambda rng: rng.normal(0, 2, 512 * 16 + 1),
+    "a line more": lambda rng: rng.normal(0, 2, 3 * 4096 + 1),
+    "sorted": lambda rng: np.linspace(-5, 5, 20_000),
+    "the best in one block": lambda rng: np.where(np.arange(20_000) // 512 == 5, 9.0, 0.0) + rng.random(20_000),
 }
 
 
+@pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
 @pytest.mark.parametrize("kind", ROWS)
-def test_a_row_is_reduced_to_what_float64_gives(kind: str) -> None:
+def test_a_row_is_reduced_to_what_float64_gives(kind: str, scratch: Scratch) -> None:
     for seed in range(3):
         logits = np.asarray(ROWS[kind](np.random.default_rng(seed)), np.float32)
         before = logits.copy()
-        assert_exact(reduce(logits, Read(signals=True, top_k=8)), logits)
+        assert_exact(reduce(logits, Read(signals=True, top_k=8), scratch), logits)
         assert np.array_equal(logits, before)
 
 
@@ -88,13 +96,33 @@ def test_any_row(values: list[float]) -> None:
     np.testing.assert_allclose(row.id_logprobs, log_softmax(logits.astype(float))[:2], atol=1e-4)
 
 
-def test_a_backends_own_minus_infinity() -> None:
+@pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
+def test_a_backends_own_minus_infinity(scratch: Scratch) -> None:
     logits = np.random.default_rng(0).normal(0, 2, 3000).astype(np.float32)
     logits[::3] = -np.inf
-    row = reduce(logits)
+    row = reduce(logits, scratch=scratch)
     assert_exact(row, logits)
     assert row.id_logprobs[0] < -1e8
     assert math.isfinite(row.entropy)
+
+
+def test_llama_cpp_shows_its_exponentials() -> None:
+    assert isinstance(GGML, GgmlScratch)
+
+
+def doubled(size: int, out: int, values: int, shift: float) -> float:
+    """What a build might have under the same name."""
+    for at, value in ((out, 2.0), (values, 0.0)):
+        (ctypes.c_float * size).from_address(at)[:] = [value] * size
+    return 2.0 * size
+
+
+@pytest.mark.parametrize("library", [SimpleNamespace(), SimpleNamespace(ggml_vec_soft_max_f32=doubled)])
+def test_without_ggmls_exponentials_numpy_takes_them(library: SimpleNamespace) -> None:
+    scratch = make_scratch(library)
+    assert type(scratch) is Scratch
+    logits = np.random.default_rng(0).normal(0, 2, 3000).astype(np.float32)
+    assert_exact(reduce(logits, scratch=scratch), logits)
 
 
 def test_a_flat_row_has_the_largest_entropy() -> None:
@@ -118,7 +146,9 @@ def test_scratch_is_used_again_and_again() -> None:
 @settings(max_examples=400, deadline=None)
 def test_top_k_with_ties_takes_the_lower_ids(values: list[int], k: int) -> None:
     row = np.array(values, np.float32)
-    assert top_ids_of(row, k).tolist() == sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]
+    with mock.patch.object(reading, "_BLOCK", 8):
+        found = top_ids_of(row, k)
+    assert found.tolist() == sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]
 
 
 def test_masks() -> None:
