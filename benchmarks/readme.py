@@ -140,8 +140,14 @@ def verification() -> str:
 
 
 def assisted() -> str:
-    pair = load("assisted_reference_pair")
+    pair, shape = load("assisted_reference_pair"), load("assisted_real_shape")
     best = pair["draft_length"]
+    forced = [
+        f"| real shape, {float(share):.0%} of the drafts right | {ratio(found['router_over_assisted_generation'])} | "
+        f"{found['draft_length']['router']}, {found['draft_length']['assisted_generation']} |"
+        for share, found in shape["acceptance"].items()
+    ]
+    each = next(iter(shape["acceptance"].values()))
     return "\n".join(
         [
             "| exact `verify`, `every:K`, against `generate(assistant_model=...)` | speed | K: ours, theirs |",
@@ -150,18 +156,24 @@ def assisted() -> str:
             f"{best['router']}, {best['assisted_generation']} |",
             f"| ours through llama.cpp | {ratio(pair['router_llama_cpp_over_assisted_generation'])} | "
             f"{best['router_llama_cpp']}, {best['assisted_generation']} |",
+            *forced,
             "",
             f"{pair['prompts']} prompts of the reference pair in turns, each side at its best draft length K of 2, 4, "
             f"8 and 16, constant draft schedule, {pair['threads']} thread on {pair['machine']}. The slow model alone "
             f"ran at {ratio(pair['slow_alone_over_assisted_generation'])} of assisted generation's speed: models this "
             f"small gain nothing from speculation. `benchmarks/assisted.py`, seed {pair['seed']}, 95% bootstrap "
             f"intervals by prompt, {pair['date']}.",
+            "",
+            f"The real shape is Qwen2.5-0.5B's with a vocabulary of 32,000 ({shape['slow']} parameters) and about a tenth "
+            f"of it ({shape['fast']}) through transformers, random weights, {shape['dtype']} on {shape['device']}, "
+            f"{shape['threads']} thread; a script decides which drafts are right, so both sides accept the same ones. "
+            f"{each['prompts']} prompts of 100 tokens, {shape['tokens']} tokens each, {shape['date']}.",
         ]
     )
 
 
 def many() -> str:
-    batching, soak = load("batching"), load("soak")
+    batching, soak, ahead = load("batching"), load("soak"), load("read_ahead")
     memory = soak["memory_mib"]
     speed = batching["tokens_per_second"]
     lines = [
@@ -176,6 +188,11 @@ def many() -> str:
         f"cancelled, {soak['different_from_the_solo_run']} differed from their solo run; "
         f"{memory['after_the_first_tenth']:.0f} MiB of memory after the first tenth, {memory['at_the_end']:.0f} at "
         f"the end (`benchmarks/soak.py`, {soak['pair']}, {soak['date']}).",
+        "",
+        f"Read-ahead where both models share the cores (0.5B and a tenth of it, the slow one writes every "
+        f"{ahead['interval']}th token): {ratio(ahead['off_one_thread_over_on'])} of the speed without it at one thread "
+        f"per model, {ratio(ahead['off_all_threads_over_on'])} of the speed without it where each may use all cores in "
+        f"its turn (`benchmarks/read_ahead.py`, {ahead['blocks']} alternating blocks, {ahead['date']}).",
     ]
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ the numpy reduction; adapters on other devices give the same numbers to 1e-5.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from dataclasses import dataclass
@@ -123,22 +124,21 @@ class Row:
 
 # A chunk of a row, what is made of it and its exponentials fit the second cache together. Dot products are
 # taken by line: BLAS keeps to the calling thread below 10,000 elements, as the model's own threads need.
-_LINE = 4096
-_CHUNK = 8 * _LINE
+_LINES, _LINE = 8, 4096
+_CHUNK = _LINES * _LINE
 
 
 class Scratch:
     """Buffers for :func:`reduce_row`, so that a row costs no allocation, and how exponentials are taken in them."""
 
     def __init__(self) -> None:
-        self.centred = np.empty(_CHUNK, np.float32)
-        self.weights = np.empty(_CHUNK, np.float32)
+        self.centred = np.empty((_LINES, _LINE), np.float32)
+        self.weights = np.empty((_LINES, _LINE), np.float32)
 
-    def weigh(self, size: int) -> float:
-        """Make the first ``size`` weights the exponentials of what is centred; returns their sum."""
-        weights = self.weights[:size]
-        np.exp(self.centred[:size], out=weights)
-        return float(np.add.reduce(weights))
+    def weigh(self, lines: int) -> float:
+        """Make the first weights the exponentials of as many lines of what is centred; returns their sum."""
+        weights = np.exp(self.centred[:lines], out=self.weights[:lines])
+        return float(np.add.reduce(weights, axis=None))
 
 
 def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | None = None) -> Row:
@@ -166,8 +166,8 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
         entropy=max(math.log(total) - mean, 0.0),
         varentropy=max(square - mean * mean, 0.0),
         top_ids=tuple(best[: read.top_k].tolist()),
-        top_logprobs=tuple(float(logits[i]) - log_partition for i in best[: read.top_k]),
-        id_logprobs=tuple(float(logits[i]) - log_partition for i in read.ids),
+        top_logprobs=tuple([value - log_partition for value in logits[best[: read.top_k]].tolist()]),
+        id_logprobs=tuple([float(logits[i]) - log_partition for i in read.ids]),
         accepted=accepted,
         logits=np.array(logits) if read.full else None,
         hidden=np.array(hidden, np.float32) if read.hidden and hidden is not None else None,
@@ -183,18 +183,17 @@ def _moments(
         for start in range(0, len(logits), _CHUNK):
             part = logits[start : start + _CHUNK]
             lines = -(-len(part) // _LINE)
-            centred = scratch.centred[: lines * _LINE]
-            np.subtract(part, np.float32(peak), out=centred[: len(part)])
-            centred[len(part) :] = _NOTHING
+            centred, weights = scratch.centred[:lines], scratch.weights[:lines]
+            flat = centred.reshape(-1)
+            np.subtract(part, np.float32(peak), out=flat[: len(part)])
+            flat[len(part) :] = _NOTHING
             if floor is not None:
                 np.maximum(centred, np.float32(floor), out=centred)
-            total += scratch.weigh(len(centred))
+            total += scratch.weigh(lines)
             if signals:
-                centred = centred.reshape(lines, _LINE)
-                weights = scratch.weights[: lines * _LINE].reshape(lines, _LINE)
-                first += float(np.vecdot(weights, centred).sum(dtype=np.float64))
+                first += float(np.add.reduce(np.vecdot(weights, centred)))
                 np.multiply(centred, centred, out=centred)
-                second += float(np.vecdot(weights, centred).sum(dtype=np.float64))
+                second += float(np.add.reduce(np.vecdot(weights, centred)))
     if not signals:
         return total, math.nan, math.nan
     if math.isnan(first) and floor is None:
@@ -216,9 +215,6 @@ def _masked(logits: Floats, mask: Mask) -> Floats:
     return logits
 
 
-_BLOCK = 512
-
-
 def top_ids_of(values: Floats, k: int) -> Ints:
     """Ids of the ``k`` largest values, best first, ties by lower id.
 
@@ -229,19 +225,25 @@ def top_ids_of(values: Floats, k: int) -> Ints:
     k = min(k, len(values))
     if k == 1:
         return np.array([values.argmax()])
-    starts = np.arange(0, len(values), _BLOCK)
-    ids = np.arange(min(len(values), _BLOCK))
-    if len(starts) > k:
+    starts, within = _blocks(len(values))
+    if len(starts) <= k:
+        ids = np.arange(len(values))
+    else:
         maxima = np.maximum.reduceat(values, starts)
         bound = np.partition(maxima, -k)[-k]
-        ids = np.add.outer(starts[maxima >= bound], ids).ravel()
-        # In ascending order, as ties want it.
+        ids = np.add.outer(starts[maxima >= bound], within).ravel()
+        # In ascending order, as ties want it; the last block may be cut short.
         ids = ids[: np.searchsorted(ids, len(values))]
         ids = ids[values[ids] >= bound]
-    else:
-        ids = np.arange(len(values))
     order = np.argsort(-values[ids], kind="stable")[:k]
     return ids[order]
+
+
+@functools.lru_cache(maxsize=32)
+def _blocks(length: int) -> tuple[Ints, Ints]:
+    """Where the blocks start in which so many values are looked at, and the places within one."""
+    size = max(length // 256, 16)
+    return np.arange(0, length, size), np.arange(size)
 
 
 def warped(logits: Floats, warp: Warp) -> tuple[Ints, Floats]:
