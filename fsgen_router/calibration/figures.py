@@ -22,6 +22,8 @@ COSTS: Mapping[str, tuple[str, Axis]] = {
 }
 
 _FAINT: Mapping[str, Any] = {"marker": ".", "linewidth": 0.9, "elinewidth": 0.5, "alpha": 0.65}
+# Without the learned curve's own red.
+_COLOURS = [f"tab:{colour}" for colour in ("blue", "orange", "green", "purple", "brown", "pink", "olive")]
 _STYLES: Mapping[str, Mapping[str, Any]] = {
     "learned": {"linewidth": 2.4, "color": "tab:red", "zorder": 5},
     "oracle": {"linestyle": "--"},
@@ -36,8 +38,7 @@ def quality_figures(curves: Mapping[str, Curve]) -> dict[str, bytes]:
 def _quality(curves: Mapping[str, Curve], label: str, axis: Axis) -> bytes:
     figure = new_figure(8.5, 5.5)
     axes = figure.add_subplot()
-    # Without the learned curve's own red.
-    axes.set_prop_cycle(color=[f"tab:{c}" for c in ("blue", "orange", "green", "purple", "brown", "pink", "olive")])
+    axes.set_prop_cycle(color=_COLOURS)
     draw_levels(axes, next(iter(curves.values())).points[0].summary)
     for name, curve in curves.items():
         points = [(x, p.summary.accuracy) for p in curve.points if (x := axis(p)) is not None]
@@ -56,6 +57,7 @@ def reliability_figure(found: Mapping[str, Reliability]) -> bytes:
     """Mean label against mean score in bins of equal weight, as a PNG file."""
     figure = new_figure(5.5, 5.5)
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=_COLOURS)
     axes.plot((0, 1), (0, 1), color="black", linestyle=":", linewidth=1)
     for name, bins in found.items():
         style = _STYLES.get(name, {"linewidth": 0.9})
