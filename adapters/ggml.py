@@ -26,8 +26,8 @@ class GgmlScratch(Scratch):
         self._sum_exp = sum_exp
         self._centred_at, self._weights_at = self.centred.ctypes.data, self.weights.ctypes.data
 
-    def weigh(self, lines: int) -> float:
-        return self._sum_exp(lines * self.centred.shape[1], self._weights_at, self._centred_at, 0.0)
+    def weigh(self, size: int) -> float:
+        return self._sum_exp(size, self._weights_at, self._centred_at, 0.0)
 
 
 def make_scratch(library: Any) -> Scratch:
@@ -38,7 +38,8 @@ def make_scratch(library: Any) -> Scratch:
     sum_exp.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float]
     sum_exp.restype = ctypes.c_double
     scratch, usual = GgmlScratch(sum_exp), Scratch()
-    scratch.centred[0] = usual.centred[0] = np.linspace(-100.0, 0.0, scratch.centred.shape[1])
-    sums = scratch.weigh(1), usual.weigh(1)
-    same = np.isclose(*sums, rtol=1e-5) and np.allclose(scratch.weights[0], usual.weights[0], atol=1e-6)
+    size = 77  # longer than a vector of any machine, and not a multiple of one
+    scratch.centred[:size] = usual.centred[:size] = np.linspace(-100.0, 0.0, size)
+    sums = scratch.weigh(size), usual.weigh(size)
+    same = np.isclose(*sums, rtol=1e-5) and np.allclose(scratch.weights[:size], usual.weights[:size], atol=1e-6)
     return scratch if same else usual

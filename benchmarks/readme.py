@@ -164,9 +164,10 @@ def assisted() -> str:
             f"small gain nothing from speculation. `benchmarks/assisted.py`, seed {pair['seed']}, 95% bootstrap "
             f"intervals by prompt, {pair['date']}.",
             "",
-            f"The real shape is Qwen2.5-0.5B's with a vocabulary of 32,000 ({shape['slow']} parameters) and about a tenth "
-            f"of it ({shape['fast']}) through transformers, random weights, {shape['dtype']} on {shape['device']}, "
-            f"{shape['threads']} thread; a script decides which drafts are right, so both sides accept the same ones. "
+            f"The real shape is Qwen2.5-0.5B's with a vocabulary of 32,000 ({shape['slow']} parameters) and about a "
+            f"tenth of it ({shape['fast']}) through transformers, random weights, {shape['dtype']} on "
+            f"{shape['device']}, {shape['threads']} thread; a script decides which drafts are right, so both sides "
+            f"accept the same ones. "
             f"{each['prompts']} prompts of 100 tokens, {shape['tokens']} tokens each, {shape['date']}.",
         ]
     )

@@ -124,21 +124,20 @@ class Row:
 
 # A chunk of a row, what is made of it and its exponentials fit the second cache together. Dot products are
 # taken by line: BLAS keeps to the calling thread below 10,000 elements, as the model's own threads need.
-_LINES, _LINE = 8, 4096
-_CHUNK = _LINES * _LINE
+_LINE = 4096
+_CHUNK = 8 * _LINE
 
 
 class Scratch:
     """Buffers for :func:`reduce_row`, so that a row costs no allocation, and how exponentials are taken in them."""
 
     def __init__(self) -> None:
-        self.centred = np.empty((_LINES, _LINE), np.float32)
-        self.weights = np.empty((_LINES, _LINE), np.float32)
+        self.centred = np.empty(_CHUNK, np.float32)
+        self.weights = np.empty(_CHUNK, np.float32)
 
-    def weigh(self, lines: int) -> float:
-        """Make the first weights the exponentials of as many lines of what is centred; returns their sum."""
-        weights = np.exp(self.centred[:lines], out=self.weights[:lines])
-        return float(np.add.reduce(weights, axis=None))
+    def weigh(self, size: int) -> float:
+        """Make the first ``size`` weights the exponentials of what is centred; returns their sum."""
+        return float(np.add.reduce(np.exp(self.centred[:size], out=self.weights[:size])))
 
 
 def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | None = None) -> Row:
@@ -182,15 +181,16 @@ def _moments(
     with np.errstate(invalid="ignore"):
         for start in range(0, len(logits), _CHUNK):
             part = logits[start : start + _CHUNK]
-            lines = -(-len(part) // _LINE)
-            centred, weights = scratch.centred[:lines], scratch.weights[:lines]
-            flat = centred.reshape(-1)
-            np.subtract(part, np.float32(peak), out=flat[: len(part)])
-            flat[len(part) :] = _NOTHING
+            shape = -(-len(part) // _LINE), min(len(part), _LINE)
+            size = shape[0] * shape[1]
+            centred, weights = scratch.centred[:size], scratch.weights[:size]
+            np.subtract(part, np.float32(peak), out=centred[: len(part)])
+            centred[len(part) :] = _NOTHING
             if floor is not None:
                 np.maximum(centred, np.float32(floor), out=centred)
-            total += scratch.weigh(lines)
+            total += scratch.weigh(size)
             if signals:
+                centred, weights = centred.reshape(shape), weights.reshape(shape)
                 first += float(np.add.reduce(np.vecdot(weights, centred)))
                 np.multiply(centred, centred, out=centred)
                 second += float(np.add.reduce(np.vecdot(weights, centred)))
@@ -215,6 +215,9 @@ def _masked(logits: Floats, mask: Mask) -> Floats:
     return logits
 
 
+_SHORT = 1024  # values that are sorted as fast as looked through
+
+
 def top_ids_of(values: Floats, k: int) -> Ints:
     """Ids of the ``k`` largest values, best first, ties by lower id.
 
@@ -226,7 +229,7 @@ def top_ids_of(values: Floats, k: int) -> Ints:
     if k == 1:
         return np.array([values.argmax()])
     starts, within = _blocks(len(values))
-    if len(starts) <= k:
+    if len(values) <= _SHORT or len(starts) <= k:
         ids = np.arange(len(values))
     else:
         maxima = np.maximum.reduceat(values, starts)
@@ -242,7 +245,7 @@ def top_ids_of(values: Floats, k: int) -> Ints:
 @functools.lru_cache(maxsize=32)
 def _blocks(length: int) -> tuple[Ints, Ints]:
     """Where the blocks start in which so many values are looked at, and the places within one."""
-    size = max(length // 256, 16)
+    size = max(length // 256, 8)
     return np.arange(0, length, size), np.arange(size)
 
 

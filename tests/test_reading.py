@@ -6,6 +6,7 @@ import collections
 import ctypes
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from llama_cpp import llama_cpp
 from scipy.special import log_softmax
 
-from fsgen_router import Mask
+from fsgen_router import Mask, reading
 from fsgen_router.adapters.ggml import GgmlScratch, make_scratch
 from fsgen_router.reading import (
     FORBIDDEN,
@@ -141,11 +142,14 @@ def test_scratch_is_used_again_and_again() -> None:
 @given(
     values=st.lists(st.integers(-6, 6), min_size=1, max_size=700),
     k=st.integers(1, 20),
+    short=st.sampled_from([0, 1024]),
 )
 @settings(max_examples=400, deadline=None)
-def test_top_k_with_ties_takes_the_lower_ids(values: list[int], k: int) -> None:
+def test_top_k_with_ties_takes_the_lower_ids(values: list[int], k: int, short: int) -> None:
     row = np.array(values, np.float32)
-    assert top_ids_of(row, k).tolist() == sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]
+    with mock.patch.object(reading, "_SHORT", short):
+        found = top_ids_of(row, k)
+    assert found.tolist() == sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]
 
 
 def test_masks() -> None:
