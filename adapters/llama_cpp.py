@@ -34,6 +34,7 @@ from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import checked
 from fsgen_router.reading import Floats, Read, Row, reduce_row
 from fsgen_router.tokenizer import Message
+from fsgen_router.waiting import holding
 
 try:
     import psutil
@@ -385,7 +386,7 @@ class LlamaCppModel:
     # --- sequences ---
 
     def open(self, ids: Sequence[int]) -> Opened:
-        with self._lock:
+        with holding(self._lock):
             self._require_alive()
             return self._pool.open(ids)
 
@@ -393,7 +394,7 @@ class LlamaCppModel:
         self._pool.close(sequence)  # without the lock, which others' forwards hold
 
     def shutdown(self) -> None:
-        with self._lock:
+        with holding(self._lock):
             if self._context is not None:
                 self.tokenizer.release()
                 lib.llama_free(self._context)
@@ -407,7 +408,7 @@ class LlamaCppModel:
     # --- forward ---
 
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
-        with self._lock:
+        with holding(self._lock):
             self._require_alive()
             rows: list[list[Any]] = [[None] * len(work.reads) for work in works]
             try:

@@ -29,6 +29,7 @@ from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.reading import Floats, Read, Row, Scratch, reduce_row
 from fsgen_router.text_models import Continuation, TextCapabilities, TextChunk, TextEnd, TextEvent
 from fsgen_router.tokenizer import Message
+from fsgen_router.waiting import holding
 
 Script = Callable[[Sequence[int]], Floats]
 TextScript = Callable[[Continuation], Iterable[str]]
@@ -107,11 +108,11 @@ class ScriptedModel:
         self._lock = threading.Lock()
 
     def open(self, ids: Sequence[int]) -> Opened:
-        with self._lock:
+        with holding(self._lock):
             return self._pool.open(ids)
 
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
-        with self._lock:
+        with holding(self._lock):
             number, self.forwards = self.forwards, self.forwards + 1
             try:
                 if self._fail_after is not None and number >= self._fail_after:

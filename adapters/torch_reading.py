@@ -16,7 +16,7 @@ import numpy as np
 
 from fsgen_router.acceptance import judge
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.reading import FORBIDDEN, Floats, Mask, Read, Row, Warp, check_row
+from fsgen_router.reading import FORBIDDEN, UNREADABLE, Floats, Mask, Read, Row, Warp, check_row
 
 try:
     import torch
@@ -214,7 +214,7 @@ def _draw(rows: Tensor, warp: Warp, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     cumulative = (probabilities * kept).cumsum(1)
     # Against the sum as it came out, and never behind the last that is kept: see reading.draw.
     at = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-    tokens = ids.gather(1, at.minimum(kept.sum(1, keepdim=True) - 1))
+    tokens = ids.gather(1, at.minimum(kept.sum(1, keepdim=True) - 1).clamp_(min=0))
     return tokens[:, :1], tokens[:, 1:]
 
 
@@ -225,6 +225,8 @@ def _row(values: Floats, read: Read, columns: _Columns) -> Row:
     argmax, peak, total, first, second, drawn, drawn_logit, redrawn, redrawn_logit, draft_logit = map(
         float, values[: columns.FIXED]
     )
+    if math.isnan(total):
+        return UNREADABLE
     log_partition = peak + math.log(total)
     mean = first / total
     logits = {int(argmax): peak, int(drawn): drawn_logit}

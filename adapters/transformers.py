@@ -33,6 +33,7 @@ from fsgen_router.logs import log
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import checked
 from fsgen_router.reading import Read, Row, Scratch, reduce_row
+from fsgen_router.waiting import holding
 
 try:
     import accelerate  # noqa: F401  # transformers loads onto a device, and reads GGUF files, through it
@@ -522,7 +523,7 @@ class TransformersModel:
     # --- sequences ---
 
     def open(self, ids: Sequence[int]) -> Opened:
-        with self._lock:
+        with holding(self._lock):
             self._require_alive()
             return self._pool.open(ids)
 
@@ -530,7 +531,7 @@ class TransformersModel:
         self._pool.close(sequence)  # without the lock, which others' forwards hold
 
     def shutdown(self) -> None:
-        with self._lock:
+        with holding(self._lock):
             if self._model is not None:
                 self._model = self._memory = self._head = None  # type: ignore[assignment]
                 _give_back(self.device)
@@ -542,7 +543,7 @@ class TransformersModel:
     # --- forward ---
 
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
-        with self._lock, torch.inference_mode():
+        with holding(self._lock), torch.inference_mode():
             self._require_alive()
             rows: list[list[Any]] = [[None] * len(work.reads) for work in works]
             try:

@@ -20,7 +20,8 @@ from .engine import Cancel, Chunk, Command, Done, Emit, Engine, Event, Start
 from .models import Opened, TokenModel
 from .records import Role
 from .text_models import Continuation
-from .workers import AnyModel, Worker, WorkerThread, as_backend_error, perform
+from .waiting import holding, may_wait
+from .workers import AnyModel, Worker, as_backend_error, perform
 
 Models: TypeAlias = Mapping[Role, AnyModel]
 Item: TypeAlias = Emit | BaseException | None
@@ -57,12 +58,16 @@ def _steps(engine: Engine) -> Generator[Command | None, Event | None, None]:
 
 
 def _close(engine: Engine, models: Models) -> None:
+    failed: BaseException | None = None
     for role, sequence in engine.sequences:
         model = _local(models[role])
         try:
             model.close(sequence)
         except Exception as error:
-            raise as_backend_error(error, model.name) from error
+            failed = as_backend_error(error, model.name)
+    engine.settle()
+    if failed is not None:
+        raise failed
 
 
 def _local(model: AnyModel) -> TokenModel:
@@ -128,12 +133,12 @@ class Live:
         self.cancelled = False
 
     def begin(self) -> None:
-        with self._lock:
+        with holding(self._lock):
             self._advance(None)
 
     def cancel(self) -> None:
         """Give the request up. A forward cannot be broken off: the end comes when it is done."""
-        with self._lock:
+        with holding(self._lock):
             if not self._under_way:
                 return
             self.cancelled = True
@@ -147,7 +152,7 @@ class Live:
         self.cancelled = True
 
     def deliver(self, event: Event) -> bool:
-        with self._lock:
+        with holding(self._lock):
             command = self._under_way.get(event.job)
             if command is None:
                 return False
@@ -225,8 +230,8 @@ def run_live(
             yield item
         over = True
     finally:
-        if not over and isinstance(threading.current_thread(), WorkerThread):
-            live.abandon()  # collected there, which may be the very thread that is to bring the end
+        if not over and not may_wait():
+            live.abandon()  # collected there: the end may need this very thread, or a lock that it holds
         elif not over:
             live.cancel()
             while isinstance(items.get(), Emit):
@@ -262,7 +267,9 @@ async def arun_live(
             yield item
         over = True
     finally:
-        if not over:
+        if not over and not may_wait():
+            live.abandon()
+        elif not over:
             live.cancel()
             if not loop.is_closed():  # else this is being collected, and nothing can be awaited
                 await _drained(items)

@@ -25,12 +25,13 @@ What an engine knows is in one record, :class:`EngineState`, which :meth:`Engine
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from .acceptance import Check
-from .errors import ConfigurationError, FsgenError
+from .errors import BackendError, ConfigurationError, FsgenError
 from .methods import Method
 from .models import Opened, Work
 from .policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, reads_hidden, rewound
@@ -39,6 +40,7 @@ from .records import FinishReason, Generation, ModelUsage, Role, Token, Usage
 from .signals import TOP_K, Signals, make_signals
 from .text_models import Continuation, TextEnd
 from .tokenizer import Message, TextStream
+from .waiting import holding
 
 # --- commands and events -------------------------------------------------------------------------
 
@@ -294,6 +296,14 @@ class Engine:
         twin.state.jobs = {}
         return twin
 
+    def settle(self) -> None:
+        """Enter in the ledger what a request that was given up, or failed, has spent all the same."""
+        if self.generation is not None or not self.state.usage.decisions:
+            return
+        if self.state.finish is None:
+            self.policy.end(self.state.policy, self.ledger)
+        self._enter_in_ledger()
+
     @property
     def sequences(self) -> list[tuple[Role, int]]:
         """Sequences that are open and have to be closed by the driver."""
@@ -319,6 +329,9 @@ class Engine:
         role, purpose, size = state.jobs.pop(event.job)
         if isinstance(event, Failed):
             return self._failed(role, purpose, event.error)
+        if isinstance(event.result, list) and any(math.isnan(row.log_partition) for row in event.result):
+            error = BackendError(f"the {role} model's logits are no distribution", hint=_NO_DISTRIBUTION)
+            return self._failed(role, purpose, error)
         if purpose == "audit":
             state.usage.audit_seconds += event.seconds
         else:
@@ -895,13 +908,16 @@ class Engine:
 
     def _enter_in_ledger(self) -> None:
         usage, ledger = self.state.usage, self.ledger
-        with ledger.lock:
+        with holding(ledger.lock):
             ledger.requests += 1
             ledger.audits += usage.audited
             ledger.tokens += usage.tokens
             ledger.slow_tokens += usage.slow_tokens
             ledger.decisions += usage.decisions
             ledger.escalations += usage.escalations
+
+
+_NO_DISTRIBUTION = "NaN or infinite, or a bias forbids every token: try a wider dtype, or another bias"
 
 
 def _check_mask(mask: Mask, n_vocab: int) -> None:
@@ -913,8 +929,10 @@ def _check_mask(mask: Mask, n_vocab: int) -> None:
         raise ConfigurationError(f"a constraint's allowed holds {allowed.dtype}", hint="bool, True where allowed")
     if ids is None or mask.bias is None:
         return
-    if len(ids) != len(mask.bias):
-        raise ConfigurationError(f"a constraint has {len(ids)} ids and {len(mask.bias)} biases")
+    if ids.ndim != 1 or ids.shape != mask.bias.shape:
+        raise ConfigurationError(f"a constraint has ids of shape {ids.shape} and biases of shape {mask.bias.shape}")
+    if ids.dtype.kind not in "iu" or mask.bias.dtype.kind not in "fiu":
+        raise ConfigurationError(f"a constraint has {ids.dtype} ids and {mask.bias.dtype} biases")
     if len(ids) and not (ids.min() >= 0 and ids.max() < n_vocab):
         raise ConfigurationError(
             f"a constraint biases tokens {ids.min()} to {ids.max()}, the vocabulary has 0 to {n_vocab - 1}"

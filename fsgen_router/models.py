@@ -10,6 +10,7 @@ from typing import Protocol
 from .errors import BackendError, NoFreeSequence
 from .reading import Read, Row
 from .tokenizer import Tokenizer
+from .waiting import holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,11 @@ class SequencePool:
         self._slots = [_Slot() for _ in range(n_seq)]
         self._n_ctx, self._n_vocab = n_ctx, n_vocab
         self._clock = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a stream may be collected, and so closed, in the middle of anything
 
     def open(self, ids: Sequence[int]) -> Opened:
         """The idle slot that holds the longest prefix of ``ids``; the least recently used of equals."""
-        with self._lock:
+        with holding(self._lock):
             idle = [index for index, slot in enumerate(self._slots) if not slot.open]
             if not idle:
                 raise NoFreeSequence(
@@ -168,7 +169,7 @@ class SequencePool:
 
     def close(self, sequence: int) -> None:
         slot = self._slots[sequence]
-        with self._lock:
+        with holding(self._lock):
             slot.open = False
             self._clock += 1
             slot.last_used = self._clock

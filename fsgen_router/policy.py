@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from .signals import Signals
+from .waiting import holding
 
 T = TypeVar("T")
 
@@ -60,10 +61,11 @@ class Ledger:
     decisions: int = 0
     escalations: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    # A stream may be collected, and so settled, in the middle of anything.
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def recall(self, key: str, default: T) -> T:
-        with self.lock:
+        with holding(self.lock):
             value: T = self.memory.get(key, default)
             return value
 
@@ -76,7 +78,7 @@ class Ledger:
 
         ``change`` runs under the lock: it is short, and asks nothing of this ledger.
         """
-        with self.lock:
+        with holding(self.lock):
             value = self.memory[key] = change(self.memory.get(key, default))
             return value
 

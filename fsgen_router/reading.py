@@ -122,6 +122,9 @@ class Row:
     hidden: npt.NDArray[np.float32] | None = None
 
 
+UNREADABLE = Row(token=0, logprob=math.nan, argmax=0, argmax_logprob=math.nan, log_partition=math.nan)
+"""Of a row with a NaN or +inf in it, or with nothing but -inf. It fails its own request, and no other of its batch."""
+
 # A chunk of a row, what is made of it and its exponentials fit the second cache together. Dot products are
 # taken by line: BLAS keeps to the calling thread below 10,000 elements, as the model's own threads need.
 _LINE = 4096
@@ -148,9 +151,11 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
     if read.mask is not None:
         logits = _masked(logits, read.mask)
     best = top_ids_of(logits, max(read.top_k, 1))
-    argmax = int(best[0])
+    argmax = int(best[0]) if len(best) else 0
     peak = float(logits[argmax])
     total, mean, square = _moments(logits, peak, scratch, signals=read.signals)
+    if math.isnan(total):
+        return UNREADABLE
     log_partition = peak + math.log(total)
     token = argmax if read.warp.greedy else draw(*warped(logits, read.warp), read.uniform)
     accepted = None

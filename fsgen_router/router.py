@@ -19,7 +19,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 from . import drivers, reference
 from .config import RequestOptions
 from .engine import Emit, Engine, Request, TextPrompt
-from .errors import ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
+from .errors import BackendError, ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
 from .logs import log
 from .methods import Method, Replace, Verify, make_method
 from .models import Work
@@ -280,8 +280,9 @@ class Router:
         self._closed = True
         if "_workers" in self.__dict__:
             self._workers.close()
-        while self._owned:
-            self._owned.pop().shutdown()
+        owned, self._owned = self._owned, []
+        for model in owned:
+            model.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -402,10 +403,14 @@ class Router:
     def _inline(self, engine: Engine, alone: Engine | None) -> Iterator[Emit]:
         with self._slots.hold():
             self._require_open()
-            yield from drivers.run(engine, self._seated("fast"))
-            if alone is not None:
-                _level(alone, engine)
-                deque(drivers.run(alone, self._seated(self._seat_alone)), maxlen=0)
+            try:
+                yield from drivers.run(engine, self._seated("fast"))
+                if alone is not None:
+                    _level(alone, engine)
+                    deque(drivers.run(alone, self._seated(self._seat_alone)), maxlen=0)
+            except BackendError:
+                self._require_open()  # its models may be freed: it was not they that failed
+                raise
 
     def _live(self, engine: Engine, alone: Engine | None) -> Iterator[Emit]:
         self._slots.take()

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, cast
 
@@ -22,6 +22,7 @@ from .models import TokenModel, Work
 from .reading import Row
 from .records import Role
 from .text_models import Continuation, TextEnd, TextModel, reads_tokens
+from .waiting import WorkerThread, holding
 
 CHUNK = 64
 """Tokens of one work in one forward while others wait too, so that a long prompt does not hold them up."""
@@ -57,12 +58,16 @@ def _forward(model: TokenModel, work: Work) -> list[Row]:
 
 
 def _stream(model: TextModel, job: int, wanted: Continuation, began: float) -> Iterator[Event]:
-    with closing(model.stream(wanted)) as stream:
+    stream = model.stream(wanted)
+    try:
         for item in stream:
             if isinstance(item, TextEnd):
                 yield Done(job, item, time.perf_counter() - began)
                 return
             yield Chunk(job, item.text)
+    finally:
+        with suppress(Exception):  # what was said stands, and nobody hears more of it
+            stream.close()
     raise BackendError(f"{model.name} ended its stream in mid-answer")
 
 
@@ -91,10 +96,6 @@ class Worker(Protocol):
 
     def abandon(self) -> None:
         """Let the threads end when they like: nobody submits any more. Never waits."""
-
-
-class WorkerThread(threading.Thread):
-    """A thread that requests wait for, so it must itself wait for none: not for what it happens to collect either."""
 
 
 @dataclass(slots=True)
@@ -140,20 +141,27 @@ class BatchWorker:
             self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._waiting or self._jobs or self._closed):
-                    self._changed.wait()
-                arrived, self._waiting = self._waiting, deque()
-                closed = self._closed
-            for command, client in arrived:
-                self._admit(command, client)
-            if closed:
-                for job in self._jobs:
-                    job.client.deliver(Failed(job.command.job, _closed()))
-                return
-            if self._jobs:
-                self._tick()
+        while self._turn(*self._wait()):
+            pass
+
+    def _wait(self) -> tuple[deque[tuple[Start, Client]], bool]:
+        """What has come, and whether that is the end. While it waits, the thread keeps nobody's request alive."""
+        with self._changed:
+            while not (self._waiting or self._jobs or self._closed):
+                # Not for ever: abandoned by what is collected just here, it would hear nothing of that.
+                self._changed.wait(60)
+            arrived, self._waiting = self._waiting, deque()
+            return arrived, self._closed
+
+    def _turn(self, arrived: deque[tuple[Start, Client]], closed: bool) -> bool:
+        for command, client in arrived:
+            self._admit(command, client)
+        if closed:
+            for job in self._jobs:
+                job.client.deliver(Failed(job.command.job, _closed()))
+        elif self._jobs:
+            self._tick()
+        return not closed
 
     def _admit(self, command: Start, client: Client) -> None:
         work = command.work
@@ -230,15 +238,16 @@ class StreamWorker:
     def __init__(self, model: TextModel, name: str) -> None:
         self._model, self._name = model, name
         self._lock = threading.Lock()
-        self._under_way: set[tuple[int, Client]] = set()
+        self._under_way: dict[threading.Thread, tuple[int, Client]] = {}
         self._closed = False
 
     def submit(self, command: Start, client: Client) -> None:
         with self._lock:
             if self._closed:
                 raise _closed()
-            WorkerThread(target=self._run, args=(command, client), name=self._name, daemon=True).start()
-            self._under_way.add((command.job, client))
+            thread = WorkerThread(target=self._run, args=(command, client), name=self._name, daemon=True)
+            thread.start()
+            self._under_way[thread] = command.job, client
 
     def _run(self, command: Start, client: Client) -> None:
         try:
@@ -248,7 +257,7 @@ class StreamWorker:
                         return
         finally:
             with self._lock:
-                self._under_way.discard((command.job, client))
+                del self._under_way[threading.current_thread()]
 
     def abandon(self) -> None:
         self._closed = True
@@ -257,7 +266,7 @@ class StreamWorker:
         # Without waiting for an endpoint that hangs: its stream ends when the model is shut down, or never.
         with self._lock:
             self._closed = True
-            under_way = list(self._under_way)
+            under_way = list(self._under_way.values())
         for job, client in under_way:
             client.deliver(Failed(job, _closed()))
 
@@ -302,7 +311,7 @@ class Workers:
         return {"fast": self._of(fast), "slow": self._of("slow")}
 
     def _of(self, role: Role) -> Worker:
-        with self._lock:
+        with holding(self._lock):
             if role not in self._started:
                 model, name = self._models[role], f"fsgen-{role}"
                 made = BatchWorker(model, name) if reads_tokens(model) else StreamWorker(cast(TextModel, model), name)
