@@ -341,7 +341,8 @@ class LlamaCppModel:
         params.n_ctx = self.n_ctx * options.n_seq
         params.n_seq_max = options.n_seq
         params.kv_unified = False
-        params.n_batch = params.n_ubatch = options.n_batch
+        # llama.cpp has room for an output of every sequence, or ends the process.
+        params.n_batch = params.n_ubatch = max(options.n_batch, options.n_seq)
         params.n_threads = params.n_threads_batch = options.n_threads or self._default_threads()
         params.flash_attn_type = int(options.flash_attn)
         params.type_k, params.type_v = _KV_TYPES[options.type_k], _KV_TYPES[options.type_v]

@@ -90,6 +90,7 @@ class OpenAIOptions(BaseModel):
 # --- where the endpoint is -----------------------------------------------------------------------
 
 _WHERE = re.compile(r"(?P<model>.+)@(?P<url>https?://.*)", re.DOTALL)
+_MEANT_AS_URL = re.compile(r"@(\w*:?//.*|[\w.-]+:\d+(/.*)?|[^@]*/v\d+/?|localhost|[\d.]+)$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,9 @@ def parse_endpoint(where: str) -> Endpoint:
     example = "write openai:model-name@https://host/v1"
     if not model.strip() or model.startswith("@") or not model.isprintable():
         raise ConfigurationError(f"{model!r} is no name of a model", hint=example)
+    if not found and _MEANT_AS_URL.search(where):
+        # Not to be taken for a name: it would send prompts and the key to OpenAI.
+        raise ConfigurationError(f"{where!r} ends in an address without http:// or https://", hint=example)
     if not url.isprintable():
         raise ConfigurationError(f"the URL of {model!r} holds characters that no URL has", hint=example)
     try:

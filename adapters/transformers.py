@@ -669,7 +669,7 @@ def _tokenizer(source: _Source, config: Any) -> Any:
 
 # Pre-tokenizers, by their names in GGUF files, that take a word of the vocabulary whole, merges or not.
 _WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
-_SAID = ("pre", "token_type")
+_SAID = ("pre", "token_type", "bos_token_id")
 
 
 def _said_by_gguf(source: _Source) -> dict[str, Any]:
@@ -680,8 +680,17 @@ def _said_by_gguf(source: _Source) -> dict[str, Any]:
     path = cached_file(source.where, name, revision=source.arguments.get("revision"))
     fields = gguf.GGUFReader(path).fields
     said = {key: fields[f"tokenizer.ggml.{key}"].contents() for key in _SAID if f"tokenizer.ggml.{key}" in fields}
-    unused = (token for token, kind in enumerate(said.get("token_type", ())) if kind == gguf.TokenType.UNUSED)
-    return {"whole_words": said.get("pre") in _WHOLE_WORDS, "unused_ids": frozenset(unused)}
+    kinds = said.get("token_type", ())
+    unused, control = (
+        frozenset(token for token, kind in enumerate(kinds) if kind == wanted)
+        for wanted in (gguf.TokenType.UNUSED, gguf.TokenType.CONTROL)
+    )
+    return {
+        "whole_words": said.get("pre") in _WHOLE_WORDS,
+        "unused_ids": unused,
+        "control_ids": control,
+        "bos_id": said.get("bos_token_id"),
+    }
 
 
 def _eog_ids(model: Any) -> set[int]:

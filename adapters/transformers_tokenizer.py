@@ -44,6 +44,8 @@ class TransformersTokenizer:
         width: int,
         eog_ids: Iterable[int] = (),
         unused_ids: frozenset[int] = frozenset(),
+        control_ids: frozenset[int] = frozenset(),
+        bos_id: int | None = None,
         whole_words: bool = False,
     ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -57,7 +59,7 @@ class TransformersTokenizer:
         meant = {token for token, text in vocabulary.items() if not _PADDING.fullmatch(text)} - unused_ids
         self.n_vocab = max(meant) + 1
         self.unused_ids = frozenset(range(self.n_vocab)) - meant
-        self.special_ids = frozenset(_control_tokens(added, tokenizer)) & meant
+        self.special_ids = (frozenset(_control_tokens(added, tokenizer)) | control_ids) & meant
         self.eog_ids = (frozenset(eog_ids) | {tokenizer.eos_token_id}) & meant
         self._vocabulary, self._added = vocabulary, added
         made = _cleaned(backend, meant, self.special_ids, whole_words)
@@ -67,7 +69,10 @@ class TransformersTokenizer:
         self._plain = Tokenizer.from_str(json.dumps(_renamed(made, self.special_ids)))
         # The token that every sequence begins with, if the vocabulary says so.
         bos = tokenizer.bos_token_id
-        self._bos: int | None = bos if backend.encode("").ids[:1] == [bos] else None
+        begins = backend.encode("").ids[:1] == [bos]
+        if begins and bos not in meant:  # of transformers' own making; the model's file knows better
+            bos = bos_id
+        self._bos: int | None = bos if begins else None
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:

@@ -30,6 +30,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+import numpy as np
+
 from .acceptance import Check
 from .errors import BackendError, ConfigurationError, FsgenError
 from .methods import Method
@@ -581,7 +583,8 @@ class Engine:
             state.span_left = 0
             return self._fast_stands(state.proposal)
         emitted = self._text_stands(end)
-        if state.finish is None and end.finish_reason == "stop":
+        if state.finish in (None, "length") and end.finish_reason == "stop":
+            # Whole, though it may have more tokens in the fast model's vocabulary than were asked for.
             state.finish = "eog"
         elif state.finish is None and state.escalation is not None and state.escalation.extent == REST:
             state.finish = "length"
@@ -620,9 +623,10 @@ class Engine:
         """What a call cost; what the endpoint did not say of it is counted in the fast model's tokens."""
         self.state.usage.round_trips += 1
         slow = self.state.usage.slow
-        cached, written = end.cached_tokens or 0, end.completion_tokens or written
+        prompt = end.prompt_tokens or len(self.request.prompts["fast"]) + position
+        cached, written = min(end.cached_tokens or 0, prompt), end.completion_tokens or written
         slow.cached += cached
-        slow.prefill += (end.prompt_tokens or len(self.request.prompts["fast"]) + position) - cached
+        slow.prefill += prompt - cached
         slow.decode += written
         slow.forwards += written
 
@@ -787,8 +791,7 @@ class Engine:
             return None
         answer = self.state.answer
         mask = self.request.constraint.mask(answer if position == len(answer) else answer[:position])
-        if mask is not None:
-            _check_mask(mask, self.vocabulary.n_vocab)
+        _check_mask(mask, self.vocabulary.n_vocab)
         return mask
 
     def _read(self, role: Role, read: Read, purpose: Purpose) -> list[Command]:
@@ -920,19 +923,27 @@ class Engine:
 _NO_DISTRIBUTION = "NaN or infinite, or a bias forbids every token: try a wider dtype, or another bias"
 
 
-def _check_mask(mask: Mask, n_vocab: int) -> None:
+def _check_mask(mask: Mask | None, n_vocab: int) -> None:
     """Refuse a mask that does not fit; here, so that it fails its own request and no other of its batch."""
-    allowed, ids = mask.allowed, mask.ids
+    if mask is None:
+        return
+    if not isinstance(mask, Mask):
+        raise ConfigurationError(f"a constraint gave a {type(mask).__name__}", hint="a Mask, or None")
+    allowed, ids, bias = mask.allowed, mask.ids, mask.bias
+    if any(array is not None and not isinstance(array, np.ndarray) for array in (allowed, ids, bias)):
+        raise ConfigurationError("a constraint's allowed, ids and bias have to be NumPy arrays")
     if allowed is not None and allowed.shape != (n_vocab,):
         raise ConfigurationError(f"a constraint's allowed has shape {allowed.shape}, the vocabulary ({n_vocab},)")
     if allowed is not None and allowed.dtype != bool:
         raise ConfigurationError(f"a constraint's allowed holds {allowed.dtype}", hint="bool, True where allowed")
-    if ids is None or mask.bias is None:
+    if ids is None or bias is None:
         return
-    if ids.ndim != 1 or ids.shape != mask.bias.shape:
-        raise ConfigurationError(f"a constraint has ids of shape {ids.shape} and biases of shape {mask.bias.shape}")
-    if ids.dtype.kind not in "iu" or mask.bias.dtype.kind not in "fiu":
-        raise ConfigurationError(f"a constraint has {ids.dtype} ids and {mask.bias.dtype} biases")
+    if ids.ndim != 1 or ids.shape != bias.shape:
+        raise ConfigurationError(f"a constraint has ids of shape {ids.shape} and biases of shape {bias.shape}")
+    if ids.dtype.kind not in "iu" or bias.dtype.kind not in "fiu" or np.isnan(bias).any():
+        raise ConfigurationError(
+            f"a constraint has ids of {ids.dtype} and biases of {bias.dtype}", hint="integers, and numbers without NaN"
+        )
     if len(ids) and not (ids.min() >= 0 and ids.max() < n_vocab):
         raise ConfigurationError(
             f"a constraint biases tokens {ids.min()} to {ids.max()}, the vocabulary has 0 to {n_vocab - 1}"

@@ -404,7 +404,9 @@ class Router:
         with self._slots.hold():
             self._require_open()
             try:
-                yield from drivers.run(engine, self._seated("fast"))
+                for emit in drivers.run(engine, self._seated("fast")):
+                    yield emit
+                    self._require_open()
                 if alone is not None:
                     _level(alone, engine)
                     deque(drivers.run(alone, self._seated(self._seat_alone)), maxlen=0)
@@ -518,13 +520,16 @@ class _Vocabulary:
         """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between."""
         # A replacement character stands for bytes that are no text, and would be cut in another way.
         tail = before[-32:].rpartition("\N{REPLACEMENT CHARACTER}")[2]
-        ids = self._tokenizer.encode(tail + text, add_bos=False)
-        own, size = 0, 0
-        while own < len(ids) and size < len(tail.encode()):
-            size += len(self._tokenizer.piece(ids[own]))
-            own += 1
-        if b"".join(map(self._tokenizer.piece, ids[own:])) == text.encode():
-            return ids[own:]
+        # Behind a line break too, and not alone: many vocabularies put a space before everything.
+        for prefix in (tail, "\n"):
+            ids = self._tokenizer.encode(prefix + text, add_bos=False)
+            pieces = [self._tokenizer.piece(token) for token in ids]
+            own, size = 0, sum(map(len, pieces))
+            while size > len(text.encode()):
+                size -= len(pieces[own])
+                own += 1
+            if b"".join(pieces[own:]) == text.encode():
+                return ids[own:]
         return self._tokenizer.encode(text, add_bos=False)
 
 

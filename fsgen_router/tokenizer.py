@@ -86,6 +86,9 @@ def require_same_vocabulary(fast: Tokenizer, slow: Tokenizer, *, fast_name: str,
         theirs = slow.piece(token) if token < slow.n_vocab else None
         if ours != theirs or (token in fast.special_ids) != (token in slow.special_ids):
             difference = f"id {token} is {ours!r} in {fast_name} and {theirs!r} in {slow_name}"
+            if ours == theirs:
+                control = fast_name if token in fast.special_ids else slow_name
+                difference = f"id {token}, {ours!r}, is a control token in {control} alone"
             break
     else:
         difference = "they use different ids as padding"

@@ -24,6 +24,7 @@ from fsgen_router.models import Work
 from fsgen_router.policies import Capped, Every
 from fsgen_router.reading import Read, Warp
 from fsgen_router.records import Role
+from fsgen_router.waiting import holding
 from fsgen_router.workers import CHUNK, TICK, BatchWorker, Workers, _shares
 
 POLICIES = ("never", "always", "every:3", "every:4,span=2", "random:0.3,span=rest", "entropy>1.5", "budget:0.2")
@@ -311,6 +312,12 @@ def test_a_backends_bug_fails_its_batch_and_no_other() -> None:
         Mask(ids=np.array([999]), bias=np.array([1.0])),
         Mask(ids=np.array([-1]), bias=np.array([1.0])),
         Mask(ids=np.array([1, 2]), bias=np.array([1.0, 2.0, 3.0])),
+        Mask(ids=np.array([1]), bias=np.array([[1.0, 2.0]])),
+        Mask(ids=np.array([1.0]), bias=np.array([1.0])),
+        Mask(ids=np.array([True]), bias=np.array([1.0])),
+        Mask(ids=np.array([1]), bias=np.array([np.nan])),
+        Mask(ids=[1], bias=[1.0]),  # type: ignore[arg-type]
+        np.ones(N_VOCAB, bool),
         Mask(allowed=np.ones(N_VOCAB, np.int8)),
         Mask(allowed=np.ones(3, bool)),
     ],
@@ -601,6 +608,122 @@ async def test_a_router_gives_one_text_by_every_way() -> None:
             assert "".join(streamed) == answer.text
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("batching", [False, True])
+def test_a_row_that_is_no_distribution_fails_its_own_request(value: float, batching: bool) -> None:
+    models = pair(24, n_seq=4)
+
+    def script(ids: Sequence[int]) -> np.ndarray:
+        row = np.eye(N_VOCAB, dtype=np.float32)[0]
+        return row * 0 + np.float32(value) if ids[0] == 1 and len(ids) > 5 else row
+
+    models.fast.script = models.slow.script = script
+    sampled = {"max_tokens": 30, "temperature": 1.0, "top_p": 0.9}
+    with router_of(models, policy="every:3", batching=batching) as router, ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(router.complete, "a", **sampled) for _ in range(3)]
+        with pytest.raises(BackendError, match="fast model's logits are no distribution"):
+            router.complete("b", **sampled)
+        assert all(other.result().degraded is None for other in others)
+    assert models.all_free
+
+
+def test_a_slow_row_that_is_no_distribution_degrades_the_answer() -> None:
+    models = pair(24)
+    models.slow.script = lambda ids: np.full(N_VOCAB, np.nan, np.float32)
+    with router_of(models, policy="every:3") as router:
+        answer = router.complete("a", max_tokens=8)
+    assert answer.tokens
+    assert "slow model's logits are no distribution" in str(answer.degraded)
+
+
+@pytest.mark.parametrize("ending", ["given up", "failed", "finished"])
+def test_a_request_that_was_given_up_has_spent_what_it_spent(ending: str) -> None:
+    """A rate that is held over requests would else be held over patient clients alone."""
+    models = pair(3)
+    models.fast.script = models.slow.script = lambda ids: np.eye(N_VOCAB, dtype=np.float32)[0]
+    with router_of(models, policy="budget:0.2") as router:
+        if ending == "failed":
+            models.fast._fail_after = 5
+            with pytest.raises(BackendError):
+                router.complete("a", max_tokens=20)
+        elif ending == "given up":
+            stream = router.stream("a", max_tokens=5000)
+            for _ in range(5):
+                next(stream)
+            stream.close()
+        else:
+            router.complete("a", max_tokens=5)
+        ledger = router.ledger
+        assert (ledger.requests, ledger.decisions > 0, len(ledger.memory)) == (1, True, 1)
+
+
+@pytest.mark.parametrize("ending", ["given up", "failed"])
+def test_a_baseline_that_never_ran_keeps_no_models(ending: str) -> None:
+    before, models = set(threading.enumerate()), pair(33)
+    models.fast.script = models.slow.script = lambda ids: np.eye(N_VOCAB, dtype=np.float32)[0]
+    router = router_of(models, policy="every:2", batching=True)
+    if ending == "failed":
+        models.fast._fail_after = 3
+        with pytest.raises(BackendError):
+            router.complete("a", baseline=True)
+    else:
+        stream = router.stream("a", baseline=True, max_tokens=2000)
+        next(stream)
+        stream.close()
+        del stream
+    started = set(threading.enumerate()) - before
+    gone = weakref.ref(models.fast)
+    del router, models
+    gc.collect()
+    for thread in started:
+        thread.join(30)
+    gc.collect()
+    assert gone() is None
+
+
+def in_a_cycle(stream: object) -> None:
+    """Left to the garbage collector, as an exception that is kept leaves what its frames hold."""
+    box: list[object] = [stream]
+    box.append(box)
+
+
+@pytest.mark.parametrize("batching", [False, True])
+def test_a_stream_may_be_collected_while_another_request_begins(
+    batching: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of what a lock guards, where any allocation may set the collector off."""
+    models = pair(33, n_seq=4)
+    models.fast.script = models.slow.script = lambda ids: np.eye(N_VOCAB, dtype=np.float32)[0]
+    plain, waiting = holding.__wrapped__, []  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def collecting(lock):
+        with contextlib.contextmanager(plain)(lock):
+            if waiting and threading.current_thread() is threading.main_thread():
+                waiting.clear()
+                gc.collect()
+            yield
+
+    for module in ("slots", "models", "drivers", "policy"):
+        monkeypatch.setattr(f"fsgen_router.{module}.holding", collecting)
+    gc.disable()
+    try:
+        with router_of(models, policy="budget:0.2", batching=batching) as router:
+            for _ in range(10):
+                stream = router.stream("a", max_tokens=3000)
+                next(stream)
+                in_a_cycle(stream)
+                del stream
+                waiting.append(True)
+                assert router.complete("a", max_tokens=3).text == "aaa"
+                gc.collect()
+    finally:
+        gc.enable()
+    while router._slots._free < 4:
+        threading.Event().wait(0.01)
+    assert models.all_free
+
+
 def test_a_router_that_nobody_closed_leaves_neither_threads_nor_models() -> None:
     before, models, twins = set(threading.enumerate()), pair(33), []
     router = router_of(models, policy="every:2")
@@ -695,6 +818,24 @@ def test_who_waited_in_a_loop_that_is_closed_gets_no_place() -> None:
         stream.close()
         assert asyncio.run(asyncio.wait_for(router.acomplete("a", max_tokens=3), 30)).tokens
         waiting._log_destroy_pending = False
+
+
+def test_a_place_that_was_given_to_a_stopped_loop_comes_back_when_that_is_closed() -> None:
+    """It never runs again, so who was given the place there never takes it."""
+    models = pair(35, n_seq=1)
+    with router_of(models, policy="never") as router:
+        stream = router.stream("a")
+        next(stream)
+        loop = asyncio.new_event_loop()
+        given = loop.create_task(router.acomplete("a"))
+        loop.run_until_complete(asyncio.sleep(0))
+        stream.close()
+        waiting = threading.Thread(target=router.complete, args=("a",), daemon=True)
+        waiting.start()
+        loop.close()
+        waiting.join(30)
+        assert not waiting.is_alive()
+        given._log_destroy_pending = False
 
 
 async def test_requests_cancelled_while_they_wait_for_a_sequence() -> None:

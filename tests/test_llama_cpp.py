@@ -232,6 +232,14 @@ def test_options_in_a_model_string() -> None:
     model.shutdown()
 
 
+def test_more_sequences_than_tokens_in_a_decode() -> None:
+    """llama.cpp would end the process."""
+    model = LlamaCppModel(FAST, n_ctx=80, n_seq=4, n_batch=2)
+    works = [Work(model.open([]).sequence, 0, [300 + n, 301, 302], [(2, Read())]) for n in range(4)]
+    assert all(len(rows) == 1 for rows in model.forward(works))
+    model.shutdown()
+
+
 def test_there_is_no_third_reference_model() -> None:
     with pytest.raises(ModelNotFound, match="fast or slow"):
         make_model("reference:middle")

@@ -105,6 +105,10 @@ def test_the_base_url_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     ("where", "words"),
     [
         ("m@https://", "no base URL.*openai:model-name@https"),
+        ("m@localhost:8000/v1", "ends in an address without http"),
+        ("m@htps://my-host/v1", "ends in an address without http"),
+        ("m@my-host/v1", "ends in an address without http"),
+        ("m@10.0.0.7", "ends in an address without http"),
         ("m@https://host:port/v1", "is none"),
         ("m@https://host:99999/v1", "is none"),
         ("m@https://[host/v1", "is none"),

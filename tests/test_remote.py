@@ -34,7 +34,8 @@ from fsgen_router.models import TokenModel
 from fsgen_router.policies import Always, Capped
 from fsgen_router.policy import REST, Ledger
 from fsgen_router.reference import world
-from fsgen_router.text_models import Continuation, TextEnd, TextEvent
+from fsgen_router.router import _Vocabulary
+from fsgen_router.text_models import Continuation, TextChunk, TextEnd, TextEvent
 
 # Short spans are the harder case, though nobody should pay for them.
 pytestmark = pytest.mark.filterwarnings("ignore::fsgen_router.SmallExtentWarning")
@@ -203,6 +204,86 @@ def test_a_call_that_failed_at_once_is_not_counted() -> None:
     with Router(fast, _fails_after(), policy="every:3,span=rest") as router:
         usage = router.complete(ASKED, max_tokens=6).usage
     assert (usage.escalations, usage.round_trips, usage.slow_positions) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("before", ["", "a", "a,", "7\n", "\N{REPLACEMENT CHARACTER}"])
+@pytest.mark.parametrize("text", ["ab", " c7", "né", "\n\n", " "])
+def test_a_vocabulary_that_puts_a_space_before_everything_adds_none_to_what_was_said(before: str, text: str) -> None:
+    class Spaced(ScriptedTokenizer):
+        def encode(self, text: str, *, add_bos: bool, parse_special: bool = False) -> list[int]:
+            return super().encode(" " + text, add_bos=add_bos, parse_special=parse_special)
+
+    words = tokenizer()
+    spaced = Spaced(words.pieces, eog=words.eog_ids, special=words.special_ids)
+    ids = _Vocabulary(spaced, None).encode_after(before, text)
+    assert b"".join(map(spaced.piece, ids)).decode() == text
+
+
+def test_an_endpoint_that_came_to_its_end_ends_the_answer() -> None:
+    """Also where its text has more tokens in the fast model's vocabulary than were asked for."""
+    with remote(1, says("ab7ab7"), policy="always,span=rest") as router:
+        answer = router.complete(ASKED, max_tokens=3)
+    assert (answer.text, answer.finish_reason, len(answer.tokens)) == ("ab7ab7", "eog", 6)
+
+
+def test_an_endpoint_that_found_more_in_its_cache_than_it_read() -> None:
+    class Boasting(ScriptedTextModel):
+        def stream(self, request: Continuation) -> Generator[TextEvent, None, None]:
+            yield TextChunk("ab")
+            yield TextEnd("stop", prompt_tokens=5, cached_tokens=50, completion_tokens=2)
+
+    with remote(1, Boasting(lambda request: ()), policy="always,span=rest") as router:
+        slow = router.complete(ASKED).usage.slow
+    assert (slow.cached, slow.prefill, slow.decode) == (5, 0, 2)
+
+
+@pytest.mark.parametrize("batching", [False, True])
+@pytest.mark.parametrize("stop", [(), (" a a",)])
+def test_an_endpoint_that_cannot_be_left_cleanly(batching: bool, stop: tuple[str, ...]) -> None:
+    class Stubborn(ScriptedTextModel):
+        def stream(self, request: Continuation) -> Generator[TextEvent, None, None]:
+            try:
+                while True:
+                    yield TextChunk(" a")
+            finally:
+                raise OSError("connection reset while closing")
+
+    fast = fast_of(33, n_seq=1)
+    with Router(fast, Stubborn(lambda r: ()), policy="always,span=rest", batching=batching) as router:
+        if stop:
+            assert router.complete(ASKED, stop=stop).finish_reason == "stop"
+        else:
+            stream = router.stream(ASKED)
+            next(stream)
+            stream.close()
+        assert router.complete(ASKED, max_tokens=2, max_slow_calls=0).tokens
+
+
+def test_a_baselines_call_that_hangs_is_left_when_the_router_closes() -> None:
+    """Although the call before it, of the same request, is still being left."""
+    second, hang = threading.Event(), threading.Event()
+
+    class Hanging(ScriptedTextModel):
+        def stream(self, request: Continuation) -> Generator[TextEvent, None, None]:
+            self.requests.append(request)
+            try:
+                yield TextChunk("a")
+                if len(self.requests) > 1:
+                    second.set()
+                    hang.wait(60)
+                yield TextEnd("stop")
+            finally:
+                second.wait(30)
+
+    router = remote(33, Hanging(lambda request: ()), policy="always,span=rest", batching=True)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(router.complete, ASKED, baseline=True)
+        assert second.wait(30)
+        threading.Event().wait(0.2)
+        router.close()
+        with pytest.raises(RouterClosed):
+            asked.result(30)
+        hang.set()
 
 
 def test_a_call_that_thought_and_said_nothing_is_counted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -97,6 +98,11 @@ class Group(TyperGroup):
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(_EXIT_BROKEN_PIPE) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            say(f"Error: the output cannot be written: {error.strerror}", style="bold red")
+            raise typer.Exit(EXIT_FAILED) from None
         except Exception as error:
             _list_what_exists(error)
             raise
