@@ -757,3 +757,15 @@ def test_a_control_token_is_no_part_of_the_text(router: Router) -> None:
     answer = router.complete("Ada has 3 shells.", logit_bias={ids[0]: 1000.0}, max_tokens=3)
     assert [token.id for token in answer.tokens] == ids * 3
     assert answer.text == ""
+
+
+def test_closing_the_router_ends_a_stream_of_the_callers_own_thread() -> None:
+    models = scripted_pairs.pair(33)
+    models.fast.script = lambda ids: np.eye(scripted_pairs.N_VOCAB, dtype=np.float32)[0]
+    router = Router(models.fast, models.slow, policy="never", batching=False)
+    stream = router.stream("a")
+    next(stream)
+    router.close()
+    with pytest.raises(RouterClosed):
+        next(stream)
+    assert models.all_free
