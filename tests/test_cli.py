@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -677,3 +678,13 @@ def test_doctor_without_a_backend() -> None:
     assert checks["accelerators"]["status"] == "missing"
     assert checks["reference pair"]["status"] == "fail"
     assert "fsgen-router[llama]" in checks["reference pair"]["detail"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(("where", "said"), [(">/dev/full", "No space left"), (">&-", "no standard output")])
+def test_output_that_cannot_be_written_is_one_line_of_error(where: str, said: str) -> None:
+    command = shlex.join([*FSGEN, "complete", "--max-tokens", "3", PROMPT])
+    done = subprocess.run(["/bin/sh", "-c", f"{command} {where}"], capture_output=True, timeout=120, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert said in done.stderr.decode()
+    assert b"Traceback" not in done.stderr

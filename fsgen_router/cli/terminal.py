@@ -79,6 +79,9 @@ class Group(TyperGroup):
     """The one place where errors become exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
+        if sys.stdout is None:
+            say("Error: there is no standard output to write to", style="bold red")
+            raise typer.Exit(EXIT_FAILED)
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
