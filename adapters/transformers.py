@@ -669,7 +669,7 @@ def _tokenizer(source: _Source, config: Any) -> Any:
 
 # Pre-tokenizers, by their names in GGUF files, that take a word of the vocabulary whole, merges or not.
 _WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
-_SAID = ("pre", "token_type", "bos_token_id")
+_SAID = ("pre", "token_type", "bos_token_id", "add_space_prefix")
 
 
 def _said_by_gguf(source: _Source) -> dict[str, Any]:
@@ -690,6 +690,7 @@ def _said_by_gguf(source: _Source) -> dict[str, Any]:
         "unused_ids": unused,
         "control_ids": control,
         "bos_id": said.get("bos_token_id"),
+        "space_prefix": said.get("add_space_prefix", True),
     }
 
 

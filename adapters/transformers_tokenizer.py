@@ -47,6 +47,7 @@ class TransformersTokenizer:
         control_ids: frozenset[int] = frozenset(),
         bos_id: int | None = None,
         whole_words: bool = False,
+        space_prefix: bool | None = None,
     ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -63,6 +64,8 @@ class TransformersTokenizer:
         self.eog_ids = (frozenset(eog_ids) | {tokenizer.eos_token_id}) & meant
         self._vocabulary, self._added = vocabulary, added
         made = _cleaned(backend, meant, self.special_ids, whole_words)
+        if space_prefix is not None:
+            _say_space_prefix(made, space_prefix)
         self._spell = _spelling(made)
         # Copies that nothing else changes: one reads control tokens in a text, one their names as text.
         self._with_special = Tokenizer.from_str(json.dumps(made))
@@ -152,6 +155,18 @@ def _cleaned(backend: Tokenizer, meant: Set[int], special_ids: Set[int], whole_w
     if whole_words and made["model"]["type"] == "BPE":
         made["model"]["ignore_merges"] = True
     return made
+
+
+def _say_space_prefix(made: dict[str, Any], wanted: bool) -> None:
+    """Let a SentencePiece vocabulary put a space before every text, as its file wants it, also before another space.
+
+    transformers asks no file, and puts one only where none is.
+    """
+    if (made["pre_tokenizer"] or {}).get("type") != "Metaspace":
+        return
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    prefix = [{"type": "Prepend", "prepend": "▁"}] if wanted else []
+    made["normalizer"], made["pre_tokenizer"] = {"type": "Sequence", "normalizers": [*prefix, spaces]}, None
 
 
 def _renamed(made: dict[str, Any], special_ids: Set[int]) -> dict[str, Any]:

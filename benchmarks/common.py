@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from llama_cpp import llama_cpp as lib
 from tokenizers import pre_tokenizers
 
 from fsgen_router.models import Capabilities, Opened, TokenModel, Work
-from fsgen_router.reading import Row
+from fsgen_router.reading import Floats, Row
 
 RESULTS = Path(__file__).with_name("results")
 CACHE = Path(os.environ.get("FSGEN_BENCH_CACHE", Path.home() / ".cache" / "fsgen-router" / "bench"))
@@ -104,6 +105,10 @@ def random_model(shape: Shape, *, seed: int = 1) -> Path:
     return path
 
 
+def _argmax(row: Floats) -> int:
+    return int(row.argmax())
+
+
 class BareLoop:
     """llama.cpp through ctypes with nothing around it: decode, look at the logits, argmax."""
 
@@ -122,8 +127,8 @@ class BareLoop:
     def rewind(self, keep: int) -> None:
         lib.llama_memory_seq_rm(self._memory, 0, keep, -1)
 
-    def decode(self, ids: list[int], start: int) -> int:
-        """Append ``ids`` at position ``start`` and return the argmax of the last row."""
+    def decode(self, ids: list[int], start: int, choose: Callable[[Floats], int] = _argmax) -> int:
+        """Append ``ids`` at position ``start`` and return what is chosen by the last row."""
         batch = self._batch
         for index, token in enumerate(ids):
             batch.token[index], batch.pos[index] = token, start + index
@@ -134,7 +139,7 @@ class BareLoop:
             raise RuntimeError("llama_decode failed")
         pointer = lib.llama_get_logits_ith(self._context, len(ids) - 1)
         row = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (self._vocabulary,))
-        return int(row.argmax())
+        return choose(row)
 
     def close(self) -> None:
         lib.llama_batch_free(self._batch)

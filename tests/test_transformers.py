@@ -799,3 +799,22 @@ def test_models_of_the_hub_come_from_its_cache(hub_cache: Path) -> None:
         assert re.match(f"ModelNotFound {name} is not in the local cache.*HF_HUB_OFFLINE", line), line
     assert re.match(r"ModelNotFound re\.\.po/x cannot be loaded.*repo_id", said[5]), said[5]
     assert said[6] == "own"
+
+
+@pytest.mark.parametrize("space_prefix", [True, False])
+def test_a_sentencepiece_file_cuts_texts_as_in_llama_cpp(tmp_path: Path, space_prefix: bool) -> None:
+    """Also a text that begins with a space, and one behind a control token."""
+    path = tiny_gguf.write(
+        tmp_path / "spm.gguf", ["▁l", "▁la", "▁lamp", "la", "mp", "lamp", "ro", "pe", "rope"], space_prefix=space_prefix
+    )
+    native, model = LlamaCppModel(path), TransformersModel(path)
+    require_same_vocabulary(native.tokenizer, model.tokenizer, fast_name="llama.cpp", slow_name="transformers")
+    texts = ("lamp", " lamp", "  two  lamps ", "é", "a\nb", "rope <|user|>lamp", "<|end|> lamp", "\N{GRINNING FACE}x")
+    for text in texts:
+        for parse in (False, True):
+            expected = native.tokenizer.encode(text, add_bos=True, parse_special=parse)
+            assert model.tokenizer.encode(text, add_bos=True, parse_special=parse) == expected
+    messages = [{"role": "user", "content": " a lamp"}]
+    assert model.tokenizer.encode_chat(messages) == native.tokenizer.encode_chat(messages)
+    for one in (native, model):
+        one.shutdown()

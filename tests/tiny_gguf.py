@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,13 +27,22 @@ def write(
     specials: Sequence[str] = SPECIALS,
     n_ctx: int = 128,
     seed: int = 0,
+    space_prefix: bool | None = None,
 ) -> Path:
-    """A Qwen2 of one layer: ``specials``, 256 bytes, ``words``, and ``padding`` rows that mean nothing."""
+    """A Qwen2 of one layer: ``specials``, 256 bytes, ``words``, and ``padding`` rows that mean nothing.
+
+    With ``space_prefix`` True or False its vocabulary is SentencePiece's, with or without a space before every text.
+    """
     rng, width, hidden = np.random.default_rng(seed), 16, 32
     meaning = [*specials, *ALPHABET, "ĠĠ", *words]
-    vocabulary = [*meaning, *(f"[PAD{number}]" for number in range(padding))]
     kinds = [gguf.TokenType.CONTROL] * len(specials) + [gguf.TokenType.NORMAL] * (len(meaning) - len(specials))
-    writer = gguf.GGUFWriter(path, "qwen2")
+    if space_prefix is not None:
+        bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+        pieces = ["▁", *string.ascii_letters, "▁▁", *words]
+        meaning = [*specials, *bytes_, *pieces]
+        kinds = kinds[: len(specials)] + [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * len(pieces)
+    vocabulary = [*meaning, *(f"[PAD{number}]" for number in range(padding))]
+    writer = gguf.GGUFWriter(path, "qwen2" if space_prefix is None else "llama")
     writer.add_context_length(n_ctx)
     writer.add_embedding_length(width)
     writer.add_block_count(1)
@@ -41,11 +51,18 @@ def write(
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
+    if space_prefix is None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("llama-bpe")
+        writer.add_token_merges(["Ġ Ġ"])
+    else:
+        writer.add_tokenizer_model("llama")
+        # Letters last, so that words are made of them.
+        writer.add_token_scores([-1000.0 if len(word) == 1 else -float(at) for at, word in enumerate(vocabulary)])
+        writer.add_add_space_prefix(space_prefix)
+        writer.add_rope_dimension_count(width // 2)
     writer.add_token_list(vocabulary)
     writer.add_token_types([*kinds, *[gguf.TokenType.UNUSED] * padding])
-    writer.add_token_merges(["Ġ Ġ"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_add_bos_token(True)
@@ -61,7 +78,8 @@ def write(
         writer.add_tensor(f"blk.0.{name}.weight", np.ones(width, np.float32))
     for name in ("attn_q", "attn_k", "attn_v"):
         add(f"blk.0.{name}.weight", width, width)
-        add(f"blk.0.{name}.bias", width)
+        if space_prefix is None:
+            add(f"blk.0.{name}.bias", width)
     add("blk.0.attn_output.weight", width, width)
     add("blk.0.ffn_gate.weight", hidden, width)
     add("blk.0.ffn_up.weight", hidden, width)
