@@ -97,19 +97,24 @@ class Group(TyperGroup):
             say("\nInterrupted.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            # Whoever read the output has seen enough. Nothing may be left to flush into the closed pipe.
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()  # whoever read it has seen enough
             raise typer.Exit(_EXIT_BROKEN_PIPE) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
+            _drop_output()
             say(f"Error: the output cannot be written: {error.strerror}", style="bold red")
             raise typer.Exit(EXIT_FAILED) from None
         except Exception as error:
             _list_what_exists(error)
             raise
         return result
+
+
+def _drop_output() -> None:
+    """Leave nothing that Python would flush at its end, into what takes no more."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _list_what_exists(error: Any) -> None:
