@@ -688,8 +688,9 @@ def in_a_cycle(stream: object) -> None:
 
 
 @pytest.mark.parametrize("batching", [False, True])
+@pytest.mark.parametrize("module", ["slots", "models", "policy", "drivers"])
 def test_a_stream_may_be_collected_while_another_request_begins(
-    batching: bool, monkeypatch: pytest.MonkeyPatch
+    module: str, batching: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of what a lock guards, where any allocation may set the collector off."""
     models = pair(33, n_seq=4)
@@ -704,8 +705,7 @@ def test_a_stream_may_be_collected_while_another_request_begins(
                 gc.collect()
             yield
 
-    for module in ("slots", "models", "drivers", "policy"):
-        monkeypatch.setattr(f"fsgen_router.{module}.holding", collecting)
+    monkeypatch.setattr(f"fsgen_router.{module}.holding", collecting)
     gc.disable()
     try:
         with router_of(models, policy="budget:0.2", batching=batching) as router:
