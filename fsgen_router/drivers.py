@@ -74,7 +74,7 @@ def _local(model: AnyModel) -> TokenModel:
     return cast(TokenModel, model)
 
 
-def run(engine: Engine, models: Models) -> Iterator[Emit]:
+def run(engine: Engine, models: Models) -> Generator[Emit, None, None]:
     """The synchronous driver. Closing the iterator early leaves the models usable."""
     steps = _steps(engine)
     jobs: dict[int, Generator[Event, None, None]] = {}

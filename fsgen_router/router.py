@@ -9,7 +9,7 @@ import statistics
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -404,9 +404,10 @@ class Router:
         with self._slots.hold():
             self._require_open()
             try:
-                for emit in drivers.run(engine, self._seated("fast")):
-                    yield emit
-                    self._require_open()
+                with closing(drivers.run(engine, self._seated("fast"))) as emits:
+                    for emit in emits:
+                        yield emit
+                        self._require_open()
                 if alone is not None:
                     _level(alone, engine)
                     deque(drivers.run(alone, self._seated(self._seat_alone)), maxlen=0)
