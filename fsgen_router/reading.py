@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -24,9 +25,6 @@ Ints: TypeAlias = npt.NDArray[np.integer]
 
 FORBIDDEN = np.float32(-1e9)
 """Logit of a token that a mask forbids. Finite, so that 0 * log 0 stays 0 in the entropy."""
-
-_NOTHING = np.float32(-1e3)
-"""What fills a line up: its exponential is 0 in single precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,22 +123,54 @@ class Row:
 UNREADABLE = Row(token=0, logprob=math.nan, argmax=0, argmax_logprob=math.nan, log_partition=math.nan)
 """Of a row with a NaN or +inf in it, or with nothing but -inf. It fails its own request, and no other of its batch."""
 
-# A chunk of a row, what is made of it and its exponentials fit the second cache together. Dot products are
-# taken by line: BLAS keeps to the calling thread below 10,000 elements, as the model's own threads need.
+# A chunk of a row and what is made of it fit the second cache together. Dot products are taken by line: BLAS
+# keeps to the calling thread below 10,000 elements, as the model's own threads need.
 _LINE = 4096
 _CHUNK = 8 * _LINE
+_FARTHEST = 30.0  # from the largest logit to the centre: no exponential is infinite
+
+_SHORT = 1024  # values that are sorted as fast as looked through
 
 
 class Scratch:
-    """Buffers for :func:`reduce_row`, so that a row costs no allocation, and how exponentials are taken in them."""
+    """What :func:`reduce_row` keeps between rows: buffers, so that a row costs no allocation, and a guess."""
 
     def __init__(self) -> None:
         self.centred = np.empty(_CHUNK, np.float32)
         self.weights = np.empty(_CHUNK, np.float32)
+        self._bound = np.float32(0.0)
 
-    def weigh(self, size: int) -> float:
-        """Make the first ``size`` weights the exponentials of what is centred; returns their sum."""
-        return float(np.add.reduce(np.exp(self.centred[:size], out=self.weights[:size])))
+    def sums(self, size: int, *, signals: bool) -> tuple[float, float, float]:
+        """Sum of e = exp(c) over the first ``size`` values c of ``centred``, and with ``signals`` of ec and ecc.
+
+        The second is NaN where a value is -inf.
+        """
+        weights = np.exp(self.centred[:size], out=self.weights[:size])
+        total = float(np.add.reduce(weights))
+        if not signals:
+            return total, math.nan, math.nan
+        shape = -(-size // _LINE), min(size, _LINE)
+        padded = shape[0] * shape[1]
+        self.centred[size:padded] = self.weights[size:padded] = 0.0
+        centred, weights = self.centred[:padded].reshape(shape), self.weights[:padded].reshape(shape)
+        with np.errstate(invalid="ignore"):
+            first = float(np.add.reduce(np.vecdot(weights, centred)))
+            np.multiply(weights, centred, out=weights)
+            return total, first, float(np.add.reduce(np.vecdot(weights, centred)))
+
+    def top_ids(self, values: Floats, k: int) -> Ints:
+        """What :func:`top_ids_of` gives, at half its price where the last rows foretell how large the k-th best is."""
+        if k == 1 or len(values) <= _SHORT:
+            return top_ids_of(values, k)
+        ids = (values >= self._bound).nonzero()[0]
+        guessed = k <= len(ids) <= _SHORT
+        best = _sorted(values, ids, k) if guessed else top_ids_of(values, k)
+        peak, last = values[best[0]], values[best[-1]]
+        if math.isfinite(peak) and math.isfinite(last):
+            # Half as far again below the best, as the next row may lie lower.
+            bound = last - (peak - last) / 2
+            self._bound += (bound - self._bound) / 8 if guessed else bound - self._bound
+        return best
 
 
 def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | None = None) -> Row:
@@ -150,13 +180,14 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
     """
     if read.mask is not None:
         logits = _masked(logits, read.mask)
-    best = top_ids_of(logits, max(read.top_k, 1))
-    argmax = int(best[0]) if len(best) else 0
+    best = scratch.top_ids(logits, max(read.top_k, 1))
+    argmax = int(best[0])
     peak = float(logits[argmax])
-    total, mean, square = _moments(logits, peak, scratch, signals=read.signals)
-    if math.isnan(total):
+    if not math.isfinite(peak):
         return UNREADABLE
-    log_partition = peak + math.log(total)
+    log_partition, entropy, varentropy = _moments(logits, peak, scratch, signals=read.signals)
+    if math.isnan(log_partition):
+        return UNREADABLE
     token = argmax if read.warp.greedy else draw(*warped(logits, read.warp), read.uniform)
     accepted = None
     if read.check is not None:
@@ -167,8 +198,8 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
         argmax=argmax,
         argmax_logprob=peak - log_partition,
         log_partition=log_partition,
-        entropy=max(math.log(total) - mean, 0.0),
-        varentropy=max(square - mean * mean, 0.0),
+        entropy=entropy,
+        varentropy=varentropy,
         top_ids=tuple(best[: read.top_k].tolist()),
         top_logprobs=tuple([value - log_partition for value in logits[best[: read.top_k]].tolist()]),
         id_logprobs=tuple([float(logits[i]) - log_partition for i in read.ids]),
@@ -181,30 +212,37 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
 def _moments(
     logits: Floats, peak: float, scratch: Scratch, *, signals: bool, floor: float | None = None
 ) -> tuple[float, float, float]:
-    """Sum of e = exp(x - peak), and mean and mean square of x - peak under e (NaN without ``signals``)."""
-    total = first = second = 0.0
-    with np.errstate(invalid="ignore"):
-        for start in range(0, len(logits), _CHUNK):
-            part = logits[start : start + _CHUNK]
-            shape = -(-len(part) // _LINE), min(len(part), _LINE)
-            size = shape[0] * shape[1]
-            centred, weights = scratch.centred[:size], scratch.weights[:size]
-            np.subtract(part, np.float32(peak), out=centred[: len(part)])
-            centred[len(part) :] = _NOTHING
-            if floor is not None:
-                np.maximum(centred, np.float32(floor), out=centred)
-            total += scratch.weigh(size)
-            if signals:
-                centred, weights = centred.reshape(shape), weights.reshape(shape)
-                first += float(np.add.reduce(np.vecdot(weights, centred)))
-                np.multiply(centred, centred, out=centred)
-                second += float(np.add.reduce(np.vecdot(weights, centred)))
-    if not signals:
-        return total, math.nan, math.nan
-    if math.isnan(first) and floor is None:
+    """Log-partition, entropy and varentropy (NaN without ``signals``).
+
+    Single precision loses least in sums of values about their mean: each chunk is centred where those before
+    it have theirs, and the first is short.
+    """
+    centre, total, first, second = peak, 0.0, 0.0, 0.0
+    for start, stop in _chunks(len(logits)):
+        part = logits[start:stop]
+        centred = np.subtract(part, np.float32(centre), out=scratch.centred[: len(part)])
+        if floor is not None:
+            np.maximum(centred, np.float32(floor), out=centred)
+        sums = scratch.sums(len(part), signals=signals)
+        total, first, second = total + sums[0], first + sums[1], second + sums[2]
+        if total > 0.0 and signals and not math.isnan(first):
+            before, centre = centre, float(np.float32(max(centre + first / total, peak - _FARTHEST)))
+            up = before - centre
+            scale = math.exp(up)
+            second = scale * (second + up * (2 * first + up * total))
+            first = scale * (first + up * total)
+            total *= scale
+    if signals and math.isnan(first) and floor is None:
         # -inf (a backend's own mask) times a weight of 0. Rare, and clipping every row would cost as much again.
         return _moments(logits, peak, scratch, signals=True, floor=float(FORBIDDEN))
-    return total, first / total, second / total
+    log_total, mean = math.log(total), first / total
+    return centre + log_total, max(log_total - mean, 0.0), max(second / total - mean * mean, 0.0)
+
+
+@functools.lru_cache(maxsize=32)
+def _chunks(length: int) -> list[tuple[int, int]]:
+    """A line, then chunks of a row."""
+    return list(itertools.pairwise([0, *range(min(_LINE, length), length, _CHUNK), length]))
 
 
 def _masked(logits: Floats, mask: Mask) -> Floats:
@@ -218,9 +256,6 @@ def _masked(logits: Floats, mask: Mask) -> Floats:
             )
         logits[~mask.allowed] = FORBIDDEN
     return logits
-
-
-_SHORT = 1024  # values that are sorted as fast as looked through
 
 
 def top_ids_of(values: Floats, k: int) -> Ints:
@@ -243,8 +278,13 @@ def top_ids_of(values: Floats, k: int) -> Ints:
         # In ascending order, as ties want it; the last block may be cut short.
         ids = ids[: np.searchsorted(ids, len(values))]
         ids = ids[values[ids] >= bound]
-    order = np.argsort(-values[ids], kind="stable")[:k]
-    return ids[order]
+    return _sorted(values, ids, k)
+
+
+def _sorted(values: Floats, ids: Ints, k: int) -> Ints:
+    """The ``k`` best of ascending ``ids``, best first, ties by lower id."""
+    found = values[ids]
+    return ids[(-found).argsort(kind="stable")[:k]]
 
 
 @functools.lru_cache(maxsize=32)

@@ -96,10 +96,36 @@ def test_any_row(values: list[float]) -> None:
     np.testing.assert_allclose(row.id_logprobs, log_softmax(logits.astype(float))[:2], atol=1e-4)
 
 
+# A first line that foretells little of the rest: nothing, another mean, or what lies too far below the best.
+FIRST_LINES = {"forbidden": -np.inf, "the lowest": np.finfo(np.float32).min, "far below": -200.0, "as good": 4.0}
+
+
 @pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
-def test_a_backends_own_minus_infinity(scratch: Scratch) -> None:
+@pytest.mark.parametrize("first", FIRST_LINES.values(), ids=FIRST_LINES)
+def test_whatever_the_first_line_holds(first: float, scratch: Scratch) -> None:
+    logits = np.random.default_rng(0).normal(0, 2, 100_000).astype(np.float32)
+    logits[:4096] = first
+    assert_exact(reduce(logits, Read(signals=True, top_k=8), scratch), logits)
+
+
+@pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
+@pytest.mark.parametrize("signals", [True, False])
+@pytest.mark.parametrize("at", [0, 777, 31_999])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_no_distribution(value: float, at: int, signals: bool, scratch: Scratch) -> None:
+    logits = np.random.default_rng(0).normal(0, 3, 32_000).astype(np.float32)
+    reduce(logits, scratch=scratch)
+    logits[at] = value
+    assert reduce(logits, Read(signals=signals, top_k=8), scratch) is reading.UNREADABLE
+    assert reduce(logits, Read(signals=signals), scratch) is reading.UNREADABLE
+    assert reduce(np.full_like(logits, -np.inf), Read(signals=signals, top_k=8), scratch) is reading.UNREADABLE
+
+
+@pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
+@pytest.mark.parametrize("masked", [-np.inf, np.finfo(np.float32).min])
+def test_a_backends_own_mask(masked: float, scratch: Scratch) -> None:
     logits = np.random.default_rng(0).normal(0, 2, 3000).astype(np.float32)
-    logits[::3] = -np.inf
+    logits[::3] = masked
     row = reduce(logits, scratch=scratch)
     assert_exact(row, logits)
     assert row.id_logprobs[0] < -1e8
@@ -137,6 +163,30 @@ def test_scratch_is_used_again_and_again() -> None:
     for _ in range(20):
         logits = rng.normal(0, 3, 500).astype(np.float32)
         assert_exact(reduce_row(logits, SIGNALS, scratch), logits)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.floats(-1e9, 1e9), st.floats(0.0, 1e3), st.sampled_from([0, 1, 8])), min_size=1, max_size=12
+    ),
+    k=st.integers(1, 20),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=200, deadline=None)
+def test_what_the_last_rows_foretold_changes_no_top_k(rows: list[tuple[float, float, int]], k: int, seed: int) -> None:
+    rng, scratch = np.random.default_rng(seed), Scratch()
+    for mean, spread, digits in rows:
+        row = np.round(rng.normal(0.0, 1.0, 1500), digits) * spread + mean
+        row = row.astype(np.float32)
+        assert scratch.top_ids(row, k).tolist() == np.argsort(-row, kind="stable")[:k].tolist()
+
+
+def test_rows_alike_are_not_looked_through_again() -> None:
+    rng, scratch = np.random.default_rng(0), Scratch()
+    with mock.patch.object(reading, "top_ids_of", side_effect=top_ids_of) as look:
+        for _ in range(100):
+            scratch.top_ids(rng.normal(0, 2, 32_000).astype(np.float32), 8)
+    assert look.call_count < 20
 
 
 @given(
