@@ -415,8 +415,8 @@ class LlamaCppModel:
             try:
                 segments: list[_Segment] = []
                 for number, work in enumerate(works):
-                    self._pool.begin(work)
-                    segments += self._segments(work, rows[number])
+                    rewound = self._pool.begin(work)
+                    segments += self._segments(work, rows[number], rewound=rewound)
                     self._pool.extend(work.sequence, work.ids)
                 # A decode either gives hidden states or does not: what needs none goes first.
                 segments.sort(key=_hidden)
@@ -432,10 +432,10 @@ class LlamaCppModel:
                 raise
             return rows
 
-    def _segments(self, work: Work, rows: list[Any]) -> list[_Segment]:
+    def _segments(self, work: Work, rows: list[Any], *, rewound: bool) -> list[_Segment]:
         """Rewind a work's sequence, and cut its tokens where reads begin that want hidden states."""
         ids, start, reads = work.ids, work.keep, work.reads
-        if not lib.llama_memory_seq_rm(self._memory, work.sequence, start, -1):
+        if rewound and not lib.llama_memory_seq_rm(self._memory, work.sequence, start, -1):
             # Recurrent memory cannot go back: read the kept prefix again.
             lib.llama_memory_seq_rm(self._memory, work.sequence, -1, -1)
             reads = [(at + start, read) for at, read in reads]
@@ -565,10 +565,14 @@ class _Batch:
         """Add tokens of one sequence; returns the batch index of the first."""
         base = int(self.struct.n_tokens)
         end = base + len(ids)
-        self._token[base:end] = ids
-        self._pos[base:end] = range(position, position + len(ids))
-        self._seq[base:end] = sequence
-        self._logits[base:end] = self.hidden
+        if len(ids) == 1:  # a decode step, where it counts: a slice takes four times as long
+            self._token[base], self._pos[base] = ids[0], position
+            self._seq[base], self._logits[base] = sequence, self.hidden
+        else:
+            self._token[base:end] = ids
+            self._pos[base:end] = range(position, position + len(ids))
+            self._seq[base:end] = sequence
+            self._logits[base:end] = self.hidden
         self.struct.n_tokens = end
         return base
 

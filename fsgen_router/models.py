@@ -128,8 +128,8 @@ class SequencePool:
             self._slots[best].open = True
         return Opened(best, kept[best])
 
-    def begin(self, work: Work) -> None:
-        """Check a work against what its sequence holds and rewind the record of it."""
+    def begin(self, work: Work) -> bool:
+        """Check a work against what its sequence holds and rewind the record of it; False where nothing goes."""
         if not (self._exists(work.sequence) and self._slots[work.sequence].open):
             raise BackendError(f"sequence {work.sequence} is not open")
         slot = self._slots[work.sequence]
@@ -148,7 +148,9 @@ class SequencePool:
                 f"{work.keep + len(work.ids)} tokens do not fit the context of {self._n_ctx}",
                 hint="load the model with a larger n_ctx",
             )
+        rewound = work.keep < len(slot.ids)
         del slot.ids[work.keep :]
+        return rewound
 
     def held(self, sequence: int) -> list[int]:
         """The tokens of a sequence, not to be changed."""

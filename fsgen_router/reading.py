@@ -138,7 +138,7 @@ class Scratch:
     def __init__(self) -> None:
         self.centred = np.empty(_CHUNK, np.float32)
         self.weights = np.empty(_CHUNK, np.float32)
-        self._bound = np.float32(0.0)
+        self._bound = 0.0
 
     def sums(self, size: int, *, signals: bool) -> tuple[float, float, float]:
         """Sum of e = exp(c) over the first ``size`` values c of ``centred``, and with ``signals`` of ec and ecc.
@@ -162,14 +162,14 @@ class Scratch:
         """What :func:`top_ids_of` gives, at half its price where the last rows foretell how large the k-th best is."""
         if k == 1 or len(values) <= _SHORT:
             return top_ids_of(values, k)
-        ids = (values >= self._bound).nonzero()[0]
-        guessed = k <= len(ids) <= _SHORT
-        best = _sorted(values, ids, k) if guessed else top_ids_of(values, k)
-        peak, last = values[best[0]], values[best[-1]]
-        if math.isfinite(peak) and math.isfinite(last):
+        ids = (values >= np.float32(self._bound)).nonzero()[0]
+        foretold = k <= len(ids) <= _SHORT
+        best = _sorted(values, ids, k) if foretold else top_ids_of(values, k)
+        peak, last = float(values[best[0]]), float(values[best[-1]])
+        if FORBIDDEN < last <= peak < math.inf:
             # Half as far again below the best, as the next row may lie lower.
             bound = last - (peak - last) / 2
-            self._bound += (bound - self._bound) / 8 if guessed else bound - self._bound
+            self._bound = self._bound + (bound - self._bound) / 8 if foretold else bound
         return best
 
 

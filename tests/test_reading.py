@@ -130,6 +130,9 @@ def test_a_backends_own_mask(masked: float, scratch: Scratch) -> None:
     assert_exact(row, logits)
     assert row.id_logprobs[0] < -1e8
     assert math.isfinite(row.entropy)
+    logits[5:] = masked  # fewer are left than the best that are wanted
+    for _ in range(2):
+        assert_exact(reduce(logits, scratch=scratch), logits)
 
 
 def test_llama_cpp_shows_its_exponentials() -> None:
