@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[llama,transformers,openai,hub,eval,calibrate,train,test,check]'
+		--editable '.[llama,transformers,openai,hub,eval,calibrate,train,test,bench,check]'
 	@touch $@
 
 demo: install  ## the main job on the embedded pair: a small model answers, a large one steps in
