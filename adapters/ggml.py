@@ -35,16 +35,15 @@ class GgmlScratch(Scratch):
         total = self._sum_exp(size, self._weights_at, self._centred_at, 0.0)
         if not signals:
             return total, math.nan, math.nan
-        first = self._weighted(size)
+        product, arguments = self._product, (size, self._product_at, 0, self._weights_at, 0, self._centred_at, 0, 1)
+        self._dot(*arguments)
+        first = product.value
         if math.isnan(first):  # numpy would warn of 0 times -inf
             return total, first, first
         weights = self.weights[:size]
         np.multiply(weights, self.centred[:size], out=weights)
-        return total, first, self._weighted(size)
-
-    def _weighted(self, size: int) -> float:
-        self._dot(size, self._product_at, 0, self._weights_at, 0, self._centred_at, 0, 1)
-        return self._product.value
+        self._dot(*arguments)
+        return total, first, product.value
 
 
 def make_scratch(library: Any) -> Scratch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,11 @@ class RequestOptions(BaseModel):
     def warp(self) -> Warp:
         return Warp(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
 
+    def stop_ids(self, n_vocab: int) -> frozenset[int]:
+        """Token ids to end at."""
+        _require_ids("stop_tokens", self.stop_tokens, n_vocab)
+        return frozenset(self.stop_tokens)
+
     def make_constraint(self, n_vocab: int) -> Constraint | None:
         """Logit bias and the caller's constraint as one."""
         if self.constraint is not None and not callable(getattr(self.constraint, "mask", None)):
@@ -63,11 +68,16 @@ class RequestOptions(BaseModel):
         if not self.logit_bias:
             constraint: Constraint | None = self.constraint
             return constraint
-        if wrong := [token for token in self.logit_bias if not 0 <= token < n_vocab]:
-            raise InvalidRequest(
-                f"logit_bias names token {wrong[0]}, the vocabulary has 0 to {n_vocab - 1}", hint="use token ids"
-            )
+        _require_ids("logit_bias", self.logit_bias, n_vocab)
         return LogitBias(self.logit_bias, self.constraint)
+
+
+def _require_ids(option: str, ids: Iterable[int], n_vocab: int) -> None:
+    for token in ids:
+        if not 0 <= token < n_vocab:
+            raise InvalidRequest(
+                f"{option} names token {token}, the vocabulary has 0 to {n_vocab - 1}", hint="use token ids"
+            )
 
 
 class LogitBias:

@@ -158,19 +158,24 @@ class Scratch:
             np.multiply(weights, centred, out=weights)
             return total, first, float(np.add.reduce(np.vecdot(weights, centred)))
 
-    def top_ids(self, values: Floats, k: int) -> Ints:
-        """What :func:`top_ids_of` gives, at half its price where the last rows foretell how large the k-th best is."""
+    def best_of(self, values: Floats, k: int) -> tuple[list[int], list[float]]:
+        """Ids (:func:`top_ids_of`) and values of the ``k`` best.
+
+        At half the price where the last rows foretell how large the k-th best is.
+        """
         if k == 1 or len(values) <= _SHORT:
-            return top_ids_of(values, k)
+            best = top_ids_of(values, k)
+            return best.tolist(), values[best].tolist()
         ids = (values >= np.float32(self._bound)).nonzero()[0]
         foretold = k <= len(ids) <= _SHORT
         best = _sorted(values, ids, k) if foretold else top_ids_of(values, k)
-        peak, last = float(values[best[0]]), float(values[best[-1]])
+        found = values[best].tolist()
+        peak, last = found[0], found[-1]
         if FORBIDDEN < last <= peak < math.inf:
             # Half as far again below the best, as the next row may lie lower.
             bound = last - (peak - last) / 2
             self._bound = self._bound + (bound - self._bound) / 8 if foretold else bound
-        return best
+        return best.tolist(), found
 
 
 def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | None = None) -> Row:
@@ -180,9 +185,8 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
     """
     if read.mask is not None:
         logits = _masked(logits, read.mask)
-    best = scratch.top_ids(logits, max(read.top_k, 1))
-    argmax = int(best[0])
-    peak = float(logits[argmax])
+    best, values = scratch.best_of(logits, max(read.top_k, 1))
+    argmax, peak = best[0], values[0]
     if not math.isfinite(peak):
         return UNREADABLE
     log_partition, entropy, varentropy = _moments(logits, peak, scratch, signals=read.signals)
@@ -194,14 +198,14 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
         accepted, token = check_row(logits, read.check, read.warp, token, argmax, log_partition)
     return Row(
         token=token,
-        logprob=float(logits[token]) - log_partition,
+        logprob=(peak if token == argmax else float(logits[token])) - log_partition,
         argmax=argmax,
         argmax_logprob=peak - log_partition,
         log_partition=log_partition,
         entropy=entropy,
         varentropy=varentropy,
-        top_ids=tuple(best[: read.top_k].tolist()),
-        top_logprobs=tuple([value - log_partition for value in logits[best[: read.top_k]].tolist()]),
+        top_ids=tuple(best[: read.top_k]),
+        top_logprobs=tuple([value - log_partition for value in values[: read.top_k]]),
         id_logprobs=tuple([float(logits[i]) - log_partition for i in read.ids]),
         accepted=accepted,
         logits=np.array(logits) if read.full else None,
@@ -214,20 +218,19 @@ def _moments(
 ) -> tuple[float, float, float]:
     """Log-partition, entropy and varentropy (NaN without ``signals``).
 
-    Single precision loses least in sums of values about their mean: each chunk is centred where those before
-    it have theirs, and the first is short.
+    Single precision loses least in sums of values about their mean, and the first line foretells that.
     """
     centre, total, first, second = peak, 0.0, 0.0, 0.0
     for start, stop in _chunks(len(logits)):
-        part = logits[start:stop]
-        centred = np.subtract(part, np.float32(centre), out=scratch.centred[: len(part)])
+        size = stop - start
+        centred = np.subtract(logits[start:stop], np.float32(centre), out=scratch.centred[:size])
         if floor is not None:
             np.maximum(centred, np.float32(floor), out=centred)
-        sums = scratch.sums(len(part), signals=signals)
-        total, first, second = total + sums[0], first + sums[1], second + sums[2]
-        if total > 0.0 and signals and not math.isnan(first):
-            before, centre = centre, float(np.float32(max(centre + first / total, peak - _FARTHEST)))
-            up = before - centre
+        e, ec, ecc = scratch.sums(size, signals=signals)
+        total, first, second = total + e, first + ec, second + ecc
+        if start == 0 and total > 0.0 and not math.isnan(first):
+            centre = float(np.float32(max(peak + first / total, peak - _FARTHEST)))
+            up = peak - centre
             scale = math.exp(up)
             second = scale * (second + up * (2 * first + up * total))
             first = scale * (first + up * total)

@@ -373,7 +373,7 @@ class Router:
             seed=int.from_bytes(os.urandom(6), "big") if seed is None else seed,
             warp=options.warp,
             stop=options.stop,
-            stop_ids=frozenset(options.stop_tokens),
+            stop_ids=options.stop_ids(self.fast.tokenizer.n_vocab),
             constraint=options.make_constraint(self.fast.tokenizer.n_vocab),
         )
 

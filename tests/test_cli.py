@@ -197,6 +197,14 @@ def test_complete_as_json() -> None:
     assert shown.decode() == record["text"]
 
 
+def test_tokens_without_json_are_refused() -> None:
+    done = invoke("complete", PROMPT, "--tokens")
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "--json" in done.stderr
+    assert "trace" in done.stderr
+
+
 def test_sampling_follows_the_seed() -> None:
     arguments = ("complete", PROMPT, "--temperature", "1.5", "--top-p", "0.95", "--seed")
     first, again, other = (invoke(*arguments, seed).stdout for seed in ("1", "1", "2"))

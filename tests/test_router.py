@@ -566,6 +566,8 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "one of several is empty": ({"stop": ["a", ""]}, "stop string is empty"),
     "stop is a number": ({"stop": 5}, "stop=5"),
     "stop tokens in words": ({"stop_tokens": ["x"]}, "stop_tokens"),
+    "a stop token beyond": ({"stop_tokens": [3, 10**6]}, "stop_tokens names token 1000000, the vocabulary has 0 to"),
+    "a negative stop token": ({"stop_tokens": [-1]}, "stop_tokens names token -1, the vocabulary has 0 to"),
     "a seed in words": ({"seed": "x"}, "seed='x'"),
     "a bias on no token": ({"logit_bias": {10**6: 1.0}}, "token 1000000, the vocabulary has 0 to"),
     "a bias on a negative token": ({"logit_bias": {-1: 1.0}}, "token -1, the vocabulary has 0 to"),

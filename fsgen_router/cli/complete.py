@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import InvalidRequest
 from ..records import Finished, Generation
 from . import options as o
 from .terminal import err, read_prompt, say, write, write_json
@@ -62,6 +63,8 @@ def complete(
 
       fsgen-router complete --fast llama_cpp:a.gguf --slow llama_cpp:b.gguf "..."
     """
+    if tokens and not as_json:
+        raise InvalidRequest("--tokens goes with --json", hint="add it, or let fsgen-router trace colour the tokens")
     text = read_prompt(prompt)
     request = o.make_request(
         max_tokens=max_tokens,
