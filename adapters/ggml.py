@@ -1,6 +1,6 @@
-"""A row's sums by the functions that llama.cpp takes for its own softmax: half the price of numpy's on AVX2.
+"""A row's sums by functions that llama.cpp has for its own use: exponentials at half of numpy's price on AVX2.
 
-They are most of what :func:`fsgen_router.reading.reduce_row` costs. The functions behind them are not among
+The sums are most of what :func:`fsgen_router.reading.reduce_row` costs. Those functions are not among
 llama.cpp's public ones: where a build does not show them, or they do something else there, numpy takes over.
 """
 

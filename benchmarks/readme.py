@@ -74,7 +74,8 @@ def speed() -> str:
     overhead, routed, prefix = load("overhead"), load("routed_decode"), load("prefix_cost")
     lines = [
         f"Random weights in Qwen2.5-0.5B's shape, 152k vocabulary, 8 bits, {overhead['threads']} threads on "
-        f"{overhead['machine']}; medians over {overhead['blocks']} alternating blocks, 95% bootstrap intervals.",
+        f"{overhead['machine']}; medians over {overhead['blocks']} answers of {overhead['tokens_per_block']} tokens, "
+        f"written in turns of {overhead['tokens_per_turn']}; 95% bootstrap intervals.",
         "",
         "| | speed of the Router, never escalating, all signals recorded |",
         "|---|---|",

@@ -159,10 +159,7 @@ class Scratch:
             return total, first, float(np.add.reduce(np.vecdot(weights, centred)))
 
     def best_of(self, values: Floats, k: int) -> tuple[list[int], list[float]]:
-        """Ids (:func:`top_ids_of`) and values of the ``k`` best.
-
-        At half the price where the last rows foretell how large the k-th best is.
-        """
+        """Ids (:func:`top_ids_of`) and values of the ``k`` best. Cheaper where the last rows foretell the k-th value."""
         if k == 1 or len(values) <= _SHORT:
             best = top_ids_of(values, k)
             return best.tolist(), values[best].tolist()
