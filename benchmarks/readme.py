@@ -82,7 +82,7 @@ def speed() -> str:
         f"| against a bare ctypes decode-and-argmax loop | {ratio(overhead['bare_over_router'])} |",
         f"| against `create_completion` at temperature 0 | {ratio(overhead['create_completion_over_router'])} |",
         "",
-        f"Most of it is the signals: the bare loop, with each row reduced to them and nothing else around it, runs at "
+        f"The bare loop, with each row reduced to the signals and nothing else around it, runs at "
         f"{ratio(overhead['bare_over_bare_with_signals'])} of its own speed, and at "
         f"{ratio(overhead['create_completion_over_bare_with_signals'])} of `create_completion`'s, which computes none.",
         "",

@@ -159,7 +159,7 @@ class Scratch:
             return total, first, float(np.add.reduce(np.vecdot(weights, centred)))
 
     def best_of(self, values: Floats, k: int) -> tuple[list[int], list[float]]:
-        """Ids (:func:`top_ids_of`) and values of the ``k`` best. Cheaper where the last rows foretell the k-th value."""
+        """Ids (:func:`top_ids_of`) and values of the ``k`` best; cheaper where the last rows foretell the k-th."""
         if k == 1 or len(values) <= _SHORT:
             best = top_ids_of(values, k)
             return best.tolist(), values[best].tolist()
