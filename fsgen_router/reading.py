@@ -127,7 +127,6 @@ UNREADABLE = Row(token=0, logprob=math.nan, argmax=0, argmax_logprob=math.nan, l
 # keeps to the calling thread below 10,000 elements, as the model's own threads need.
 _LINE = 4096
 _CHUNK = 8 * _LINE
-_FARTHEST = 30.0  # from the largest logit to the centre: no exponential is infinite
 
 _SHORT = 1024  # values that are sorted as fast as looked through
 
@@ -215,7 +214,8 @@ def _moments(
 ) -> tuple[float, float, float]:
     """Log-partition, entropy and varentropy (NaN without ``signals``).
 
-    Single precision loses least in sums of values about their mean, and the first line foretells that.
+    Single precision loses least in sums of values about their mean. The first line foretells that, unless what it
+    says cannot be: no mean lies farther below the largest of n values than log n.
     """
     centre, total, first, second = peak, 0.0, 0.0, 0.0
     for start, stop in _chunks(len(logits)):
@@ -225,8 +225,8 @@ def _moments(
             np.maximum(centred, np.float32(floor), out=centred)
         e, ec, ecc = scratch.sums(size, signals=signals)
         total, first, second = total + e, first + ec, second + ecc
-        if start == 0 and total > 0.0 and not math.isnan(first):
-            centre = float(np.float32(max(peak + first / total, peak - _FARTHEST)))
+        if start == 0 and total > 0.0 and first >= -math.log(len(logits)) * total:
+            centre = float(np.float32(peak + first / total))
             up = peak - centre
             scale = math.exp(up)
             second = scale * (second + up * (2 * first + up * total))

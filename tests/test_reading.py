@@ -97,15 +97,22 @@ def test_any_row(values: list[float]) -> None:
 
 
 # A first line that foretells little of the rest: nothing, another mean, or what lies too far below the best.
-FIRST_LINES = {"forbidden": -np.inf, "the lowest": np.finfo(np.float32).min, "far below": -200.0, "as good": 4.0}
+FIRST_LINES = {
+    "forbidden": -np.inf,
+    "the lowest": np.finfo(np.float32).min,
+    "far below": -200.0,
+    "hardly a weight": -90.0,
+    "below": -30.0,
+    "as good": 4.0,
+}
 
 
 @pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
 @pytest.mark.parametrize("first", FIRST_LINES.values(), ids=FIRST_LINES)
 def test_whatever_the_first_line_holds(first: float, scratch: Scratch) -> None:
-    logits = np.random.default_rng(0).normal(0, 2, 100_000).astype(np.float32)
-    logits[:4096] = first
-    assert_exact(reduce(logits, Read(signals=True, top_k=8), scratch), logits)
+    for logits in (np.random.default_rng(0).normal(0, 2, 100_000).astype(np.float32), np.zeros(100_000, np.float32)):
+        logits[:4096] = first
+        assert_exact(reduce(logits, Read(signals=True, top_k=8), scratch), logits)
 
 
 @pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
