@@ -33,7 +33,7 @@ from fsgen_router.logs import log
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import checked
 from fsgen_router.reading import Floats, Read, Row, reduce_row
-from fsgen_router.tokenizer import Message
+from fsgen_router.tokenizer import Message, encode_conversation
 from fsgen_router.waiting import holding
 
 try:
@@ -246,11 +246,7 @@ class LlamaCppTokenizer:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
-        control = [name for t in self.special_ids if len(name := self._pieces[t].decode(errors="replace")) > 1]
-        if any(name in m["content"] for m in messages for name in control):
-            ids = self._encode_split(messages)
-        else:
-            ids = self.encode(self._render(messages), add_bos=False, parse_special=True)
+        ids = encode_conversation(self, messages, self._render)
         if self._bos is not None and ids[:1] != [self._bos]:
             ids.insert(0, self._bos)
         return ids
@@ -269,17 +265,6 @@ class LlamaCppTokenizer:
             raise
         except Exception as error:  # whatever a template from a file raises
             raise ConfigurationError(f"the chat template of {self._name} refuses these messages: {error}") from None
-
-    def _encode_split(self, messages: Sequence[Message]) -> list[int]:
-        """Template and contents apart: the template around stand-ins, then each content as plain text."""
-        stand_ins = [f"\x02{number}\x03" for number in range(len(messages))]
-        rendered = self._render([{**m, "content": s} for m, s in zip(messages, stand_ins, strict=True)])
-        contents = dict(zip(stand_ins, (m["content"].strip() for m in messages), strict=True))
-        parts = re.split("(\x02\\d+\x03)", rendered)
-        ids: list[int] = []
-        for part in filter(None, parts):
-            ids += self.encode(contents.get(part, part), add_bos=False, parse_special=part not in contents)
-        return ids
 
 
 # --- the model -----------------------------------------------------------------------------------

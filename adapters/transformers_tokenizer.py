@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.tokenizer import Message
+from fsgen_router.tokenizer import Message, encode_conversation
 
 try:
     from tokenizers import AddedToken, Tokenizer
@@ -97,11 +97,7 @@ class TransformersTokenizer:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
-        control = [self.piece(token).decode() for token in self.special_ids]
-        if any(name in message["content"] for message in messages for name in control):
-            ids = self._encode_split(messages)
-        else:
-            ids = self.encode(self._render(messages), add_bos=False, parse_special=True)
+        ids = encode_conversation(self, messages, self._render)
         if self._bos is not None and ids[:1] != [self._bos]:
             ids.insert(0, self._bos)
         return ids
@@ -117,22 +113,6 @@ class TransformersTokenizer:
             )
         except Exception as error:  # whatever a template from a file raises
             raise ConfigurationError(f"the chat template of {self._name} refuses these messages: {error}") from None
-
-    def _encode_split(self, messages: Sequence[Message]) -> list[int]:
-        """Template and contents apart: the template around stand-ins, then each content as plain text."""
-        stand_ins = [f"\x02{number}\x03" for number in range(len(messages))]
-        contents = [message["content"] for message in messages]
-        # White space stays around a stand-in: some templates trim it, some do not.
-        around = [
-            content.replace(content.strip(), stand_in, 1) if content.strip() else content
-            for content, stand_in in zip(contents, stand_ins, strict=True)
-        ]
-        rendered = self._render([{**m, "content": text} for m, text in zip(messages, around, strict=True)])
-        inner = {stand_in: content.strip() for stand_in, content in zip(stand_ins, contents, strict=True)}
-        ids: list[int] = []
-        for part in filter(None, re.split("(\x02\\d+\x03)", rendered)):
-            ids += self.encode(inner.get(part, part), add_bos=False, parse_special=part not in inner)
-        return ids
 
 
 def _control_tokens(added: dict[int, AddedToken], tokenizer: Any) -> Iterator[int]:

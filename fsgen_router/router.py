@@ -30,7 +30,15 @@ from .records import Finished, Generation, ModelCard, Prices, Role, StreamEvent,
 from .resolve import make_model
 from .slots import Slots
 from .text_models import reads_tokens
-from .tokenizer import Message, Tokenizer, require_messages, require_same_vocabulary, require_text, token_classes
+from .tokenizer import (
+    Message,
+    Tokenizer,
+    encode_after,
+    require_messages,
+    require_same_vocabulary,
+    require_text,
+    token_classes,
+)
 from .workers import AnyModel, Workers
 
 REFERENCE_PAIR = ("reference:fast", "reference:slow")
@@ -518,20 +526,7 @@ class _Vocabulary:
         return int(self._classes[token])
 
     def encode_after(self, before: str, text: str) -> list[int]:
-        """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between."""
-        # A replacement character stands for bytes that are no text, and would be cut in another way.
-        tail = before[-32:].rpartition("\N{REPLACEMENT CHARACTER}")[2]
-        # Behind a line break too, and not alone: many vocabularies put a space before everything.
-        for prefix in (tail, "\n"):
-            ids = self._tokenizer.encode(prefix + text, add_bos=False)
-            pieces = [self._tokenizer.piece(token) for token in ids]
-            own, size = 0, sum(map(len, pieces))
-            while size > len(text.encode()):
-                size -= len(pieces[own])
-                own += 1
-            if b"".join(pieces[own:]) == text.encode():
-                return ids[own:]
-        return self._tokenizer.encode(text, add_bos=False)
+        return encode_after(self._tokenizer, before, text)
 
 
 def _guarantee(engine: Engine, ledger: Ledger) -> str | None:

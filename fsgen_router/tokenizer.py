@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import enum
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -96,6 +97,55 @@ def require_same_vocabulary(fast: Tokenizer, slow: Tokenizer, *, fast_name: str,
         f"{fast_name} and {slow_name} have different vocabularies: {difference}",
         hint="take two models of one family: token-level routing needs identical vocabularies",
     )
+
+
+def encode_after(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
+    """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between."""
+    # A replacement character stands for bytes that are no text, and would be cut in another way.
+    tail = before[-32:].rpartition("\N{REPLACEMENT CHARACTER}")[2]
+    # Behind a line break too, and not alone: many vocabularies put a space before everything.
+    for prefix in (tail, "\n"):
+        ids = tokenizer.encode(prefix + text, add_bos=False)
+        pieces = [tokenizer.piece(token) for token in ids]
+        own, size = 0, sum(map(len, pieces))
+        while size > len(text.encode()):
+            size -= len(pieces[own])
+            own += 1
+        if b"".join(pieces[own:]) == text.encode():
+            return ids[own:]
+    return tokenizer.encode(text, add_bos=False)
+
+
+def encode_conversation(
+    tokenizer: Tokenizer, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]
+) -> list[int]:
+    """Ids of messages in the template that ``render`` puts them in. No user's text becomes a control token.
+
+    Where one holds a control token's name, template and contents are cut apart: the template around stand-ins,
+    each content as plain text.
+    """
+    control = {tokenizer.piece(token) for token in tokenizer.special_ids} - {b""}
+    if not any(name in message["content"].encode() for message in messages for name in control):
+        return tokenizer.encode(render(messages), add_bos=False, parse_special=True)
+    contents, around = {}, []
+    for number, message in enumerate(messages):
+        content, stand_in = message["content"], f"\x02{number}\x03"
+        contents[stand_in] = content.strip()
+        # White space stays around a stand-in: some templates trim it, some do not.
+        shown = content.replace(content.strip(), stand_in, 1) if content.strip() else content
+        around.append({**message, "content": shown})
+    ids: list[int] = []
+    for part in filter(None, re.split("(\x02\\d+\x03)", render(around))):
+        text, parse = contents.get(part, part), part not in contents
+        # Many vocabularies put a space before everything, which belongs to no part but the first.
+        lead = "\n" if ids and ids[-1] not in tokenizer.special_ids else ""
+        behind = tokenizer.encode(lead + text, add_bos=False, parse_special=parse)
+        before = tokenizer.encode(lead, add_bos=False) if lead else []
+        if behind[: len(before)] == before:
+            ids += behind[len(before) :]
+        else:  # the line break was taken into a token of the text
+            ids += tokenizer.encode(text, add_bos=False, parse_special=parse)
+    return ids
 
 
 def token_classes(tokenizer: Tokenizer) -> np.ndarray:

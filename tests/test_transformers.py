@@ -818,3 +818,22 @@ def test_a_sentencepiece_file_cuts_texts_as_in_llama_cpp(tmp_path: Path, space_p
     assert model.tokenizer.encode_chat(messages) == native.tokenizer.encode_chat(messages)
     for one in (native, model):
         one.shutdown()
+
+
+@pytest.mark.parametrize("space_prefix", [True, False])
+def test_a_control_tokens_name_changes_no_space_around_a_message(tmp_path: Path, space_prefix: bool) -> None:
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}\n text <|end|>{% endfor %}<|assistant|>{{ 'lamp' }}"
+    )
+    words = ["▁l", "▁la", "▁lamp", "la", "mp", "lamp"]
+    path = tiny_gguf.write(tmp_path / "spm.gguf", words, template=template, space_prefix=space_prefix)
+    for one in (LlamaCppModel(path), TransformersModel(path)):
+        tokenizer = one.tokenizer
+
+        def text(name: str, tokenizer: Any = tokenizer) -> bytes:
+            messages = [{"role": "user", "content": f"lamp {name} lamp"}, {"role": "user", "content": "lamp"}]
+            return b"".join(map(tokenizer.piece, tokenizer.encode_chat(messages)))
+
+        assert text("<|end|>").count(b"<|end|>") == 3
+        assert text("<|end|>").replace(b"lamp <|end|> lamp", b"lamp xxx lamp") == text("xxx")
+        one.shutdown()
