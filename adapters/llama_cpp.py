@@ -246,10 +246,7 @@ class LlamaCppTokenizer:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
-        ids = encode_conversation(self, messages, self._render)
-        if self._bos is not None and ids[:1] != [self._bos]:
-            ids.insert(0, self._bos)
-        return ids
+        return encode_conversation(self, messages, self._render, bos=self._bos)
 
     @cached_property
     def _bos(self) -> int | None:

@@ -97,10 +97,7 @@ class TransformersTokenizer:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
-        ids = encode_conversation(self, messages, self._render)
-        if self._bos is not None and ids[:1] != [self._bos]:
-            ids.insert(0, self._bos)
-        return ids
+        return encode_conversation(self, messages, self._render, bos=self._bos)
 
     def _render(self, messages: Sequence[Message]) -> str:
         if not self._tokenizer.chat_template:

@@ -194,7 +194,7 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
         accepted, token = check_row(logits, read.check, read.warp, token, argmax, log_partition)
     return Row(
         token=token,
-        logprob=(peak if token == argmax else float(logits[token])) - log_partition,
+        logprob=float(logits[token]) - log_partition,
         argmax=argmax,
         argmax_logprob=peak - log_partition,
         log_partition=log_partition,

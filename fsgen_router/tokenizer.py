@@ -103,30 +103,46 @@ def encode_after(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
     """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between."""
     # A replacement character stands for bytes that are no text, and would be cut in another way.
     tail = before[-32:].rpartition("\N{REPLACEMENT CHARACTER}")[2]
-    # Behind a line break too, and not alone: many vocabularies put a space before everything.
-    for prefix in (tail, "\n"):
-        ids = tokenizer.encode(prefix + text, add_bos=False)
-        pieces = [tokenizer.piece(token) for token in ids]
-        own, size = 0, sum(map(len, pieces))
-        while size > len(text.encode()):
-            size -= len(pieces[own])
-            own += 1
-        if b"".join(pieces[own:]) == text.encode():
-            return ids[own:]
-    return tokenizer.encode(text, add_bos=False)
+    ids = tokenizer.encode(tail + text, add_bos=False)
+    pieces = [tokenizer.piece(token) for token in ids]
+    own, size = 0, sum(map(len, pieces))
+    while size > len(text.encode()):
+        size -= len(pieces[own])
+        own += 1
+    if b"".join(pieces[own:]) == text.encode():
+        return ids[own:]
+    return _encode_within(tokenizer, text)
+
+
+def _encode_within(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> list[int]:
+    """Ids of ``text`` as behind a line break: many vocabularies put a space before what begins a text."""
+    line_break = tokenizer.encode("\n", add_bos=False)
+    ids = tokenizer.encode("\n" + text, add_bos=False, parse_special=parse_special)
+    if ids[: len(line_break)] == line_break:
+        return ids[len(line_break) :]
+    # It was taken into a token of the text.
+    return tokenizer.encode(text, add_bos=False, parse_special=parse_special)
 
 
 def encode_conversation(
-    tokenizer: Tokenizer, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]
+    tokenizer: Tokenizer, messages: Sequence[Message], render: Callable[[Sequence[Message]], str], *, bos: int | None
 ) -> list[int]:
-    """Ids of messages in the template that ``render`` puts them in. No user's text becomes a control token.
+    """Ids of messages in the template that ``render`` puts them in, behind ``bos`` where there is one.
 
-    Where one holds a control token's name, template and contents are cut apart: the template around stand-ins,
-    each content as plain text.
+    No user's text becomes a control token: where a message holds the name of one, template and contents are cut
+    apart, the template around stand-ins and each content as plain text.
     """
     control = {tokenizer.piece(token) for token in tokenizer.special_ids} - {b""}
-    if not any(name in message["content"].encode() for message in messages for name in control):
-        return tokenizer.encode(render(messages), add_bos=False, parse_special=True)
+    if any(name in message["content"].encode() for message in messages for name in control):
+        ids = _encode_apart(tokenizer, messages, render)
+    else:
+        ids = tokenizer.encode(render(messages), add_bos=False, parse_special=True)
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def _encode_apart(
+    tokenizer: Tokenizer, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]
+) -> list[int]:
     contents, around = {}, []
     for number, message in enumerate(messages):
         content, stand_in = message["content"], f"\x02{number}\x03"
@@ -137,13 +153,9 @@ def encode_conversation(
     ids: list[int] = []
     for part in filter(None, re.split("(\x02\\d+\x03)", render(around))):
         text, parse = contents.get(part, part), part not in contents
-        # Many vocabularies put a space before everything, which belongs to no part but the first.
-        lead = "\n" if ids and ids[-1] not in tokenizer.special_ids else ""
-        behind = tokenizer.encode(lead + text, add_bos=False, parse_special=parse)
-        before = tokenizer.encode(lead, add_bos=False) if lead else []
-        if behind[: len(before)] == before:
-            ids += behind[len(before) :]
-        else:  # the line break was taken into a token of the text
+        if ids and ids[-1] not in tokenizer.special_ids:
+            ids += _encode_within(tokenizer, text, parse_special=parse)
+        else:
             ids += tokenizer.encode(text, add_bos=False, parse_special=parse)
     return ids
 
