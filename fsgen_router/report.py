@@ -7,11 +7,16 @@ the slow model reads of the fast one's text is in its positions, FLOPs, seconds 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any, Literal
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +24,8 @@ from .records import Generation, ModelCard, ModelUsage, Prices, Usage
 
 FSGEN_RATE = 0.2
 FSGEN_SOURCE = "arXiv 2406.12295"
+COLUMNS, MAX_COLUMNS = 80, 100
+"""How wide a report is where there is no terminal, and at most: longer lines are hard to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,11 @@ class Comparison:
         if self.routed is None or not self.slow_only:
             return None
         return 1 - self.routed / self.slow_only
+
+    @property
+    def lost(self) -> bool:
+        """Whether routing cost more, by as much as is shown (a tenth of a percent)."""
+        return self.saving is not None and round(self.saving, 3) < 0
 
 
 def flops(usage: ModelUsage, n_params: int | None) -> float | None:
@@ -74,6 +86,74 @@ class Report:
     """Emitted tokens of the fast model's that the slow one judged, and that stand."""
     guarantee: str | None = None
     """Whether a policy's certificate holds: see :attr:`~fsgen_router.Generation.guarantee`."""
+    alone: ModelUsage | None = None
+    """What the slow model does alone: counted where its answer was measured, else estimated."""
+    fast_step_seconds: float | None = None
+    """Measured time of one model's step of one token (median), where any was seen; the slow one's alike."""
+    slow_step_seconds: float | None = None
+
+    @property
+    def losses(self) -> dict[str, str]:
+        """By quantity, one sentence for each in which routing cost more: where it went, in measured figures."""
+        compared = {
+            "slow_forwards": (self.slow_forwards, self._lost_steps),
+            "seconds": (self.seconds, self._lost_seconds),
+            "flops": (self.flops, self._lost_flops),
+            "money_usd": (self.money_usd, self._lost_money),
+        }
+        return {
+            name: explain(self.alone, comparison.routed, comparison.slow_only)
+            for name, (comparison, explain) in compared.items()
+            if comparison.lost
+            and self.alone is not None
+            and comparison.routed is not None
+            and comparison.slow_only is not None
+        }
+
+    def _lost_steps(self, alone: ModelUsage, routed: float, slow_only: float) -> str:
+        return (
+            f"Slow steps were lost: this answer took {routed:,.0f} of them for {self.usage.tokens:,} tokens, the slow "
+            f"model's own answer {slow_only:,.0f}."
+        )
+
+    def _lost_seconds(self, alone: ModelUsage, routed: float, slow_only: float) -> str:
+        fast, slow = self.usage.fast.seconds, self.usage.slow.seconds
+        if slow >= slow_only:  # however slow its steps were, they would be slow in both
+            return (
+                f"Seconds were lost: the slow model alone needs {_seconds_of(slow_only)}, and here it was busy for "
+                f"{_seconds_of(slow)}: {self.usage.slow.forwards:,} steps, in which it read "
+                f"{self.usage.slow_positions:,} tokens."
+            )
+        around = routed - slow - fast  # below zero where both worked at the same time
+        also = f" and what lies around both (Python, waiting) {_seconds_of(around)}" if around > 0 else ""
+        step = ""
+        if self.fast_step_seconds and self.slow_step_seconds:
+            times = self.slow_step_seconds / self.fast_step_seconds
+            step = f" (a step takes it {1000 * self.slow_step_seconds:.3g} ms, {times:.1f} times as long as the fast one)"
+        # Its own time grows with its slowness in both: even where fast + around = (slow_only - slow) * slower.
+        slower = (routed - slow) / (slow_only - slow)
+        return (
+            f"Seconds were lost: the slow model was spared {_seconds_of(slow_only - slow)}{step}, but the fast one took "
+            f"{_seconds_of(fast)}{also}; only a slow model about {slower:.1f} times as slow would break even."
+        )
+
+    def _lost_flops(self, alone: ModelUsage, routed: float, slow_only: float) -> str:
+        read = self.usage.slow_positions
+        fast = routed - slow_only * read / alone.positions
+        return (
+            f"FLOPs were lost: the slow model read {read:,} tokens, {self.usage.slow.catchup:,} of them to catch up "
+            f"with the fast one, and alone it reads {alone.positions:,}; the fast model's {_si(fast)} come on top."
+        )
+
+    def _lost_money(self, alone: ModelUsage, routed: float, slow_only: float) -> str:
+        usage = self.usage
+        calls = usage.round_trips or usage.escalations
+        again = "; every call pays for the text so far" if usage.round_trips > 1 else ""
+        return (
+            f"Dollars were lost: in {calls:,} call{'s' * (calls != 1)} the slow model read "
+            f"{usage.slow_positions + usage.slow.cached:,} tokens ({usage.slow.cached:,} of them cached), and alone it "
+            f"reads {alone.positions + alone.cached:,}{again}."
+        )
 
     @property
     def fsgen(self) -> dict[str, Any]:
@@ -96,6 +176,7 @@ class Report:
         return {
             **compared,
             "usage": self.usage.to_dict(),
+            "losses": self.losses,
             "fsgen": self.fsgen,
             "policy": self.policy,
             "method": self.method,
@@ -110,11 +191,18 @@ class Report:
 
     def __str__(self) -> str:
         out = StringIO()
-        Console(file=out, width=100, color_system=None).print(self)
-        return out.getvalue().rstrip()
+        Console(file=out, width=_columns(), color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
+        yield Constrain(Group(*self._parts()), MAX_COLUMNS)
+
+    def _parts(self) -> Iterator[RenderableType]:
+        yield Text(f"policy {self.policy}, method {self.method}", style="bold")
+        yield Text(f"{self.usage.tokens:,} tokens, finish reason {self.finish_reason}", style="bold")
         yield self._savings()
+        for sentence in self.losses.values():
+            yield Text(sentence)
         yield self._rates()
         if self.guarantee is not None:
             yield Text(f"Guarantee of the policy: {self.guarantee}.")
@@ -123,45 +211,38 @@ class Report:
             yield Text(f"Degraded: the slow model was given up ({self.degraded}).", style="bold red")
 
     def _savings(self) -> Table:
-        table = Table(title=f"Against the slow model alone (policy {self.policy}, method {self.method})")
-        for heading in ("", "routed", "slow only", "saved", "slow-only figure is"):
-            table.add_column(heading, justify="left" if heading in ("", "slow-only figure is") else "right")
+        table = _table(("against the slow model alone", "routed", "slow only", "saved", "slow-only figure"), numbers=3)
         rows = (
-            ("sequential slow steps", self.slow_forwards, "{:,.0f}"),
-            ("seconds", self.seconds, "{:.3f}"),
-            ("FLOPs, both models", self.flops, "{:.3g}"),
-            ("US dollars", self.money_usd, "{:.6f}"),
+            ("sequential slow steps", self.slow_forwards, "{:,.0f}".format),
+            ("seconds", self.seconds, "{:.3f}".format),
+            ("FLOPs, both models", self.flops, _si),
+            ("US dollars", self.money_usd, "{:.6f}".format),
         )
-        for label, comparison, form in rows:
+        for label, comparison, show in rows:
             if comparison is self.money_usd and comparison.routed is None and comparison.slow_only is None:
                 continue  # nobody named a price
             table.add_row(
                 label,
-                _show(comparison.routed, form),
-                _show(comparison.slow_only, form),
-                _show(comparison.saving, "{:.1%}"),
+                _show(comparison.routed, show),
+                _show(comparison.slow_only, show),
+                _show(comparison.saving, _percent),
                 comparison.baseline,
             )
         return table
 
     def _rates(self) -> Table:
         usage = self.usage
-        table = Table(title=f"{usage.tokens} tokens, finished by {self.finish_reason}")
-        for heading in ("rate or count", "value", "what it counts"):
-            table.add_column(heading, justify="right" if heading == "value" else "left")
-        written = f"{usage.slow_tokens} of {usage.tokens} tokens written by the slow model"
+        table = _table(("rate or count", "value", "what it counts"), numbers=1)
+        written = f"{usage.slow_tokens:,} of {usage.tokens:,} tokens written by the slow model"
         if usage.round_trips:  # its tokens are its own: bytes compare
-            written = f"{usage.slow_bytes} of {usage.text_bytes} UTF-8 bytes written by the slow model"
+            written = f"{usage.slow_bytes:,} of {usage.text_bytes:,} UTF-8 bytes written by the slow model"
         for name, meaning in (
-            ("escalation_rate", f"{usage.escalations} escalations in {usage.decisions} decisions"),
+            ("escalation_rate", f"{usage.escalations:,} escalations in {usage.decisions:,} decisions"),
             ("slow_token_share", written),
-            (
-                "slow_position_share",
-                f"the slow model read {usage.slow_positions} positions, {usage.slow.catchup} to catch up",
-            ),
-            ("disagreement_rate", "greedy choices that differ (FS-GEN's CoF); needs an audit"),
+            ("slow_position_share", f"it read {usage.slow_positions:,} tokens, {usage.slow.catchup:,} to catch up"),
+            ("disagreement_rate", "where the greedy choices differ (FS-GEN's CoF)"),
         ):
-            table.add_row(name, _show(getattr(usage, name), "{:.1%}"), meaning)
+            table.add_row(name, _show(getattr(usage, name), _percent), meaning)
         for name, count, meaning in self._counts():
             if count:
                 table.add_row(name, f"{count:,}", meaning)
@@ -179,8 +260,43 @@ class Report:
         )
 
 
-def _show(value: float | None, form: str) -> str:
-    return "unknown" if value is None else form.format(value)
+def _columns() -> int:
+    """The width of the terminal that text goes to, where it goes to one."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return COLUMNS
+    return min(shutil.get_terminal_size((COLUMNS, 0)).columns, MAX_COLUMNS)
+
+
+def _table(headings: Sequence[str], *, numbers: int) -> Table:
+    """A table whose columns behind the first are ``numbers``, then text."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, heading in enumerate(headings):
+        number = 1 <= position <= numbers
+        # Words may wrap, names and numbers never.
+        last = position == len(headings) - 1
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not last)
+    return table
+
+
+def _show(value: float | None, form: Callable[[float], str]) -> str:
+    return "unknown" if value is None else form(value)
+
+
+def _percent(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.1%}"  # a zero without a sign
+
+
+def _si(value: float) -> str:
+    """Three digits and a prefix: 125 M, 1.4 T."""
+    prefixes = iter(("", " k", " M", " G", " T", " P", " E"))
+    prefix = next(prefixes)
+    while abs(value) >= 999.5 and (larger := next(prefixes, None)) is not None:
+        value, prefix = value / 1000, larger
+    return f"{value:.3g}{prefix}"
+
+
+def _seconds_of(value: float) -> str:
+    return f"{value:.3f} s"
 
 
 def make_report(answer: Generation) -> Report:
@@ -212,6 +328,9 @@ def make_report(answer: Generation) -> Report:
         degraded=answer.degraded,
         verified_tokens=sum(token.verified for token in answer.tokens),
         guarantee=answer.guarantee,
+        alone=alone,
+        fast_step_seconds=fast and fast.step_seconds,
+        slow_step_seconds=slow and slow.step_seconds,
     )
 
 

@@ -22,8 +22,7 @@ from .terminal import err, out, write_json
 from .tokens import legend, marked, token_records
 
 NOTE = (
-    "This pair is tiny and knows an invented world only: it shows how routing works and stands for no real chat "
-    "model. On models this small, seconds say little: a slow step costs hardly more than the Python around it."
+    "This pair is tiny and knows an invented world only: it shows how routing works and stands for no real chat model."
 )
 
 
@@ -93,9 +92,11 @@ def demo(
                 _show(console, number, case)
         report = total_report([case.routed for case in cases])
         if as_json:
-            write_json(_record(router, cases, report))
+            write_json(_record(router, cases, report, NOTE if fast is None else None))
         else:
             _conclude(console, cases, report)
+            if fast is None:
+                console.print(Text(NOTE, style="yellow"))
 
 
 @contextmanager
@@ -139,6 +140,9 @@ def total_report(answers: Sequence[Generation]) -> Report:
         degraded=degraded[0] if degraded else None,
         verified_tokens=sum(report.verified_tokens for report in reports),
         guarantee=next((claim for claim in claims if claim != "certified"), claims[0]),
+        alone=_sum_alone([report.alone for report in reports]),
+        fast_step_seconds=reports[-1].fast_step_seconds,  # over all of a Router's requests so far
+        slow_step_seconds=reports[-1].slow_step_seconds,
     )
 
 
@@ -147,6 +151,15 @@ def _sum(parts: Sequence[Comparison]) -> Comparison:
     alone = [part.slow_only for part in parts if part.slow_only is not None]
     complete = len(routed) == len(alone) == len(parts)
     return Comparison(sum(routed), sum(alone), parts[0].baseline) if complete else Comparison(None, None, "unknown")
+
+
+def _sum_alone(parts: Sequence[ModelUsage | None]) -> ModelUsage | None:
+    total = ModelUsage()
+    for part in parts:
+        if part is None:
+            return None
+        _add(total, part)
+    return total
 
 
 def _sum_usage(parts: Sequence[Usage]) -> Usage:
@@ -174,14 +187,15 @@ def _introduce(console: Console, router: Router, count: int) -> None:
     fast, slow = router.fast, router.slow
     console.print(
         Text.assemble(
-            ("fast", "bold"),
-            f" {fast.name}, {_size(fast.n_params)}; ",
-            ("slow", "bold"),
-            f" {slow.name}, {_size(slow.n_params)}; ",
-            ("policy", "bold"),
-            f" {router.policy.name}; ",
-            ("method", "bold"),
-            f" {router.method.name}. {count} held-out problem{'s' * (count != 1)}, in order and not picked.",
+            ("fast model  ", "bold"),
+            f"{fast.name}, {_size(fast.n_params)}\n",
+            ("slow model  ", "bold"),
+            f"{slow.name}, {_size(slow.n_params)}\n",
+            ("policy      ", "bold"),
+            f"{router.policy.name}\n",
+            ("method      ", "bold"),
+            f"{router.method.name}\n\n",
+            f"{count} held-out problem{'s' * (count != 1)}, in order and not picked.",
         )
     )
     console.print(legend(console, judges=router.method.rule is not None))
@@ -201,8 +215,8 @@ def _show(console: Console, number: int, case: _Case) -> None:
         _answer("slow alone", case.right("slow"), Text(case.slow.text.strip(), style="dim")),
         _answer("routed", case.right("routed"), marked(case.routed.tokens, console)),
         Text(
-            f"the slow model took {usage.slow_forwards} sequential steps instead of {case.slow.usage.tokens} "
-            f"and wrote {usage.slow_tokens} of {usage.tokens} tokens" + _judged(case.routed),
+            f"The slow model took {usage.slow_forwards} sequential steps instead of {case.slow.usage.tokens} "
+            f"and wrote {usage.slow_tokens} of {usage.tokens} tokens" + _judged(case.routed) + ".",
             style="dim",
         ),
     ]
@@ -239,7 +253,6 @@ def _conclude(console: Console, cases: Sequence[_Case], report: Report) -> None:
     )
     console.print(Text("\nAll problems together:"))
     console.print(report)
-    console.print(Text(NOTE, style="yellow"))
 
 
 def _eval_hint(policy: str) -> str:
@@ -249,7 +262,7 @@ def _eval_hint(policy: str) -> str:
 # --- for programs --------------------------------------------------------------------------------
 
 
-def _record(router: Router, cases: Sequence[_Case], report: Report) -> dict[str, Any]:
+def _record(router: Router, cases: Sequence[_Case], report: Report, note: str | None) -> dict[str, Any]:
     problems = []
     for case in cases:
         routed = {"text": case.routed.text, "right": case.right("routed"), "tokens": token_records(case.routed, router)}
@@ -274,5 +287,5 @@ def _record(router: Router, cases: Sequence[_Case], report: Report) -> dict[str,
         "right": {which: sum(case.right(which) for case in cases) for which in ("fast", "slow", "routed")},
         "problems": problems,
         "report": report.to_dict(),
-        "note": NOTE,
+        "note": note,
     }

@@ -11,17 +11,24 @@ from contextlib import suppress
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 from typer.core import TyperGroup
 
 from ..errors import ConfigurationError, FsgenError, InvalidRequest
+from ..report import MAX_COLUMNS
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _EXIT_BROKEN_PIPE = 141  # as if SIGPIPE had ended the program, which is what a shell expects
 
 
 class _Console(Console):
+    @property
+    def size(self) -> ConsoleDimensions:
+        """No wider than a report: longer lines are hard to read."""
+        width, height = super().size
+        return ConsoleDimensions(min(width, MAX_COLUMNS), height)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # one place for it: Group
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..policy import Decision
 from ..records import Generation, Token
 from ..router import Router
 from ..signals import Signals
@@ -155,44 +157,77 @@ def _decision(token: Token) -> str:
 
 
 def token_table(answer: Generation, router: Router) -> Table:
-    """Every token: how it came to stand, the fast model's signals, and the decision."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, right in (
-        ("#", True),
-        ("token", False),
+    """Every token: who wrote it instead of what, how it came to stand, the fast model's entropy, and the decision.
+
+    It fits 80 columns: tokens and reasons are what gets shortened, never a number. All else is in :func:`token_records`.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    usual = _usual_reason(answer.tokens)
+    for heading, shortened in (
+        ("#", False),
+        ("token", True),
+        ("not", True),
+        ("by", False),
         ("verdict", False),
-        ("entropy", True),
-        ("max_prob", True),
-        ("margin", True),
-        ("decision", False),
-        ("score", True),
-        ("threshold", True),
-        ("why", False),
-        ("fast wanted", False),
+        ("entropy", False),
+        ("score : limit", False),
+        ("decision", True),
     ):
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+        right = heading in ("#", "entropy", "score : limit")
+        # Rich narrows the columns that may wrap; their cells are cut instead.
+        table.add_column(heading, justify="right" if right else "left", no_wrap=not shortened)
     colours = {"unchecked": None, "accepted": "green", "bonus": "cyan"}
     for position, (token, kind) in enumerate(zip(answer.tokens, standings(answer.tokens), strict=True)):
-        table.add_row(*_row(position, token, kind, router), style=colours.get(kind, "yellow"))
+        table.add_row(*_row(position, token, kind, router, usual), style=colours.get(kind, "yellow"))
     return table
 
 
-def _row(position: int, token: Token, kind: Standing, router: Router) -> list[str | Text]:
+def table_legend(answer: Generation) -> Text:
+    """What the columns of :func:`token_table` mean."""
+    usual = _usual_reason(answer.tokens)
+    scored = f"score : limit are of the policy's {usual}" if usual else "score : limit are the policy's"
+    return Text(
+        f"not: what the fast model wanted there. entropy: of its next token, in nats. {scored}; --json has all signals."
+    )
+
+
+def _usual_reason(tokens: Sequence[Token]) -> str:
+    """The commonest reason of the decisions with a score: said once, not at every token."""
+    counted = Counter(
+        token.decision.reason for token in tokens if token.decision is not None and token.decision.score is not None
+    )
+    return max(counted, key=counted.__getitem__, default="")
+
+
+def _row(position: int, token: Token, kind: Standing, router: Router, usual: str) -> list[str | Text]:
     signals, decision = token.signals, token.decision
     changed = token.source == "slow" and token.fast_choice is not None and token.fast_choice != token.id
+    why = decision.reason if decision and signals and decision.reason not in (usual, _decision(token)) else ""
     return [
         str(position),
-        Text(_visible(token, router)),
+        _cut(_visible(token, router)),
+        _cut(repr(_piece(token.fast_choice or 0, router)) if changed else ""),
+        token.source,
         kind,
-        f"{signals.entropy_nats:.3f}" if signals else "",
-        f"{signals.max_prob:.3f}" if signals else "",
-        f"{signals.margin:.3f}" if signals else "",
-        _decision(token),
-        _number(decision.score) if decision and signals else "",
-        _number(decision.threshold) if decision and signals else "",
-        Text(decision.reason if decision else ""),
-        Text(repr(_piece(token.fast_choice or 0, router)) if changed else ""),
+        _number(signals.entropy_nats) if signals else "",
+        _compared(decision) if decision and signals else "",
+        _cut(f"{_decision(token)}: {why}" if why else _decision(token)),
     ]
+
+
+def _cut(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _compared(decision: Decision) -> str:
+    """A score and its threshold, and how they compare: ``0.912 > 0.071``."""
+    score, limit = decision.score, decision.threshold
+    if score is None or limit is None:
+        return _number(score)
+    sign = ">" if score > limit else "<" if score < limit else "="
+    if 0 < abs(limit) < 5e-4:  # three decimals would show 0 on both sides
+        return f"{score:.1e} {sign} {limit:.1e}"
+    return f"{_number(score)} {sign} {_number(limit)}"
 
 
 def _visible(token: Token, router: Router) -> str:
@@ -211,4 +246,7 @@ def _is_text(piece: bytes) -> bool:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    """Three decimals; whole numbers (of tokens, say) as they are."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if isinstance(value, int) else f"{value:.3f}"

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from . import options as o
 from .terminal import err, out, read_prompt, say, write_json
-from .tokens import legend, marked, token_records, token_table
+from .tokens import legend, marked, table_legend, token_records, token_table
 
 
 def trace(
@@ -77,11 +77,13 @@ def trace(
             for record in token_records(answer, router):
                 write_json(record)
         else:
+            console.print(Text(f"policy {answer.policy}, method {answer.method}", style="bold"))
             console.print(marked(answer.tokens, console))
             console.print(Text())
             console.print(token_table(answer, router))
             console.print(Text())
             console.print(legend(console, judges=router.method.rule is not None))
+            console.print(table_legend(answer), style="dim")
         if answer.degraded:
             say(f"Degraded: the slow model was given up ({answer.degraded}).", "bold red")
         if report:
