@@ -6,10 +6,6 @@ python examples/quickstart.py
 from fsgen_router import Router
 
 with Router() as router:
-    answer = router.complete(
-        "Ada has 38 shells. Eva has 58 more shells than Ada. Leo has twice as many shells as Eva. "
-        "How many shells does Leo have?",
-        baseline=True,
-    )
+    answer = router.complete("How many coins do 3 lamps and 4 ropes cost in Norvale?", baseline=True)
     print(answer.text.strip())
     print(answer.report())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -200,10 +201,15 @@ class Report:
     def _parts(self) -> Iterator[RenderableType]:
         yield Text(f"policy {self.policy}, method {self.method}", style="bold")
         yield Text(f"{self.usage.tokens:,} tokens, finish reason {self.finish_reason}", style="bold")
+        yield Text()
         yield self._savings()
+        yield Text()
         for sentence in self.losses.values():
             yield Text(sentence)
+        if self.losses:
+            yield Text()
         yield self._rates()
+        yield Text()
         if self.guarantee is not None:
             yield Text(f"Guarantee of the policy: {self.guarantee}.")
         yield Text(self.fsgen["note"], style="dim")
@@ -269,7 +275,7 @@ def _columns() -> int:
 
 def _table(headings: Sequence[str], *, numbers: int) -> Table:
     """A table whose columns behind the first are ``numbers``, then text."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for position, heading in enumerate(headings):
         number = 1 <= position <= numbers
         # Words may wrap, names and numbers never.
@@ -287,12 +293,13 @@ def _percent(value: float) -> str:
 
 
 def _si(value: float) -> str:
-    """Three digits and a prefix: 125 M, 1.4 T."""
+    """Three digits and a prefix: 125 M, 1.40 T."""
     prefixes = iter(("", " k", " M", " G", " T", " P", " E"))
     prefix = next(prefixes)
     while abs(value) >= 999.5 and (larger := next(prefixes, None)) is not None:
         value, prefix = value / 1000, larger
-    return f"{value:.3g}{prefix}"
+    places = 2 - bisect((9.995, 99.95), abs(value))
+    return f"{value:.{places}f}{prefix}"
 
 
 def _seconds_of(value: float) -> str:

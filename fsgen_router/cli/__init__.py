@@ -6,8 +6,10 @@ else. Exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted
 
 from __future__ import annotations
 
+import inspect
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -50,14 +52,24 @@ def _root(
     del version
 
 
-app.command("demo")(demo.demo)
-app.command("complete")(complete.complete)
-app.command("chat")(chat.chat)
-app.command("eval")(evaluate.evaluate)
-app.command("trace")(trace.trace)
-app.command("calibrate")(calibrate.calibrate)
+def _add(name: str, command: Callable[..., Any]) -> None:
+    app.command(name, help=_unwrapped(inspect.getdoc(command) or ""))(command)
+
+
+def _unwrapped(text: str) -> str:
+    """A docstring whose paragraphs are lines, for the terminal to wrap; the lines of the source fit no other width."""
+    paragraphs = (part if part.startswith(" ") else part.replace("\n", " ") for part in text.split("\n\n"))
+    return "\n\n".join(paragraphs)
+
+
+_add("demo", demo.demo)
+_add("complete", complete.complete)
+_add("chat", chat.chat)
+_add("eval", evaluate.evaluate)
+_add("trace", trace.trace)
+_add("calibrate", calibrate.calibrate)
 app.add_typer(policy.app, name="policy")
-app.command("doctor")(doctor.doctor)
+_add("doctor", doctor.doctor)
 
 
 def main() -> None:

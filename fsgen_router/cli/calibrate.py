@@ -154,8 +154,9 @@ def calibrate(
 
       fsgen-router calibrate --out policy.safetensors --report report.html
 
-      fsgen-router calibrate --fast llama_cpp:a.gguf --slow llama_cpp:b.gguf --prompts prompts.jsonl
-      --out policy.safetensors --max-regret 0.05 --confidence 0.9
+      fsgen-router calibrate --fast llama_cpp:a.gguf --slow llama_cpp:b.gguf \\
+        --prompts prompts.jsonl --out policy.safetensors \\
+        --max-regret 0.05 --confidence 0.9
 
       fsgen-router calibrate --out policy.safetensors --target-rate 0.1 --dry-run
     """
@@ -270,7 +271,7 @@ def _estimate(
         write_json({"prompts": loaded.to_dict(), "target": str(wanted), "stages": rows, **totals})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True)
     for heading in ("slow tokens written", "slow positions read", "seconds"):
         table.add_column(heading, justify="right")
     for stage in stages:
@@ -319,9 +320,10 @@ def _show(found: cal.Calibration, report: Path | None) -> None:
 
 def _show_curves(curves: Any) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("routing by")
-    table.add_column("rate that recovers 95% of the gap", justify="right")
-    table.add_column("gap recovered, mean to 20%", justify="right")
+    table.add_column("routing by", no_wrap=True)
+    # Broken where it reads well: of a cell, the interval must not wrap.
+    table.add_column("escalation rate that\nrecovers 95% of the gap", justify="right", no_wrap=True)
+    table.add_column("mean gap recovered,\nrates 0 to 20%", justify="right", no_wrap=True)
     for name, curve in curves.items():
         table.add_row(name, _plain(curve.recovery[0.95]), _plain(curve.area))
     out().print(table)

@@ -55,9 +55,11 @@ def chat(
 
       fsgen-router chat
 
-      fsgen-router chat --fast llama_cpp:small.gguf --slow openai:model-name@https://host/v1
+      fsgen-router chat --fast llama_cpp:small.gguf \\
+        --slow openai:model-name@https://host/v1
 
-      printf 'Who lives in Saltby?\\n/report\\n' | fsgen-router chat
+      printf '%s\\n' "How many coins do 3 lamps and 4 ropes cost in Norvale?" \\
+        /report | fsgen-router chat
     """
     request = o.make_request(
         max_tokens=max_tokens,

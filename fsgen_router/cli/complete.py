@@ -55,11 +55,14 @@ def complete(
 
     Examples:
 
-      fsgen-router complete "How many coins do 3 lamps cost in Saltby?"
+      fsgen-router complete \\
+        "How many coins do 3 lamps and 4 ropes cost in Norvale?"
 
-      echo "Who ...?" | fsgen-router complete --policy "entropy>0.5" --report
+      echo "How many years do the ages of Eva Dale and Joel Yew add up to?" |
+        fsgen-router complete --policy "entropy>0.5" --report
 
-      fsgen-router complete --policy every:8 --method verify:near_best=0.9 --report "..."
+      fsgen-router complete --policy every:8 --method verify:near_best=0.9 \\
+        "How many coins do 2 bells and 5 candles cost in Saltby?"
 
       fsgen-router complete --fast llama_cpp:a.gguf --slow llama_cpp:b.gguf "..."
     """

@@ -18,9 +18,13 @@ from rich.text import Text
 
 from .. import __version__
 from ..errors import BackendError, ConfigurationError, FsgenError, VocabularyMismatch
+from ..reference import world
 from ..text_models import Continuation, TextModel, reads_tokens
 from . import options as o
 from .terminal import EXIT_FAILED, out, write_json
+
+QUESTION, ANSWER = "How many coins do 3 lamps and 4 ropes cost in Norvale?", "63"
+"""Of the reference pair's world; to other pairs it is a prompt like any other."""
 
 Status = Literal["ok", "note", "missing", "fail"]
 _STYLES: dict[Status, tuple[str, str]] = {
@@ -258,13 +262,17 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
             return
         sizes = f"{router.fast.n_params:,} and {router.slow.n_params:,} parameters"
         yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}, one vocabulary")
-        answer = router.complete("How many coins do 3 lamps cost in Saltby?", max_tokens=16)
+        own = fast is not None  # whose answers are not known to be right, and may take long
+        answer = router.complete(QUESTION, max_tokens=16 if own else o.MAX_TOKENS)
         if answer.degraded:
             yield Check("answers", "fail", answer.degraded)
             return
         usage = answer.usage
         answered = f"{usage.tokens} tokens, {usage.slow_tokens} by the slow model, method {answer.method}"
-        yield Check("answers", "ok", answered)
+        if not own and (said := world.extract_answer(answer.text)) != ANSWER:
+            yield Check("answers", "fail", f"{said} to {QUESTION!r}, which is {ANSWER} ({answered})")
+            return
+        yield Check("answers", "ok", answered if own else f"right; {answered}")
 
 
 def _endpoint(model: TextModel) -> Iterator[Check]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -388,13 +389,15 @@ def _show(head: dict[str, Any], results: _Results) -> None:
     *policies, fast, slow = results.summaries
     console.print(
         Text(
-            f"{head['n']} problems ({head['problems']}), {head['pair']['fast']} + {head['pair']['slow']}", style="bold"
+            f"{head['n']} problems ({head['problems']}); {head['pair']['fast']} + {head['pair']['slow']}; "
+            f"method {head['method']}",
+            style="bold",
         )
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("policy", overflow="fold")
     for heading in ("right", "gap\nrecovered", "escalated", "slow\ntokens", "slow\nreads", "slow\nsteps"):
-        # An interval is the widest cell: on 80 columns the policy's name is what folds.
+        # An interval is the widest cell: on 80 columns the policy's name is what folds, where it may.
         table.add_column(heading, justify="right", min_width=9, no_wrap=True)
     table.add_row(*_row(fast, alone=True), end_section=True)
     for number, summary in enumerate(policies, 1):
@@ -402,14 +405,10 @@ def _show(head: dict[str, Any], results: _Results) -> None:
     table.add_row(*_row(slow, alone=True))
     console.print(table)
     console.print(Text(_legend(head, slow), style="dim"))
-    for name, rates in results.recovery.items():
-        for level, estimate in rates["slow_token_share"].items():
-            if estimate.value is not None:
-                console.print(f"{name} recovers {level:.0%} of the gap with {_plain(estimate)} of the tokens slow")
+    if results.recovery and slow.recovered_gap.value is not None:
+        console.print(_recovery_table(results))
     if head["method"] != "replace":
-        for run in results.runs:
-            counts = ", ".join(f"{run.column(name).mean():.2f} {name.replace('_', ' ')}" for name in _COUNTS)
-            say(f"{run.policy}: per answer {counts}")
+        console.print(_drafts_table(results))
     if note := _gap_note(slow):
         console.print(Text(note, style="yellow"))
     for summary in results.summaries:
@@ -419,11 +418,36 @@ def _show(head: dict[str, Any], results: _Results) -> None:
             say(f"{summary.policy}: in {summary.degraded} answers the slow model failed and was given up", "bold red")
 
 
+def _recovery_table(results: _Results) -> Table:
+    title = "share of the tokens that the slow model writes, where this much of the gap is recovered"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="dim")
+    table.add_column("sweep of", no_wrap=True)
+    levels = next(iter(results.recovery.values()))["slow_token_share"]
+    for level in levels:
+        table.add_column(f"{level:.0%}", justify="right", no_wrap=True)
+    for name, rates in results.recovery.items():
+        table.add_row(Text(folded(name)), *(_cell(estimate) for estimate in rates["slow_token_share"].values()))
+    return table
+
+
+def _drafts_table(results: _Results) -> Table:
+    """What became of drafts, where the method judges them."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="per answer", title_justify="left", title_style="dim")
+    table.add_column("policy", overflow="fold")
+    for name in _COUNTS:
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    for run in results.runs:
+        table.add_row(Text(folded(run.policy, 26)), *(f"{run.column(name).mean():.2f}" for name in _COUNTS))
+    return table
+
+
 def _legend(head: dict[str, Any], slow: ev.Summary) -> str:
     return (
-        f"Below each figure its 95% interval (bootstrap by prompt, {head['resamples']} draws, seed {head['seed']}). "
-        "escalated: share of decisions; slow tokens: share of what was written; slow reads: share of prompt and answer "
-        "positions that the slow model read; slow steps: sequential ones, as a share of the slow model's alone "
+        "Percentages; below each its 95% interval "
+        f"(bootstrap by prompt, {head['resamples']} draws, seed {head['seed']}). gap recovered: (right - fast alone) / "
+        "(slow alone - fast alone); escalated: share of decisions; slow tokens: share of what was written; slow reads: "
+        "share of prompt and answer positions that the slow model read (above 100% where it read drafts that were "
+        "discarded); slow steps: sequential ones, as a share of the slow model's alone "
         f"({slow.slow_forwards.value:.1f} an answer)."
     )
 
@@ -431,7 +455,7 @@ def _legend(head: dict[str, Any], slow: ev.Summary) -> str:
 def _row(summary: ev.Summary, *, alone: bool = False) -> list[str | Text]:
     rates = ("escalation_rate", "slow_token_share", "slow_position_share", "slow_forwards_relative")
     recovered = Text("") if alone else _cell(summary.recovered_gap)
-    return [summary.policy, _cell(summary.accuracy), recovered, *(_cell(getattr(summary, rate)) for rate in rates)]
+    return [Text(folded(summary.policy)), _cell(summary.accuracy), recovered, *(_cell(getattr(summary, rate)) for rate in rates)]
 
 
 def _cell(estimate: ev.Estimate) -> Text:
@@ -441,5 +465,15 @@ def _cell(estimate: ev.Estimate) -> Text:
     text = Text(f"{estimate.value:.1%}")
     # An interval of no width says nothing: the figure is fixed by what the policy is.
     if estimate.interval and estimate.interval[0] != estimate.interval[1]:
-        text.append("\n{:.1f}–{:.1f}".format(*(100 * edge for edge in estimate.interval)), style="dim")
+        text.append("\n{}–{}".format(*(f"{100 * edge:.1f}".replace("100.0", "100") for edge in estimate.interval)), style="dim")
     return text
+
+
+def folded(name: str, width: int = 18) -> str:
+    """A policy's name on several lines where it is longer than ``width``, never broken within a word or a number."""
+    lines = [""]
+    for part in re.split(r"(?=[:<>,=])", name):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

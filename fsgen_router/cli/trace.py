@@ -43,18 +43,24 @@ def trace(
 ) -> None:
     """Show who wrote each token of an answer, and why.
 
-    In a terminal: the answer in colours and a table. In a pipe or with --json: one JSON object a
-    line and token. Decisions are accept, escalate, span (written within an escalation's span)
+    In a terminal: the answer in colours and a table of 80 columns. In a pipe or with --json: one JSON object a
+    line and token, with every signal. Decisions are accept, escalate, span (written within an escalation's span)
     and forced (a mask left one choice). Verdicts are unchecked and accepted (the fast model's, judged
     by the slow one or not), corrected, bonus (behind drafts that were accepted) and written.
 
     Examples:
 
-      fsgen-router trace "Who of Eva Cobb, Leo Pike lives in Saltby?" --policy "max_prob<0.6"
+      fsgen-router trace "How many coins do 3 lamps and 4 ropes cost in Norvale?"
 
-      fsgen-router trace "..." --policy every:8 --method verify:near_best=0.5
+      fsgen-router trace --policy "max_prob<0.6" --method replace \\
+        "How many years do the ages of Eva Dale and Joel Yew add up to?"
 
-      fsgen-router trace "..." --json | jq 'select(.verdict == "corrected") | .text'
+      fsgen-router trace --policy every:8 --method verify:near_best=0.5 \\
+        "How many coins do 2 bells and 5 candles cost in Saltby?"
+
+      fsgen-router trace --json \\
+        "How many coins do 3 lamps and 4 ropes cost in Norvale?" |
+        jq 'select(.verdict == "corrected") | .text'
     """
     text = read_prompt(prompt)
     request = o.make_request(
