@@ -16,13 +16,15 @@ corrections. Ratios are taken where 95% of the gap is recovered, paired by promp
 inside each bootstrap draw.
 
     python benchmarks/reference_pair.py --count 1000
+    python benchmarks/reference_pair.py --draw          # the plot alone, from the stored results
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -33,9 +35,11 @@ from fsgen_router.calibration import ratio_at_recovery
 from fsgen_router.calibration.curves import Oracle
 from fsgen_router.evaluation import (
     SLOW_ONLY,
+    Estimate,
     Item,
     Outcome,
     Run,
+    Summary,
     ask,
     interval,
     make_outcome,
@@ -141,7 +145,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="test problems (default: %(default)s)")
     parser.add_argument("--calibration", type=int, default=300, help="problems that thresholds are taken from")
     parser.add_argument("--jobs", type=int, default=2, help="processes; nothing here is timed")
+    parser.add_argument("--draw", action="store_true", help="only draw the plot again, from the stored results")
     args = parser.parse_args()
+    if args.draw:
+        draw(stored_curves())
+        return
     items = reference_items("test", args.count)
     swept = thresholds(args.calibration)
     tasks = {
@@ -205,12 +213,35 @@ def main() -> None:
             "curves": {name: [summary.to_dict() for summary in found] for name, found in summaries.items()},
         },
     )
+    draw(summaries)
+
+
+def draw(curves: dict[str, list[Summary]]) -> None:
     quality_plot(
         RESULTS / "reference_pair.png",
-        summaries,
+        curves,
         rate="slow_token_share",
-        title=f"The reference pair, {len(items)} held-out problems",
+        title="Held-out problems: quality against the share of tokens that the slow model wrote",
+        pair="reference:fast + reference:slow",
+        method="replace",
     )
+
+
+def stored_curves() -> dict[str, list[Summary]]:
+    """The curves of the last measurement, from its results."""
+    results = json.loads((RESULTS / "reference_pair.json").read_text())
+    return {name: [summary_of(record) for record in records] for name, records in results["curves"].items()}
+
+
+def summary_of(record: dict[str, Any]) -> Summary:
+    """What :meth:`Summary.to_dict` wrote."""
+
+    def estimate(name: str) -> Estimate:
+        interval = record[f"{name}_interval"]
+        return Estimate(record[name], tuple(interval) if interval else None)
+
+    names = [field.name for field in fields(Summary)]
+    return Summary(**{name: estimate(name) if f"{name}_interval" in record else record[name] for name in names})
 
 
 if __name__ == "__main__":

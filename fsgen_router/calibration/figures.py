@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from ..evaluation import Estimate
-from ..plots import draw_curve, draw_levels, figure_bytes, new_figure
+from ..plots import (
+    curve_style,
+    draw_curve,
+    draw_levels,
+    figure_bytes,
+    finish_figure,
+    new_figure,
+    percent_shown,
+    plot_title,
+    rate_panels,
+)
 from .curves import Curve, Point
 from .metrics import Reliability
 
@@ -21,49 +31,59 @@ COSTS: Mapping[str, tuple[str, Axis]] = {
     "cost": ("measured seconds, against the slow model alone", lambda p: p.cost),
 }
 
-_FAINT: Mapping[str, Any] = {"marker": ".", "linewidth": 0.9, "elinewidth": 0.5, "alpha": 0.65}
-# Without the learned curve's own red.
-_COLOURS = [f"tab:{colour}" for colour in ("blue", "orange", "green", "purple", "brown", "pink", "olive")]
-_STYLES: Mapping[str, Mapping[str, Any]] = {
-    "learned": {"linewidth": 2.4, "color": "tab:red", "zorder": 5},
-    "oracle": {"linestyle": "--"},
-}
+_RATES = ("escalation", "slow_forwards")
+"""Costs that are shares of 1, most of whose interest is below a fifth."""
 
 
-def quality_figures(curves: Mapping[str, Curve]) -> dict[str, bytes]:
-    """Accuracy against each of :data:`COSTS`, as PNG files by name. Bars are 95% intervals."""
-    return {name: _quality(curves, label, axis) for name, (label, axis) in COSTS.items()}
+def quality_figures(curves: Mapping[str, Curve], *, pair: str, method: str) -> dict[str, bytes]:
+    """Accuracy against each of :data:`COSTS`, as PNG files by name. Bands are 95% intervals."""
+    return {name: figure_bytes(quality_figure(curves, name, pair=pair, method=method)) for name in COSTS}
 
 
-def _quality(curves: Mapping[str, Curve], label: str, axis: Axis) -> bytes:
-    figure = new_figure(8.5, 5.5)
+def quality_figure(curves: Mapping[str, Curve], cost: str, *, pair: str, method: str) -> Any:
+    """The matplotlib figure of one of :data:`COSTS`. A curve looks the same in all of them."""
+    label, axis = COSTS[cost]
+    summary = next(iter(curves.values())).points[0].summary
+    y_label = f"accuracy over {summary.n:,} report prompts, 95% intervals"
+    figure, panels = rate_panels(label, y_label) if cost in _RATES else _one_panel(label, y_label)
+    for axes in panels:
+        draw_levels(axes, summary)
+        for number, (name, curve) in enumerate(curves.items()):
+            points = [(x, p.summary.accuracy) for p in curve.points if (x := axis(p)) is not None]
+            band = 0.15 if name.startswith("learned") else 0.05  # so many would cover each other
+            draw_curve(axes, name, points, band=band, **curve_style(number), **_weight(name))
+    finish_figure(figure, panels[-1], plot_title("Calibration: quality against cost", pair=pair, method=method, n=summary.n))
+    return figure
+
+
+def _one_panel(x_label: str, y_label: str) -> tuple[Any, list[Any]]:
+    figure = new_figure(9.5, 5.6)
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=_COLOURS)
-    draw_levels(axes, next(iter(curves.values())).points[0].summary)
-    for name, curve in curves.items():
-        points = [(x, p.summary.accuracy) for p in curve.points if (x := axis(p)) is not None]
-        if points:
-            own = name.startswith("learned") or name == "oracle"
-            draw_curve(axes, name, points, **({} if own else _FAINT), **_STYLES.get(name, {}))
-    axes.set_xlabel(label)
-    axes.set_ylabel(f"accuracy over {next(iter(curves.values())).points[0].summary.n} prompts, 95% intervals")
-    axes.set_xlim(left=0)
+    axes.axvline(1.0, color="0.35", linestyle=":", linewidth=1.1, label="as long as the slow model alone", zorder=0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.yaxis.set_major_formatter(percent_shown)
     axes.grid(alpha=0.25)
-    axes.legend(loc="best", fontsize="small")
-    return figure_bytes(figure)
+    return figure, [axes]
 
 
-def reliability_figure(found: Mapping[str, Reliability]) -> bytes:
-    """Mean label against mean score in bins of equal weight, as a PNG file."""
-    figure = new_figure(5.5, 5.5)
+def _weight(name: str) -> Mapping[str, Any]:
+    """What the calibration is about stands out."""
+    own = name.startswith("learned")
+    return {"linewidth": 2.6, "markersize": 6, "zorder": 5} if own else {"linewidth": 1.1, "markersize": 4}
+
+
+def reliability_figure(found: Mapping[str, Reliability], *, pair: str, method: str, n: int) -> Any:
+    """Mean label against mean score in bins of equal weight, as far as they reach: a matplotlib figure."""
+    figure = new_figure(7.0, 6.2)
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=_COLOURS)
-    axes.plot((0, 1), (0, 1), color="black", linestyle=":", linewidth=1)
-    for name, bins in found.items():
-        style = _STYLES.get(name, {"linewidth": 0.9})
-        axes.plot(bins.score, bins.label, marker="o", markersize=4, label=name, **style)
+    reach = max(float(max(bins.score.max(), bins.label.max())) for bins in found.values())
+    axes.plot((0, reach), (0, reach), color="0.35", linestyle=":", linewidth=1.1, label="as the score promises")
+    for number, (name, bins) in enumerate(found.items()):
+        axes.plot(bins.score, bins.label, label=name, **curve_style(number), **_weight(name))
     axes.set_xlabel("mean score of a bin")
     axes.set_ylabel("mean label of a bin")
+    axes.set_aspect("equal")
     axes.grid(alpha=0.25)
-    axes.legend(loc="best", fontsize="small")
-    return figure_bytes(figure)
+    finish_figure(figure, axes, plot_title("Calibration: what scores promise", pair=pair, method=method, n=n))
+    return figure

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..evaluation import Estimate
+from ..plots import figure_bytes
 from .curves import AREA_UP_TO, LEVELS
 from .figures import quality_figures, reliability_figure
 from .pipeline import Calibration
@@ -49,8 +50,10 @@ def report_figures(calibration: Calibration) -> dict[str, bytes]:
     held = calibration.held
     if held is None:
         return {}
-    figures = {} if held.curves is None else quality_figures(held.curves)
-    return figures | {"reliability": reliability_figure(held.reliability)}
+    named = {"pair": f"{calibration.pair.fast} + {calibration.pair.slow}", "method": calibration.options.method}
+    figures = {} if held.curves is None else quality_figures(held.curves, **named)
+    reliability = reliability_figure(held.reliability, **named, n=len(held.fast))
+    return figures | {"reliability": figure_bytes(reliability)}
 
 
 def render_report(calibration: Calibration, figures: dict[str, bytes]) -> str:

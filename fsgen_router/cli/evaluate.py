@@ -169,7 +169,7 @@ def evaluate(
             request=request,
         )
     if plot is not None:
-        _plot(plot, results)
+        _plot(plot, results, pair=o.pair_title(router), method=router.method.name)
     source = str(prompts) if prompts else f"{world.VERSION} {split} {start} to {start + count - 1}"
     head = {
         "pair": {"fast": router.fast.name, "slow": router.slow.name},
@@ -322,7 +322,7 @@ def _own_method(policy: Policy | str) -> str | None:
     return getattr(policy, "method", None)
 
 
-def _plot(path: Path, results: _Results) -> None:
+def _plot(path: Path, results: _Results, *, pair: str, method: str) -> None:
     from ..plots import quality_plot
 
     by_name = {summary.policy: summary for summary in results.summaries}
@@ -330,7 +330,14 @@ def _plot(path: Path, results: _Results) -> None:
     single = {run.policy: [by_name[run.policy]] for run in results.runs if run.policy not in in_sweep}
     curves = {name: [by_name[run.policy] for run in runs] for name, runs in results.sweeps.items()}
     # What the slow model wrote means the same for every method; escalations do not.
-    quality_plot(path, curves | single, rate="slow_token_share", title="Quality against the slow model's share")
+    quality_plot(
+        path,
+        curves | single,
+        rate="slow_token_share",
+        title="Quality against the slow model's share",
+        pair=pair,
+        method=method,
+    )
     say(f"Plot written to {path}")
 
 

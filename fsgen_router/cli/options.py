@@ -10,7 +10,7 @@ from ..acceptance import RULES
 from ..methods import DEFAULT_DRAFT_LEN
 from ..policies import SHORT_FORMS
 from ..resolve import EXAMPLES
-from ..router import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY, REFERENCE_PAIR, Router
+from ..router import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY, Router
 
 _MODELS, _ROUTING, _SAMPLING, _OUTPUT = "Models", "Routing", "Writing", "Output"
 
@@ -170,6 +170,6 @@ def open_router(
     return Router(fast, slow, policy=policy, method=method, audit=audit, read_ahead=read_ahead, batching=batching)
 
 
-def pair_name(fast: str | None, slow: str | None) -> str:
+def pair_title(router: Router) -> str:
     """What to call the pair in output."""
-    return f"{fast or REFERENCE_PAIR[0]} + {slow or REFERENCE_PAIR[1]}"
+    return f"{router.fast.name} + {router.slow.name}"
