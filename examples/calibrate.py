@@ -48,5 +48,6 @@ with tempfile.TemporaryDirectory() as folder, open_pair(None, None) as router:
         )
         save_policy(file, choice.policy, card)
         with Router(router.fast, router.slow, policy=file) as routed:
-            answer = routed.chat([{"role": "user", "content": "Tell me the home, trade, pet of Joel Yew. What is the trade of Joel Yew?"}])
+            question = "Tell me the home, trade, pet of Joel Yew. What is the trade of Joel Yew?"
+            answer = routed.chat([{"role": "user", "content": question}])
         print(answer.report())

@@ -21,8 +21,8 @@ _AXES = {
     "slow_token_share": "slow token share (of the tokens written)",
     "slow_position_share": "slow position share (of prompt and answer, read by the slow model)",
 }
-# Colours of Okabe and Ito, then of Tol's muted scheme, which the colour-blind can tell apart. With 7 markers and 5 lines
-# no two of the first 420 curves look alike, and no two neighbours do in grey.
+# Colours of Okabe and Ito, then of Tol's muted scheme, which the colour-blind can tell apart. With 7 markers and 5
+# lines no two of the first 420 curves look alike, and no two neighbours do in grey.
 _COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"),
     *("#332288", "#882255", "#999933", "#44AA99", "#661100", "#AA4499"),

@@ -130,12 +130,14 @@ class Report:
         step = ""
         if self.fast_step_seconds and self.slow_step_seconds:
             times = self.slow_step_seconds / self.fast_step_seconds
-            step = f" (a step takes it {1000 * self.slow_step_seconds:.3g} ms, {times:.1f} times as long as the fast one)"
+            step = (
+                f" (a step takes it {1000 * self.slow_step_seconds:.3g} ms, {times:.1f} times as long as the fast one)"
+            )
         # Its own time grows with its slowness in both: even where fast + around = (slow_only - slow) * slower.
         slower = (routed - slow) / (slow_only - slow)
         return (
-            f"Seconds were lost: the slow model was spared {_seconds_of(slow_only - slow)}{step}, but the fast one took "
-            f"{_seconds_of(fast)}{also}; only a slow model about {slower:.1f} times as slow would break even."
+            f"Seconds were lost: the slow model was spared {_seconds_of(slow_only - slow)}{step}, but the fast one "
+            f"took {_seconds_of(fast)}{also}; only a slow model about {slower:.1f} times as slow would break even."
         )
 
     def _lost_flops(self, alone: ModelUsage, routed: float, slow_only: float) -> str:

@@ -57,9 +57,7 @@ def _shopping(text: str) -> str | None:
 
 
 def _running_total(text: str) -> str | None:
-    found = re.fullmatch(
-        rf"A (box|jar|sack) holds ({_NUMBER}) (\w+)\. (.+) How many \3 does the \1 hold now\?", text
-    )
+    found = re.fullmatch(rf"A (box|jar|sack) holds ({_NUMBER}) (\w+)\. (.+) How many \3 does the \1 hold now\?", text)
     if not found or found[3] not in world.THINGS:
         return None
     value = int(found[2])

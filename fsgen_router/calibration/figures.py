@@ -52,7 +52,9 @@ def quality_figure(curves: Mapping[str, Curve], cost: str, *, pair: str, method:
             points = [(x, p.summary.accuracy) for p in curve.points if (x := axis(p)) is not None]
             band = 0.15 if name.startswith("learned") else 0.05  # so many would cover each other
             draw_curve(axes, name, points, band=band, **curve_style(number), **_weight(name))
-    finish_figure(figure, panels[-1], plot_title("Calibration: quality against cost", pair=pair, method=method, n=summary.n))
+    finish_figure(
+        figure, panels[-1], plot_title("Calibration: quality against cost", pair=pair, method=method, n=summary.n)
+    )
     return figure
 
 

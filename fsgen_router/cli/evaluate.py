@@ -462,7 +462,12 @@ def _legend(head: dict[str, Any], slow: ev.Summary) -> str:
 def _row(summary: ev.Summary, *, alone: bool = False) -> list[str | Text]:
     rates = ("escalation_rate", "slow_token_share", "slow_position_share", "slow_forwards_relative")
     recovered = Text("") if alone else _cell(summary.recovered_gap)
-    return [Text(folded(summary.policy)), _cell(summary.accuracy), recovered, *(_cell(getattr(summary, rate)) for rate in rates)]
+    return [
+        Text(folded(summary.policy)),
+        _cell(summary.accuracy),
+        recovered,
+        *(_cell(getattr(summary, rate)) for rate in rates),
+    ]
 
 
 def _cell(estimate: ev.Estimate) -> Text:
@@ -472,7 +477,9 @@ def _cell(estimate: ev.Estimate) -> Text:
     text = Text(f"{estimate.value:.1%}")
     # An interval of no width says nothing: the figure is fixed by what the policy is.
     if estimate.interval and estimate.interval[0] != estimate.interval[1]:
-        text.append("\n{}–{}".format(*(f"{100 * edge:.1f}".replace("100.0", "100") for edge in estimate.interval)), style="dim")
+        text.append(
+            "\n{}–{}".format(*(f"{100 * edge:.1f}".replace("100.0", "100") for edge in estimate.interval)), style="dim"
+        )
     return text
 
 

@@ -159,7 +159,7 @@ def _decision(token: Token) -> str:
 def token_table(answer: Generation, router: Router) -> Table:
     """Every token: who wrote it instead of what, how it came to stand, the fast model's entropy, and the decision.
 
-    It fits 80 columns: tokens and reasons are what gets shortened, never a number. All else is in :func:`token_records`.
+    It fits 80 columns: tokens and reasons are shortened, numbers never. All else is in :func:`token_records`.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     usual = _usual_reason(answer.tokens)
