@@ -338,8 +338,8 @@ def make_report(answer: Generation) -> Report:
         verified_tokens=sum(token.verified for token in answer.tokens),
         guarantee=answer.guarantee,
         alone=alone,
-        fast_step_seconds=fast and fast.step_seconds,
-        slow_step_seconds=slow and slow.step_seconds,
+        fast_step_seconds=fast.step_seconds if fast else None,
+        slow_step_seconds=slow.step_seconds if slow else None,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
+import re
 import select
 import shlex
 import signal
@@ -17,14 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from fsgen_router import BackendError, Context, Decision, Ledger, Router, Signals, __version__
+from fsgen_router import BackendError, Context, Decision, Ledger, Router, Signals, Token, __version__
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
+from fsgen_router.calibration.curves import Curve
 from fsgen_router.cli import app
+from fsgen_router.cli.calibrate import curves_table
 from fsgen_router.cli.chat import _Session
 from fsgen_router.cli.demo import total_report
+from fsgen_router.cli.evaluate import folded
 from fsgen_router.cli.terminal import show_error
+from fsgen_router.cli.tokens import token_table
+from fsgen_router.evaluation import Estimate
 from fsgen_router.models import TokenModel
 from fsgen_router.policies import Never, Threshold
 
@@ -308,15 +317,15 @@ def test_ctrl_c_between_piped_messages_ends_the_chat() -> None:
         assert b"Traceback" not in process.stderr.read()
 
 
-def in_terminal(*arguments: str, typed: bytes = b"", **environment: str) -> tuple[int, str]:
-    """Run in a pseudo-terminal of 100 columns; the exit code and all that it showed."""
+def in_terminal(*arguments: str, typed: bytes = b"", columns: int = 100, **environment: str) -> tuple[int, str]:
+    """Run in a pseudo-terminal; the exit code and all that it showed."""
     import fcntl
     import pty
     import struct
     import termios
 
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     with subprocess.Popen(
         [*FSGEN, *arguments],
         stdin=theirs,
@@ -377,6 +386,74 @@ def test_a_conversation_at_a_terminal() -> None:
     assert code == 0
     assert "sequential slow steps" in shown
     assert "Unknown command" in shown
+
+
+def lines_in_terminal(*arguments: str, columns: int) -> list[str]:
+    """What a terminal without colours shows, line by line."""
+    code, shown = in_terminal(*arguments, columns=columns, NO_COLOR="1")
+    assert code == 0, shown
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).splitlines()]
+
+
+@posix_terminal
+@pytest.mark.parametrize("columns", [80, 120, 200])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("trace", PROMPT, "--policy", "budget:0.2", "--max-slow-calls", "2", "--report"),
+        ("complete", PROMPT, "--report", "--baseline", "--max-tokens", "12"),  # its text is the terminal's to wrap
+        ("demo", "--count", "1"),
+        ("doctor",),
+        ("policy", "show", "fsgen_router/reference/policy.safetensors"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_output_fits_the_terminal_and_100_columns(arguments: tuple[str, ...], columns: int) -> None:
+    lines = lines_in_terminal(*arguments, columns=columns)
+    assert max(map(len, lines)) <= min(columns, 100)
+
+
+@posix_terminal
+def test_a_trace_of_80_columns_has_every_number_whole() -> None:
+    question = "How many coins do 3 lamps and 4 ropes cost in Norvale?"
+    lines = lines_in_terminal("trace", question, "--policy", "budget:0.2", columns=80)
+    start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["#", "token"])
+    records = [json.loads(line) for line in invoke("trace", question, "--policy", "budget:0.2").stdout.splitlines()]
+    rows = lines[start + 1 : start + 1 + len(records)]
+    for record, row in zip(records, rows, strict=True):
+        assert row.split()[0] == str(record["position"])
+        assert f" {record['source']}  {record['verdict']} " in row
+        assert record["decision"] in row
+        if record["score"] is not None:
+            sign = ">" if record["score"] > record["threshold"] else "<"
+            assert f" {record['entropy_nats']:.3f}  {record['score']:.3f} {sign} {record['threshold']:.3f}  " in row
+    assert "…" not in "".join(rows)
+    (differing, *_) = [record for record in records if record["verdict"] == "corrected"]
+    assert repr(differing["fast_choice"]["text"]) in rows[differing["position"]]
+
+
+def test_long_tokens_are_cut_and_numbers_are_not(fast_model: TokenModel, slow_model: TokenModel) -> None:
+    def entry(position: int, score: float, threshold: float) -> Token:
+        signals = answer.tokens[0].signals
+        decision = Decision(True, score=score, threshold=threshold, reason="a reason of one's own, and a long one")
+        piece = b"a token of very many characters, as some vocabularies have"
+        return dataclasses.replace(answer.tokens[0], piece=piece, signals=signals, decision=decision)
+
+    with Router(fast_model, slow_model, policy="every:2") as router:
+        answer = router.complete(PROMPT, max_tokens=3)
+        scores = ((12.3456, 0.5), (7.7e-05, 6.5e-05), (3, 8), (0.25, 0.25))
+        tokens = tuple(entry(position, *pair) for position, pair in enumerate(scores))
+        shown = io.StringIO()
+        table = token_table(dataclasses.replace(answer, tokens=(*tokens, *answer.tokens)), router)
+        Console(file=shown, width=80).print(table)
+    lines = shown.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert len(lines) == 1 + len(tokens) + len(answer.tokens)
+    for row, compared in zip(
+        lines[1:], ("12.346 > 0.500", "7.7e-05 > 6.5e-05", "3 < 8", "0.250 = 0.250"), strict=False
+    ):
+        assert compared in row
+        assert "…" in row
 
 
 # --- trace ---------------------------------------------------------------------------------------
@@ -542,13 +619,54 @@ def test_bad_problem_files(tmp_path: Path, content: bytes, said: str) -> None:
     assert said in done.stderr
 
 
-def test_the_table_for_people() -> None:
-    done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["eval", "--count", "4", "--policy", "every:4"])
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_the_table_for_people(columns: str) -> None:
+    names = ("every:4", "varentropy>0.0123456,span=8,window=4", "max_prob<0.999923,span=rest", "entropy>7.728e-05")
+    arguments = [part for name in names for part in ("--policy", name)]
+    done = CliRunner(env={"COLUMNS": columns}).invoke(app, ["eval", "--count", "4", "--sweep", "every", *arguments])
     assert done.exit_code == 0
-    assert all(len(line) <= 80 for line in done.stdout.splitlines())
-    for words in ("fast alone", "every:4", "slow alone", "bootstrap by prompt"):
+    assert all(len(line) <= min(int(columns), 100) for line in done.stdout.splitlines())
+    for words in ("fast alone", "every:4", "slow alone", "bootstrap by prompt", "method verify:exact", "sweep of"):
         assert words in done.stdout
     assert "…" not in done.stdout
+    # A threshold stands on one line, and so does every interval: a line is a name, figures or intervals alone.
+    for number in ("0.0123456", "0.999923", "7.728e-05"):
+        assert re.search(rf"[<>]{number}(?![\d.])", done.stdout)
+    table = done.stdout.partition("fast alone")[2].partition("slow alone")[0].splitlines()
+    for cell in (cell for line in table[1:] for cell in line.split() if "–" in cell):
+        assert re.fullmatch(r"\d+(\.\d)?–\d+(\.\d)?", cell), cell
+    # What became of drafts is one aligned table of its own.
+    assert re.search(r"policy +corrections +bonus tokens +discarded tokens", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("entropy>0.0007713", ["entropy>0.0007713"]),
+        ("learned:logistic>0.0711656", ["learned:logistic", ">0.0711656"]),
+        ("entropy>1.5,window=8,span=rest", ["entropy>1.5", ",window=8", ",span=rest"]),
+        ("a name of one's own that is long", ["a name of one's own that is long"]),
+    ],
+)
+def test_a_name_is_folded_between_its_parts(name: str, lines: list[str]) -> None:
+    assert folded(name).split("\n") == lines
+
+
+def test_a_calibrations_tables_fit(tmp_path: Path) -> None:
+    arguments = ["calibrate", "--out", str(tmp_path / "p.safetensors"), "--count", "40", "--dry-run"]
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(app, arguments)
+    assert done.exit_code == 0, done.stderr
+    assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
+    wide = Estimate(1.0, (0.999, 1.0))
+    curves = {
+        "learned, verify:near_best=0.9": Curve((), {0.95: wide}, wide),
+        "masked_entropy": Curve((), {0.95: wide}, wide),
+    }
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(curves_table(curves))
+    lines = shown.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert sum(line.count("100.0% [99.9%, 100.0%]") for line in lines) == 4
 
 
 # --- chat ----------------------------------------------------------------------------------------

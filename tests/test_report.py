@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,7 @@ from scripted_pairs import pair, prompt
 from fsgen_router import Decision, Generation, Prices, Router, Token, Usage
 from fsgen_router.policies import Learned
 from fsgen_router.records import ModelCard, ModelUsage
-from fsgen_router.report import FSGEN_RATE, Comparison, cost_usd, flops
+from fsgen_router.report import FSGEN_RATE, Comparison, Report, cost_usd, flops
 
 PRICES = Prices(input=3.0, output=15.0, cached_input=0.3)
 
@@ -236,7 +238,8 @@ def test_what_became_of_drafts_is_counted() -> None:
     tokens = tuple(replace(token, verified=token.source == "fast") for token in a_generation().tokens)
     report = a_generation(usage=usage, tokens=tokens, method="verify:exact").report()
     assert report.verified_tokens == report.to_dict()["verified_tokens"] == 7
-    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in str(report).splitlines() if "│" in line}
+    cells = [re.split(r" {2,}", line.strip()) for line in str(report).splitlines()]
+    rows = {row[0]: row[1] for row in cells if len(row) > 1}
     expected = {"corrections": "2", "verified tokens": "7", "bonus tokens": "1", "discarded drafts": "6"}
     assert expected | {"read ahead": "40"} == {name: rows.get(name) for name in (*expected, "read ahead")}
     # What did not happen takes no row.
@@ -253,6 +256,139 @@ def test_an_endpoint_is_compared_by_bytes() -> None:
     assert "round trips" in text
     flops_row = next(line for line in text.splitlines() if "FLOPs" in line)
     assert flops_row.count("unknown") == 4  # nobody knows its size
+
+
+LONG = "learned:logistic>0.0711656,hold=0.123456,span=rest"
+
+
+def full_report() -> Report:
+    """Every row and every sentence, with figures as wide as they come."""
+    usage = replace(
+        a_generation().usage, tokens=123_456, escalations=12_345, decisions=98_765, corrections=2, bonus_tokens=1,
+        discarded_tokens=123_456, round_trips=3, text_bytes=456_789, slow_bytes=123_456,
+    )  # fmt: skip
+    usage.slow.ahead, usage.seconds = 40, 12_345.678
+    return a_generation(
+        usage=usage,
+        policy=LONG,
+        method="verify:near_best=0.98,draft_len=16",
+        guarantee="suspended: a cap; the answer was sampled; the slow model failed",
+        degraded="BackendError: the endpoint said 503 Service Unavailable seven times in a row, and then nothing more",
+        baseline=slow_only(),
+    ).report()
+
+
+def shown(report: Report, width: int) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(report)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_a_report_fits_80_columns_and_names_and_numbers_stay_whole() -> None:
+    report = full_report()
+    text = str(report)
+    assert max(map(len, text.splitlines())) <= 80
+    for whole in (
+        LONG, "verify:near_best=0.98,draft_len=16", "sequential slow steps", "12345.678", "-1371642.0%",
+        "slow_position_share", "123,456 of 456,789 UTF-8 bytes", "discarded drafts", "12,345 escalations in",
+    ):  # fmt: skip
+        assert any(whole in line for line in text.splitlines()), whole
+    assert "…" not in text
+    # Columns are aligned: a row's figures end where the heading's do.
+    lines = text.splitlines()
+    heading = next(line for line in lines if line.startswith("against"))
+    rows = [line for line in lines if line.endswith(("measured", "unknown"))]
+    assert len(rows) == 4
+    for row in rows:
+        for name in ("routed", "slow only", "saved"):
+            end = heading.index(name) + len(name)
+            assert row[end - 1] != " "
+            assert row[end : end + 1] in ("", " ")
+
+
+@pytest.mark.parametrize("width", [80, 120, 300])
+def test_a_report_is_never_wider_than_100_columns(width: int) -> None:
+    lines = shown(full_report(), width)
+    assert max(map(len, lines)) <= min(width, 100)
+    assert not any("…" in line for line in lines)
+
+
+def test_print_takes_the_terminals_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = {}
+    for columns in (60, 90, 200):
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("shutil.get_terminal_size", lambda fallback, c=columns: os.terminal_size((c, 24)))
+        widths[columns] = max(map(len, str(full_report()).splitlines()))
+    assert widths[60] <= 60 < widths[90] <= 90 < widths[200] <= 100
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    assert max(map(len, str(full_report()).splitlines())) <= 80
+
+
+# --- why something was lost ----------------------------------------------------------------------
+
+
+def lossy(**changes) -> Report:
+    usage = replace(a_generation().usage, **changes)
+    return a_generation(usage=usage, baseline=slow_only()).report()
+
+
+def test_lost_seconds_are_told_in_the_answers_own_figures() -> None:
+    assert "seconds" not in lossy(seconds=0.89).losses
+    # 0.9 alone, of which 0.6 were spared; 0.08 by the fast model and 0.62 around both are more.
+    usage = replace(a_generation().usage, seconds=1.0)
+    cards = {"fast": ModelCard("f", 1000, step_seconds=0.01), "slow": ModelCard("s", 20_000, step_seconds=0.1)}
+    told = a_generation(usage=usage, models=cards, baseline=slow_only()).report().losses["seconds"]
+    assert "spared 0.600 s" in told
+    assert "100 ms, 10.0 times as long as the fast one" in told
+    assert "the fast one took 0.080 s and what lies around both (Python, waiting) 0.620 s" in told
+    assert "about 1.2 times as slow would break even" in told  # (1.0 - 0.3) / (0.9 - 0.3)
+    # Where no step was measured, none is told.
+    assert "times as long" not in lossy(seconds=1.0).losses["seconds"]
+
+
+def test_the_slowness_that_breaks_even_does() -> None:
+    usage = replace(a_generation().usage, seconds=1.5)
+    report = a_generation(usage=usage, baseline=slow_only()).report()
+    times = float(re.search(r"about ([\d.]+) times", report.losses["seconds"])[1])
+    slower = replace(usage, seconds=1.5 + usage.slow.seconds * (times - 1))
+    again = a_generation(usage=slower, baseline=slow_only(seconds=0.9 * times)).report()
+    assert again.seconds.saving == pytest.approx(0.0, abs=0.02)
+
+
+def test_a_slow_model_that_was_busy_longer_than_alone() -> None:
+    slow = replace(a_generation().usage.slow, seconds=0.95)
+    told = lossy(seconds=1.2, slow=slow).losses["seconds"]
+    assert "alone needs 0.900 s, and here it was busy for 0.950 s: 3 steps, in which it read 107 tokens" in told
+    assert "break even" not in told  # a slower one would lose more
+
+
+def test_lost_flops_money_and_steps_are_told() -> None:
+    usage = replace(a_generation().usage, slow=ModelUsage(prefill=100, catchup=60, decode=2, cached=5000, forwards=20))
+    report = a_generation(usage=replace(usage, corrections=1), baseline=slow_only()).report()
+    assert set(report.losses) == {"slow_forwards", "flops", "money_usd"}
+    assert "took 20 of them for 10 tokens, the slow model's own answer 12" in report.losses["slow_forwards"]
+    # 2 x 1,000 parameters x 109 positions.
+    assert "read 162 tokens, 60 of them to catch up" in report.losses["flops"]
+    assert "alone it reads 111; the fast model's 218 k come on top" in report.losses["flops"]
+    assert (
+        "in 2 calls the slow model read 5,162 tokens (5,000 of them cached), and alone it reads 111"
+        in (report.losses["money_usd"])
+    )
+    text = " ".join(str(report).split())
+    assert all(" ".join(sentence.split()) in text for sentence in report.losses.values())
+    assert report.to_dict()["losses"] == report.losses
+
+
+def test_nothing_is_told_where_nothing_was_lost_or_known() -> None:
+    cheap = replace(a_generation().usage, slow=ModelUsage(prefill=50, catchup=5, decode=2, forwards=3, seconds=0.3))
+    assert a_generation(usage=cheap, baseline=slow_only()).report().losses == {}
+    assert "lost" not in str(a_generation(usage=cheap, baseline=slow_only()).report())
+    unknown = {"fast": ModelCard("f", 1000), "slow": ModelCard("s", None)}
+    assert a_generation(models=unknown).report().losses == {}
+    # What is shown as 0.0% is no loss, and has no sign.
+    level = a_generation(usage=replace(a_generation().usage, seconds=0.9001), baseline=slow_only()).report()
+    assert "seconds" not in level.losses
+    assert "-0.0%" not in str(level)
 
 
 def test_a_guarantee_is_shown() -> None:

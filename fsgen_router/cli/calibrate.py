@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -313,20 +313,21 @@ def _show(found: cal.Calibration, report: Path | None) -> None:
             f"(fast alone {held.fast.accuracy:.1%}, slow alone {held.slow.accuracy:.1%})."
         )
         if held.curves is not None:
-            _show_curves(held.curves)
+            console.print(curves_table(held.curves))
     if report is not None:
         say(f"Report written to {report}")
 
 
-def _show_curves(curves: Any) -> None:
+def curves_table(curves: Mapping[str, Any]) -> Table:
+    """Ways of routing on the report prompts, one a row."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("routing by", no_wrap=True)
-    # Broken where it reads well: of a cell, the interval must not wrap.
+    table.add_column("routing by")
+    # Headings are broken where it reads well; figures and their intervals never.
     table.add_column("escalation rate that\nrecovers 95% of the gap", justify="right", no_wrap=True)
     table.add_column("mean gap recovered,\nrates 0 to 20%", justify="right", no_wrap=True)
     for name, curve in curves.items():
         table.add_row(name, _plain(curve.recovery[0.95]), _plain(curve.area))
-    out().print(table)
+    return table
 
 
 def _plain(estimate: Any) -> str:

@@ -486,7 +486,7 @@ def _cell(estimate: ev.Estimate) -> Text:
 def folded(name: str, width: int = 18) -> str:
     """A policy's name on several lines where it is longer than ``width``, never broken within a word or a number."""
     lines = [""]
-    for part in re.split(r"(?=[:<>,=])", name):
+    for part in re.split(r"(?=[:<>,])", name):
         if lines[-1] and len(lines[-1] + part) > width:
             lines.append("")
         lines[-1] += part

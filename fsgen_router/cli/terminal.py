@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import typer
-from rich.console import Console, ConsoleDimensions
+from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -23,24 +23,25 @@ _EXIT_BROKEN_PIPE = 141  # as if SIGPIPE had ended the program, which is what a 
 
 
 class _Console(Console):
-    @property
-    def size(self) -> ConsoleDimensions:
-        """No wider than a report: longer lines are hard to read."""
-        width, height = super().size
-        return ConsoleDimensions(min(width, MAX_COLUMNS), height)
-
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # one place for it: Group
 
 
 def out() -> Console:
     """Standard output, for people."""
-    return _Console(highlight=False)
+    return _console(stderr=False)
 
 
 def err() -> Console:
     """Standard error: messages, progress, reports."""
-    return _Console(stderr=True, highlight=False)
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = _Console(stderr=stderr, highlight=False)
+    if console.width > MAX_COLUMNS:  # longer lines are hard to read
+        console.width = MAX_COLUMNS
+    return console
 
 
 def say(message: str, style: str = "dim") -> None:
