@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from figure_checks import looks
 from scripted_pairs import EOG, Script, script, tokenizer
 from sklearn import metrics as reference_metrics
 from typer.testing import CliRunner
@@ -33,6 +34,7 @@ from fsgen_router import calibration as cal
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.calibration import store, traces
 from fsgen_router.calibration.choose import policy_at
+from fsgen_router.calibration.figures import COSTS, quality_figure, reliability_figure
 from fsgen_router.calibration.pipeline import require_enough_prompts
 from fsgen_router.calibration.prompts import split_of
 from fsgen_router.calibration.report import _environment, render_report, report_figures
@@ -693,6 +695,18 @@ def test_a_policy_from_prompts_to_the_router(tmp_path: Path, fast_model: TokenMo
         assert (tmp_path / f"report-{name}.png").read_bytes().startswith(b"\x89PNG")
     ways = {"learned", "entropy", "masked_entropy", "random", "oracle", "whole query"}
     assert ways <= set(record["report"]["curves"])
+    assert found.held is not None
+    assert found.held.curves is not None
+    for cost in COSTS:
+        figure = quality_figure(found.held.curves, cost, pair="small + large", method="replace")
+        assert all(words in figure.get_suptitle() for words in ("small + large", "replace", "22 prompts"))
+        for axes in figure.axes:
+            shown = looks(axes)
+            assert len(shown) == len({colour for colour, *_ in shown}) == len(figure.legends[0].get_texts()) - 3
+    figure = reliability_figure(found.held.reliability, pair="small + large", method="replace", n=22)
+    assert all(words in figure.get_suptitle() for words in ("small + large", "replace", "22 prompts"))
+    shown = looks(figure.axes[0])
+    assert len(shown) == len(set(shown)) == len(found.held.reliability)
     # Another target over the same work directory reads all traces that it can.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "policy.work").glob("traces-fit*")}
     cal.calibrate(

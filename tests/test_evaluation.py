@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from figure_checks import looks
 
 from fsgen_router import ConfigurationError, InvalidRequest, PromptTooLong, Router
 from fsgen_router import evaluation as ev
 from fsgen_router.models import TokenModel
-from fsgen_router.plots import check_plot_path, quality_plot, write_atomically
+from fsgen_router.plots import check_plot_path, curve_style, quality_figure, quality_plot, write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -368,6 +370,60 @@ def test_the_plot_is_whole_and_the_same_every_time(tmp_path: Path) -> None:
         quality_plot(tmp_path / "d.png", {})
     with pytest.raises(ConfigurationError):
         quality_plot(tmp_path / "d.png", {"x": _summaries()}, rate="cof")
+
+
+def test_every_curve_of_a_plot_looks_different() -> None:
+    styles = [tuple(map(str, curve_style(number).values())) for number in range(420)]
+    assert len(set(styles)) == 420
+    # More curves than a report has: no two share a colour.
+    assert len({curve_style(number)["color"] for number in range(12)}) == 12
+    curves = {f"curve {number}": _summaries() for number in range(12)}
+    figure = quality_figure(curves, rate="slow_token_share", title="x", chords={"chord": ((0, 0), (1, 1))})
+    for axes in figure.axes:
+        found = looks(axes)
+        assert len(found) == len(set(found)) == 13
+        assert len({colour for colour, *_ in found[:12]}) == 12
+    levels = {line.get_color() for line in figure.axes[0].get_lines() if line.get_label().endswith("%")}
+    assert len(levels) == 2
+    assert not levels & {colour for colour, *_ in looks(figure.axes[0])}
+    # In grey, curves that follow each other differ in marker and line.
+    for (_, line, marker), (_, next_line, next_marker) in pairwise(looks(figure.axes[0])):
+        assert line != next_line
+        assert marker != next_marker
+
+
+def test_a_plot_names_what_it_is_of() -> None:
+    figure = quality_figure(
+        {"entropy": _summaries()}, rate="slow_token_share", title="Quality", pair="small + large", method="verify:exact"
+    )
+    title = figure.get_suptitle()
+    for words in ("Quality", "small + large", "verify:exact", "40 prompts"):
+        assert words in title
+    near, every = figure.axes
+    assert "slow token share" in near.get_xlabel()
+    assert "40 prompts" in near.get_ylabel()
+    # What matters has most of the width, and FS-GEN's rate is marked in both panels.
+    assert near.get_xlim()[1] == pytest.approx(0.21)
+    assert every.get_xlim()[1] >= 1
+    figure.draw_without_rendering()
+    assert near.get_window_extent().width > every.get_window_extent().width
+    for axes in figure.axes:
+        assert [line for line in axes.get_lines() if "FS-GEN" in line.get_label() and line.get_xdata()[0] == 0.2]
+    # The legend lies below the panels and their labels.
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert {text.get_text() for text in legend.get_texts()} >= {"entropy"}
+
+
+def test_intervals_are_bands_and_those_of_a_single_point_bars() -> None:
+    figure = quality_figure({"sweep": _summaries(), "one": _summaries()[:1]}, rate="slow_token_share", title="x")
+    bands = [part for part in figure.axes[0].collections if type(part).__name__ == "FillBetweenPolyCollection"]
+    assert len(bands) == 1
+    (low, high) = (np.array([s.accuracy.interval for s in _summaries()]).T).tolist()
+    corners = bands[0].get_paths()[0].vertices[:, 1]
+    assert corners.min() == pytest.approx(min(low))
+    assert corners.max() == pytest.approx(max(high))
+    assert len(figure.axes[0].containers) == 1
 
 
 def test_where_no_plot_can_be_written(tmp_path: Path) -> None:
