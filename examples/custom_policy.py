@@ -29,7 +29,8 @@ class FirstDigits:
 
 
 with Router(policy=FirstDigits()) as router:
-    for problem in world.problems("test", 3):
+    # Not those whose answer is a word: such a policy asks about numbers only.
+    for problem in [problem for problem in world.problems("test", 4) if problem.answer.isdigit()]:
         answer = router.complete(problem.prompt)
         verdict = "right" if problem.check(answer.text) else "wrong"
         print(f"{verdict}, {answer.usage.slow_tokens} of {answer.usage.tokens} tokens from the slow model:")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fsgen_router.reference import world
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -22,12 +25,16 @@ def run(*arguments: str) -> str:
 
 def test_quickstart_answers_and_reports() -> None:
     out = run("quickstart.py")
-    assert "Answer:" in out
+    assert out.partition("\n")[0].endswith("Answer: 63")
     assert "sequential slow steps" in out
+    assert max(map(len, out.splitlines()[1:])) <= 80
 
 
 def test_chat_backend_finds_its_caches_again() -> None:
-    counts = [line for line in run("chat_backend.py").splitlines() if line.endswith(" cached")]
+    out = run("chat_backend.py")
+    expected = [problem.answer for problem in world.problems("test", 8)]
+    assert re.findall(r"Answer: (\w+)", out) == expected
+    counts = [line for line in out.splitlines() if line.endswith(" cached")]
     assert len(counts) == 8
     # Each conversation's second turn begins with the tokens of its first.
     assert sum(int(line.split()[-2]) > 20 for line in counts) >= 4
@@ -36,6 +43,7 @@ def test_chat_backend_finds_its_caches_again() -> None:
 def test_custom_policy_escalates_digits_only() -> None:
     out = run("custom_policy.py")
     assert out.count("tokens from the slow model") == 3
+    assert re.findall(r"^(\w+), \d+ of", out, re.MULTILINE) == ["right"] * 3
 
 
 def test_calibrate_goes_from_prompts_to_a_certified_policy() -> None:

@@ -42,6 +42,18 @@ class _Results:
     summaries: tuple[ev.Summary, ...]
     recovery: dict[str, dict[str, dict[float, ev.Estimate]]]
     """By sweep, rate and share of the gap."""
+    methods: dict[str, str]
+    """By policy: a policy file brings its own."""
+
+    @property
+    def method(self) -> str:
+        """All methods that were run."""
+        return " and ".join(dict.fromkeys(self.methods.values()))
+
+    def label(self, policy: str) -> str:
+        """A policy's name, with its method where that is not everyone's."""
+        several = len(set(self.methods.values())) > 1
+        return f"{policy}, {self.methods[policy]}" if several and policy in self.methods else policy
 
 
 def evaluate(
@@ -169,7 +181,7 @@ def evaluate(
             request=request,
         )
     if plot is not None:
-        _plot(plot, results, pair=o.pair_title(router), method=router.method.name)
+        _plot(plot, results, pair=o.pair_title(router))
     source = str(prompts) if prompts else f"{world.VERSION} {split} {start} to {start + count - 1}"
     head = {
         "pair": {"fast": router.fast.name, "slow": router.slow.name},
@@ -284,10 +296,13 @@ def _run(
         progress.end(fast)
         progress.end(slow)
 
+        methods: dict[str, str] = {}
+
         def run(policy: Policy | str | None) -> ev.Run:
             routed = router if policy is None else router.with_policy(policy, method=method or _own_method(policy))
             progress.begin(routed.policy.name)
             done = ev.run_items(routed, items, on_answer=advance, concurrency=concurrency, **request)
+            methods[done.policy] = routed.method.name
             progress.end(done)
             return done
 
@@ -314,6 +329,7 @@ def _run(
                 }
                 for name, swept_runs in sweeps.items()
             },
+            methods,
         )
 
 
@@ -322,12 +338,12 @@ def _own_method(policy: Policy | str) -> str | None:
     return getattr(policy, "method", None)
 
 
-def _plot(path: Path, results: _Results, *, pair: str, method: str) -> None:
+def _plot(path: Path, results: _Results, *, pair: str) -> None:
     from ..plots import quality_plot
 
     by_name = {summary.policy: summary for summary in results.summaries}
     in_sweep = {run.policy for runs in results.sweeps.values() for run in runs}
-    single = {run.policy: [by_name[run.policy]] for run in results.runs if run.policy not in in_sweep}
+    single = {results.label(run.policy): [by_name[run.policy]] for run in results.runs if run.policy not in in_sweep}
     curves = {name: [by_name[run.policy] for run in runs] for name, runs in results.sweeps.items()}
     # What the slow model wrote means the same for every method; escalations do not.
     quality_plot(
@@ -336,7 +352,7 @@ def _plot(path: Path, results: _Results, *, pair: str, method: str) -> None:
         rate="slow_token_share",
         title="Quality against the slow model's share",
         pair=pair,
-        method=method,
+        method=results.method,
     )
     say(f"Plot written to {path}")
 
@@ -397,7 +413,7 @@ def _show(head: dict[str, Any], results: _Results) -> None:
     console.print(
         Text(
             f"{head['n']} problems ({head['problems']}); {head['pair']['fast']} + {head['pair']['slow']}; "
-            f"method {head['method']}",
+            f"method {results.method}",
             style="bold",
         )
     )
@@ -408,13 +424,13 @@ def _show(head: dict[str, Any], results: _Results) -> None:
         table.add_column(heading, justify="right", min_width=9, no_wrap=True)
     table.add_row(*_row(fast, alone=True), end_section=True)
     for number, summary in enumerate(policies, 1):
-        table.add_row(*_row(summary), end_section=number == len(policies))
+        table.add_row(*_row(summary, results.label(summary.policy)), end_section=number == len(policies))
     table.add_row(*_row(slow, alone=True))
     console.print(table)
     console.print(Text(_legend(head, slow), style="dim"))
     if results.recovery and slow.recovered_gap.value is not None:
         console.print(_recovery_table(results))
-    if head["method"] != "replace":
+    if results.method != "replace":
         console.print(_drafts_table(results))
     if note := _gap_note(slow):
         console.print(Text(note, style="yellow"))
@@ -459,11 +475,11 @@ def _legend(head: dict[str, Any], slow: ev.Summary) -> str:
     )
 
 
-def _row(summary: ev.Summary, *, alone: bool = False) -> list[str | Text]:
+def _row(summary: ev.Summary, label: str | None = None, *, alone: bool = False) -> list[str | Text]:
     rates = ("escalation_rate", "slow_token_share", "slow_position_share", "slow_forwards_relative")
     recovered = Text("") if alone else _cell(summary.recovered_gap)
     return [
-        Text(folded(summary.policy)),
+        Text(folded(label or summary.policy)),
         _cell(summary.accuracy),
         recovered,
         *(_cell(getattr(summary, rate)) for rate in rates),

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..policies import load_policy
+from ..policy import REST
 from . import options as o
 from .terminal import out, write_json
 
@@ -20,6 +21,13 @@ app = typer.Typer(no_args_is_help=True, help="Look at policy files.")
 @app.callback()
 def _group() -> None:
     """Look at policy files."""
+
+
+def _extent(tokens: int) -> str:
+    """How much the slow model then writes."""
+    if tokens == REST:
+        return "the rest of the answer at once"
+    return f"{tokens} token{'s' * (tokens != 1)} at a time"
 
 
 @app.command()
@@ -48,7 +56,7 @@ def show(
         "pair": f"{card.pair.fast} + {card.pair.slow}",
         "vocabulary": card.pair.vocabulary,
         "made": f"{card.created or 'on an unknown day'}, seed {card.seed}, format {card.format}",
-        "escalates": f"where the score is above {policy.threshold:.6g}, {policy.extent} token(s) at a time{held}",
+        "escalates": f"where the score is above {policy.threshold:.6g}, {_extent(policy.extent)}{held}",
         "score": f"{policy.scorer.name}, predicts {card.label}",
         "signals": ", ".join(card.signals),
         "prompts": ", ".join(f"{count} {split}" for split, count in card.splits.items()),
