@@ -1,6 +1,8 @@
 """Write the figures in the README and the model card from measured results; ``--check`` only compares.
 
-python benchmarks/readme.py [--check]
+``--run`` also runs the README's first lines, and shows below them what they print.
+
+python benchmarks/readme.py [--check | --run]
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -344,13 +348,24 @@ def filled(path: Path, text: str) -> str:
     return text
 
 
+def with_output(text: str) -> str:
+    """The README with what its first lines print (``tests/test_shown.py`` compares it, times aside)."""
+    shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    assert shown is not None
+    done = subprocess.run([sys.executable, "-c", shown[1]], capture_output=True, text=True, check=True)
+    return text[: shown.start(2)] + done.stdout.strip("\n") + "\n" + text[shown.end(2) :]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a figure differs from the results")
+    parser.add_argument("--run", action="store_true", help="also run the README's first lines and show their output")
     args = parser.parse_args()
     for path in {where for where, _ in BLOCKS.values()}:
         before = path.read_text()
         after = filled(path, before)
+        if args.run and path == README:
+            after = with_output(after)
         if args.check and before != after:
             raise SystemExit(f"the figures in {path.name} are not the measured ones: run benchmarks/readme.py")
         if not args.check:

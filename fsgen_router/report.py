@@ -6,12 +6,11 @@ the slow model reads of the fast one's text is in its positions, FLOPs, seconds 
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any, Literal
 
@@ -21,12 +20,15 @@ from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
+from .json_forms import ComparisonJson, FsgenJson, ReportJson, dumps
 from .records import Generation, ModelCard, ModelUsage, Prices, Usage
 
 FSGEN_RATE = 0.2
 FSGEN_SOURCE = "arXiv 2406.12295"
 COLUMNS, MAX_COLUMNS = 80, 100
 """How wide a report is where there is no terminal, and at most: longer lines are hard to read."""
+_AUDIT = "Router(audit=1.0), or --audit 1 on the command line, has the slow model read every answer afterwards"
+_NO_AUDIT = "the slow model gives text and no logits, so its choices cannot be compared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,14 @@ class Comparison:
         """Whether routing cost more, by as much as is shown (a tenth of a percent)."""
         return self.saving is not None and round(self.saving, 3) < 0
 
+    def to_dict(self) -> ComparisonJson:
+        return {
+            "routed": self.routed,
+            "slow_only": self.slow_only,
+            "baseline": self.baseline,
+            "saving": self.saving,
+        }
+
 
 def flops(usage: ModelUsage, n_params: int | None) -> float | None:
     """2 x parameters x positions read: a forward's multiply-adds per token; None where the size is unknown.
@@ -70,7 +80,7 @@ def cost_usd(usage: ModelUsage, *, written: int, calls: int, prices: Prices) -> 
     return (usage.cached * cached + read * prices.input + written * prices.output) / 1e6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """The report of one answer. ``str()`` is text for a terminal, ``to_dict()`` is for JSON."""
 
@@ -92,6 +102,12 @@ class Report:
     fast_step_seconds: float | None = None
     """Measured time of one model's step of one token (median), where any was seen; the slow one's alike."""
     slow_step_seconds: float | None = None
+    auditable: bool = True
+    """Whether the slow model gives rows, from which an audit learns its choices; an endpoint gives text."""
+
+    def __repr__(self) -> str:
+        steps = f"{self.slow_forwards.routed} slow steps, alone {self.slow_forwards.slow_only}"
+        return f"Report({self.policy!r}, {self.method!r}, {self.usage.tokens} tokens, {steps})"
 
     @property
     def losses(self) -> dict[str, str]:
@@ -159,7 +175,7 @@ class Report:
         )
 
     @property
-    def fsgen(self) -> dict[str, Any]:
+    def fsgen(self) -> FsgenJson:
         """FS-GEN's finding beside the rate that compares to it, and what each of them is."""
         own = self.usage.disagreement_rate
         note = (
@@ -168,16 +184,15 @@ class Report:
             "or slow_token_share."
         )
         if own is None:
-            note += " This answer's is unknown: audit it (audit=1.0) to see it."
+            note += f" This answer's is unknown: {_AUDIT if self.auditable else _NO_AUDIT}."
         return {"published_rate": FSGEN_RATE, "disagreement_rate": own, "source": FSGEN_SOURCE, "note": note}
 
-    def to_dict(self) -> dict[str, Any]:
-        compared = {}
-        for name in ("slow_forwards", "seconds", "flops", "money_usd"):
-            comparison: Comparison = getattr(self, name)
-            compared[name] = asdict(comparison) | {"saving": comparison.saving}
+    def to_dict(self) -> ReportJson:
         return {
-            **compared,
+            "slow_forwards": self.slow_forwards.to_dict(),
+            "seconds": self.seconds.to_dict(),
+            "flops": self.flops.to_dict(),
+            "money_usd": self.money_usd.to_dict(),
             "usage": self.usage.to_dict(),
             "losses": self.losses,
             "fsgen": self.fsgen,
@@ -190,7 +205,7 @@ class Report:
         }
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict())
+        return dumps(self.to_dict())
 
     def __str__(self) -> str:
         out = StringIO()
@@ -248,13 +263,18 @@ class Report:
             ("escalation_rate", f"{usage.escalations:,} escalations in {usage.decisions:,} decisions"),
             ("slow_token_share", written),
             ("slow_position_share", f"it read {usage.slow_positions:,} tokens, {usage.slow.catchup:,} to catch up"),
-            ("disagreement_rate", "where the greedy choices differ (FS-GEN's CoF)"),
+            ("disagreement_rate", self._disagreement()),
         ):
             table.add_row(name, _show(getattr(usage, name), _percent), meaning)
         for name, count, meaning in self._counts():
             if count:
                 table.add_row(name, f"{count:,}", meaning)
         return table
+
+    def _disagreement(self) -> str:
+        if self.usage.disagreement_rate is not None:
+            return "where the greedy choices differ (FS-GEN's CoF)"
+        return f"needs {'an audit' if self.auditable else 'logits'}: how often greedy choices differ"
 
     def _counts(self) -> tuple[tuple[str, int, str], ...]:
         usage = self.usage
@@ -340,6 +360,7 @@ def make_report(answer: Generation) -> Report:
         alone=alone,
         fast_step_seconds=fast.step_seconds if fast else None,
         slow_step_seconds=slow.step_seconds if slow else None,
+        auditable=slow is None or slow.gives_rows,
     )
 
 

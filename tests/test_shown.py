@@ -202,7 +202,8 @@ def test_the_readme_shows_what_its_first_lines_print() -> None:
         [sys.executable, "-c", first[1]], capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=True
     )
     shown, printed = untimed(first[2]), untimed(done.stdout)
-    assert shown == printed, "\n".join(difflib.unified_diff(shown, printed, lineterm=""))
+    difference = "\n".join(difflib.unified_diff(shown, printed, lineterm=""))
+    assert shown == printed, f"python benchmarks/readme.py --run writes it anew:\n{difference}"
     assert max(map(len, first[2].splitlines()[1:])) <= 80
 
 

@@ -124,7 +124,7 @@ def _run(router: Router, item: Item, request: dict[str, Any]) -> _Case:
 def total_report(answers: Sequence[Generation]) -> Report:
     """One report over several answers with measured baselines: sums, and rates of the sums."""
     reports = [answer.report() for answer in answers]
-    totals = {
+    totals: dict[str, Any] = {
         name: _sum([getattr(report, name) for report in reports])
         for name in ("slow_forwards", "seconds", "flops", "money_usd")
     }
@@ -143,6 +143,7 @@ def total_report(answers: Sequence[Generation]) -> Report:
         alone=_sum_alone([report.alone for report in reports]),
         fast_step_seconds=reports[-1].fast_step_seconds,  # over all of a Router's requests so far
         slow_step_seconds=reports[-1].slow_step_seconds,
+        auditable=all(report.auditable for report in reports),
     )
 
 

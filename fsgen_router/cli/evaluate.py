@@ -299,7 +299,7 @@ def _run(
         methods: dict[str, str] = {}
 
         def run(policy: Policy | str | None) -> ev.Run:
-            routed = router if policy is None else router.with_policy(policy, method=method or _own_method(policy))
+            routed = router if policy is None else router.with_policy(policy, method=method)
             progress.begin(routed.policy.name)
             done = ev.run_items(routed, items, on_answer=advance, concurrency=concurrency, **request)
             methods[done.policy] = routed.method.name
@@ -331,11 +331,6 @@ def _run(
             },
             methods,
         )
-
-
-def _own_method(policy: Policy | str) -> str | None:
-    """The method that a policy was calibrated with, where it knows one."""
-    return getattr(policy, "method", None)
 
 
 def _plot(path: Path, results: _Results, *, pair: str) -> None:
