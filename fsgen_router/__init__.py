@@ -31,9 +31,10 @@ from .errors import (
 )
 from .policy import REST, Context, Decision, Ledger, Policy
 from .reading import Mask
-from .records import Finished, Generation, Prices, Span, TextDelta, Token, Usage
+from .records import Finished, Generation, Prices, ReasoningDelta, Span, TextDelta, Token, Usage
 from .router import Router, SmallExtentWarning
 from .signals import Signals
+from .text_models import WrappedPromptWarning
 
 __all__ = [
     "REST",
@@ -60,6 +61,7 @@ __all__ = [
     "Prices",
     "PromptTooLong",
     "QueueFull",
+    "ReasoningDelta",
     "RequestOptions",
     "Router",
     "RouterClosed",
@@ -70,5 +72,6 @@ __all__ = [
     "Token",
     "Usage",
     "VocabularyMismatch",
+    "WrappedPromptWarning",
     "__version__",
 ]

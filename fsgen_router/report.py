@@ -74,6 +74,8 @@ class Report:
     """Emitted tokens of the fast model's that the slow one judged, and that stand."""
     guarantee: str | None = None
     """Whether a policy's certificate holds: see :attr:`~fsgen_router.Generation.guarantee`."""
+    advice: str | None = None
+    """What to do where the default policy never asked the slow model."""
 
     @property
     def fsgen(self) -> dict[str, Any]:
@@ -103,6 +105,7 @@ class Report:
             "degraded": self.degraded,
             "verified_tokens": self.verified_tokens,
             "guarantee": self.guarantee,
+            "advice": self.advice,
         }
 
     def to_json(self) -> str:
@@ -119,6 +122,8 @@ class Report:
         if self.guarantee is not None:
             yield Text(f"Guarantee of the policy: {self.guarantee}.")
         yield Text(self.fsgen["note"], style="dim")
+        if self.advice is not None:
+            yield Text(self.advice, style="bold")
         if self.degraded:
             yield Text(f"Degraded: the slow model was given up ({self.degraded}).", style="bold red")
 
@@ -171,6 +176,7 @@ class Report:
         usage = self.usage
         return (
             ("round trips", usage.round_trips, "calls that the endpoint answered"),
+            ("reasoning tokens", usage.reasoning_tokens, "written and billed, but no part of the answer"),
             ("corrections", usage.corrections, "drafts replaced by the slow model's token"),
             ("verified tokens", self.verified_tokens, "drafts that it judged and let stand"),
             ("bonus tokens", usage.bonus_tokens, "its own, behind drafts that it let stand"),
@@ -190,7 +196,8 @@ def make_report(answer: Generation) -> Report:
     measured steps of one token, and would read the same positions once.
     """
     usage, fast, slow = answer.usage, answer.models.get("fast"), answer.models.get("slow")
-    measured = answer.baseline.usage if answer.baseline else None
+    # A baseline that the slow model did not bring to its end measures nothing.
+    measured = answer.baseline.usage if answer.baseline and answer.baseline.degraded is None else None
     kind: Literal["measured", "estimated"] = "measured" if measured else "estimated"
     # A baseline's only model is in its "fast" seat (it is the same engine, never escalating), or was
     # handed everything over.
@@ -212,6 +219,23 @@ def make_report(answer: Generation) -> Report:
         degraded=answer.degraded,
         verified_tokens=sum(token.verified for token in answer.tokens),
         guarantee=answer.guarantee,
+        advice=_advice(answer),
+    )
+
+
+def _advice(answer: Generation) -> str | None:
+    """How to have the slow model asked, where the default policy did not."""
+    if not answer.default_policy or answer.usage.escalations:
+        return None
+    scores = [(t.decision.score, t.decision.threshold) for t in answer.tokens if t.decision is not None]
+    score, threshold = max(((s, t) for s, t in scores if s is not None and t is not None), default=(0.0, 0.0))
+    sooner = ""
+    if score >= 0.01:  # a threshold below the highest score of this answer
+        name = answer.policy.replace(f">{threshold:g}", f">{0.9 * score:.2g}")
+        sooner = f'policy="{name}" asks sooner, ' if name != answer.policy else ""
+    return (
+        f"The default policy ({answer.policy}) handed nothing over: the highest score of this answer was {score:.2g}. "
+        f'Name a policy to have the slow model asked: {sooner}policy="always,span=rest" asks for everything.'
     )
 
 

@@ -26,7 +26,7 @@ from .models import Work
 from .options import checked
 from .policy import REST, Ledger, Policy
 from .reading import Read, hashed_uniform
-from .records import Finished, Generation, ModelCard, Prices, Role, StreamEvent, TextDelta
+from .records import Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
 from .resolve import make_model
 from .slots import Slots
 from .text_models import reads_tokens
@@ -185,8 +185,10 @@ class Router:
             learned_with: str | None = getattr(policy, "method", None)
             method = make_method(learned_with or (Replace() if self._local_slow is None else Verify()))
         self.method = method
+        chosen: Policy | None = None
         if self._local_slow is None:
-            policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
+            if policy is None:
+                policy = chosen = Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
             if self.method.rule is not None:
                 raise ConfigurationError(
                     f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {self.method.name}",
@@ -198,6 +200,7 @@ class Router:
         else:
             policy = policy or make_policy(DEFAULT_POLICY)
         self.policy = check_pair(policy, self.fast, self.slow, method=method)
+        self._default_remote = None if chosen is None else self.policy
 
     # --- what users call ---
 
@@ -209,7 +212,10 @@ class Router:
         return _last(self.stream(prompt, **options))
 
     def stream(self, prompt: str, **options: Any) -> Iterator[StreamEvent]:
-        """Like :meth:`complete`, as :class:`TextDelta` events and one :class:`Finished`."""
+        """Like :meth:`complete`, as :class:`TextDelta` events and one :class:`Finished`.
+
+        An endpoint that shows what it thinks adds :class:`ReasoningDelta` events.
+        """
         return self._stream(TextPrompt(prompt=require_text(prompt)), options)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
@@ -353,8 +359,9 @@ class Router:
         from .policies import Always, Never
 
         local = self._local_slow
+        request = self._request(text, {"fast": prompts["slow" if local else "fast"]}, options)
         return Engine(
-            self._request(text, {"fast": prompts["slow" if local else "fast"]}, options),
+            replace(request, alone=True),
             policy=Never() if local else Always(REST),
             method=Replace(),
             vocabulary=self._vocabulary,
@@ -405,7 +412,7 @@ class Router:
 
     def _run(self, engine: Engine, alone: Engine | None) -> Iterator[StreamEvent]:
         for emit in (self._live if self._batching else self._inline)(engine, alone):
-            yield TextDelta(emit.text, emit.token)
+            yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 
     def _inline(self, engine: Engine, alone: Engine | None) -> Iterator[Emit]:
@@ -469,7 +476,7 @@ class Router:
         # Closed with this coroutine, also when it is given up half-way.
         async with aclosing(self._begin(drivers.arun_live, engine, alone)) as emits:
             async for emit in emits:
-                yield TextDelta(emit.text, emit.token)
+                yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 
     def _conclude(self, engine: Engine, alone: Engine | None) -> Generation:
@@ -483,6 +490,7 @@ class Router:
         answer = replace(
             engine.generation,
             baseline=baseline,
+            default_policy=self._is_default(engine.policy),
             guarantee=_guarantee(engine, self.ledger),
             models={"fast": self._card("fast", None), "slow": self._card("slow", self.prices)},
         )
@@ -494,7 +502,20 @@ class Router:
             finish_reason=answer.finish_reason,
             degraded=answer.degraded,
         )
+        for generation in (answer, baseline):
+            if generation is not None and generation.degraded is not None:
+                log.warning("degraded", model=self.slow.name, reason=generation.degraded)
         return answer
+
+    def _is_default(self, policy: Policy) -> bool:
+        """Whether a request's policy was this Router's own choice for an endpoint, and no cap forbade it to act."""
+        from .policies import Capped
+
+        while policy is not self._default_remote and isinstance(policy, Capped):
+            if 0 in (policy.max_calls, policy.max_tokens):
+                return False
+            policy = policy.inner
+        return policy is self._default_remote
 
     def _card(self, role: Role, prices: Prices | None) -> ModelCard:
         steps = self._steps[role]
@@ -507,6 +528,10 @@ def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
         return tokenizer.encode(text.prompt, add_bos=True)
     assert text.messages is not None
     return tokenizer.encode_chat(text.messages)
+
+
+def _event(emit: Emit) -> StreamEvent:
+    return ReasoningDelta(emit.reasoning) if emit.reasoning else TextDelta(emit.text, emit.token)
 
 
 class _Vocabulary:

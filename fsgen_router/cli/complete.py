@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidRequest
-from ..records import Finished, Generation
+from ..records import Finished, Generation, TextDelta
 from . import options as o
 from .terminal import err, read_prompt, say, write, write_json
 from .tokens import token_records
@@ -89,7 +89,7 @@ def complete(
             for event in events:
                 if isinstance(event, Finished):
                     answer = event.generation
-                elif event.text and not as_json:
+                elif isinstance(event, TextDelta) and event.text and not as_json:
                     write(event.text)
                     ends_line = event.text.endswith("\n")
         finally:
@@ -111,6 +111,7 @@ def answer_record(answer: Generation) -> dict[str, Any]:
     """An answer for JSON, without its tokens."""
     return {
         "text": answer.text,
+        "reasoning": answer.reasoning,
         "finish_reason": answer.finish_reason,
         "seed": answer.seed,
         "policy": answer.policy,

@@ -139,6 +139,7 @@ def total_report(answers: Sequence[Generation]) -> Report:
         degraded=degraded[0] if degraded else None,
         verified_tokens=sum(report.verified_tokens for report in reports),
         guarantee=next((claim for claim in claims if claim != "certified"), claims[0]),
+        advice=reports[0].advice if all(report.advice for report in reports) else None,
     )
 
 
