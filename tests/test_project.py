@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import fsgen_router
-from fsgen_router import errors, policies
+from fsgen_router import errors, logs, policies
 from fsgen_router.config import RequestOptions
 
 ROOT = Path(__file__).parent.parent
@@ -28,8 +28,9 @@ EXPORTS = {
     "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
     "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
     "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices",
-    "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
-    "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
+    "PromptTooLong", "QueueFull", "ReasoningDelta", "RequestOptions", "Router", "RouterClosed", "Signals",
+    "SmallExtentWarning", "Span",
+    "TextDelta", "Token", "Usage", "VocabularyMismatch", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
@@ -87,6 +88,52 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
         if inspect.isclass(thing) and issubclass(thing, Exception)
     }
     assert drawn == real
+
+
+# --- log events ----------------------------------------------------------------------------------
+
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+
+
+def events_of(source: str) -> set[str]:
+    """The names of the events that a module can log: by ``log``, or by a method of it that has a name of its own."""
+    tree = ast.parse(source)
+
+    def is_log(node: ast.AST) -> bool:
+        return (
+            isinstance(node, ast.Attribute)
+            and node.attr in LEVELS
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "log"
+        )
+
+    named = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and any(map(is_log, ast.walk(node.value)))
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and (is_log(node.func) or (isinstance(node.func, ast.Name) and node.func.id in named))
+    ]
+    assert all(isinstance(call.args[0], ast.Constant) for call in calls), "an event without a name of its own"
+    return {call.args[0].value for call in calls}
+
+
+def test_log_events_are_the_documented_ones() -> None:
+    """Each that the code can log is documented, and each that is documented can be logged."""
+    assert events_of("log.info('a', b=1)\nlevel = log.warning if x else log.info\nlevel('c')\nother.info('d')") == {
+        "a",
+        "c",
+    }
+    logged = set().union(*(events_of(path.read_text()) for path in SOURCES))
+    sentence = re.search(r"Events: (.*?)\.\n", logs.__doc__ or "", re.DOTALL)
+    assert sentence
+    assert set(re.findall(r"``(\w+)``", sentence[1])) == logged
 
 
 # --- layering ------------------------------------------------------------------------------------
