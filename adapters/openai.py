@@ -14,7 +14,6 @@ import os
 import re
 import socket
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -28,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from fsgen_router.adapters.streaming import Call, Channel, Patience, ThinkBlock, Unrepeat, late
 from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
-from fsgen_router.logs import log
+from fsgen_router.logs import log, warn
 from fsgen_router.options import checked
 from fsgen_router.reading import Warp
 from fsgen_router.text_models import (
@@ -867,12 +866,12 @@ class OpenAIModel:
         return False
 
     def _warn_of_wrapping(self) -> None:
-        log.warning("prompts_wrapped", model=self.name)
-        warnings.warn(
+        warn(
+            WrappedPromptWarning,
             f"{self.name} puts raw prompts into its chat template, and answers them where it should go on with them: "
             "they are sent as a user's message from now on. Use chat(), or api=completions to send them as they are",
-            WrappedPromptWarning,
-            stacklevel=2,
+            event="prompts_wrapped",
+            model=self.name,
         )
 
     def _prompt_tokens(

@@ -35,7 +35,7 @@ from fsgen_router.text_models import (
     TextEnd,
     TextEvent,
 )
-from fsgen_router.tokenizer import Message
+from fsgen_router.tokenizer import Turn
 from fsgen_router.waiting import holding
 
 Script = Callable[[Sequence[int]], Floats]
@@ -76,7 +76,7 @@ class ScriptedTokenizer:
                 raise InvalidRequest(f"the scripted vocabulary has no piece for {data[at : at + 1]!r}")
         return ids
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Turn]) -> list[int]:
         return [token for m in messages for token in self.encode(m["content"], add_bos=False)]
 
 

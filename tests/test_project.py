@@ -25,12 +25,13 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 # --- exports -------------------------------------------------------------------------------------
 
 EXPORTS = {
-    "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
-    "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
-    "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices",
-    "PromptTooLong", "QueueFull", "ReasoningDelta", "RequestOptions", "Router", "RouterClosed", "Signals",
-    "SmallExtentWarning", "Span",
-    "TextDelta", "Token", "Usage", "VocabularyMismatch", "WrappedPromptWarning", "__version__",
+    "REST", "BackendError", "CalibrationError", "CheckerFailed", "Comparison", "ConfigurationError", "Constraint",
+    "Context", "Decision", "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "Message",
+    "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence",
+    "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull",
+    "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "Router", "RouterClosed", "Signals",
+    "SmallExtentWarning", "Span", "StreamEvent", "TextDelta", "TextPart", "Token", "Usage", "VocabularyMismatch",
+    "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
@@ -39,10 +40,10 @@ POLICY_EXPORTS = {
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
-    "max_slow_calls", "max_slow_tokens", "baseline",
+    "max_slow_calls", "max_slow_tokens", "baseline", "policy", "method", "request_id",
 }  # fmt: skip
 ROUTER = {
-    "acomplete", "achat", "astream", "astream_chat", "chat", "close", "complete", "measure_steps", "stream",
+    "achat", "aclose", "acomplete", "astream", "astream_chat", "chat", "close", "complete", "measure_steps", "stream",
     "stream_chat", "with_policy",
 }  # fmt: skip
 
@@ -92,11 +93,11 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 
 # --- log events ----------------------------------------------------------------------------------
 
-LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+LEVELS = {"info", "warning"}
 
 
 def events_of(source: str) -> set[str]:
-    """The names of the events that a module can log: by ``log``, or by a method of it that has a name of its own."""
+    """The names of the events that a module can log: by ``log``, by a method of it that got a name, or by ``warn``."""
     tree = ast.parse(source)
 
     def is_log(node: ast.AST) -> bool:
@@ -107,30 +108,31 @@ def events_of(source: str) -> set[str]:
             and node.value.id == "log"
         )
 
-    named = {
+    methods = {
         target.id
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign) and any(map(is_log, ast.walk(node.value)))
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    calls = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and (is_log(node.func) or (isinstance(node.func, ast.Name) and node.func.id in named))
-    ]
-    assert all(isinstance(call.args[0], ast.Constant) for call in calls), "an event without a name of its own"
-    return {call.args[0].value for call in calls}
+    names: list[ast.expr] = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.id if isinstance(node.func, ast.Name) else None
+        if is_log(node.func) or name in methods:
+            names.append(node.args[0])
+        elif name == "warn":
+            names += [keyword.value for keyword in node.keywords if keyword.arg == "event"]
+    assert all(isinstance(name, ast.Constant) for name in names), "an event without a name of its own"
+    return {name.value for name in names}
 
 
 def test_log_events_are_the_documented_ones() -> None:
     """Each that the code can log is documented, and each that is documented can be logged."""
-    assert events_of("log.info('a', b=1)\nlevel = log.warning if x else log.info\nlevel('c')\nother.info('d')") == {
-        "a",
-        "c",
-    }
-    logged = set().union(*(events_of(path.read_text()) for path in SOURCES))
+    lines = ("log.info('a', b=1)", "level = log.warning if x else log.info", "level('c')", "other.info('d')")
+    assert events_of("\n".join([*lines, "warn(W, 'e', event='f')"])) == {"a", "c", "f"}
+    logged = set().union(*(events_of(path.read_text()) for path in SOURCES if path.name != "logs.py"))
     sentence = re.search(r"Events: (.*?)\.\n", logs.__doc__ or "", re.DOTALL)
     assert sentence
     assert set(re.findall(r"``(\w+)``", sentence[1])) == logged
@@ -140,9 +142,10 @@ def test_log_events_are_the_documented_ones() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "logs", "options", "waiting", "acceptance", "reading", "tokenizer", "signals", "policy",
-    "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config", "adapters",
-    "policies", "reference", "resolve", "slots", "router", "fsgen_router", "evaluation", "plots", "calibration", "cli",
+    "_version", "errors", "json_forms", "logs", "options", "waiting", "acceptance", "reading", "tokenizer", "signals",
+    "policy", "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config",
+    "adapters", "policies", "reference", "resolve", "slots", "router", "fsgen_router", "evaluation", "plots",
+    "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.
 LOOPS = {("records", "report")}
