@@ -15,7 +15,7 @@ import re
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,14 +23,22 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from fsgen_router.adapters.streaming import Call, Patience, SurrogateJoiner, Unrepeat, late
+from fsgen_router.adapters.streaming import Call, Channel, Patience, ThinkBlock, Unrepeat, late
 from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
-from fsgen_router.logs import log
+from fsgen_router.logs import log, warn
 from fsgen_router.options import checked
 from fsgen_router.reading import Warp
-from fsgen_router.text_models import Continuation, TextCapabilities, TextChunk, TextEnd, TextEvent
+from fsgen_router.text_models import (
+    Continuation,
+    ReasoningChunk,
+    TextCapabilities,
+    TextChunk,
+    TextEnd,
+    TextEvent,
+    WrappedPromptWarning,
+)
 from fsgen_router.tokenizer import require_messages, require_text
 
 try:
@@ -47,6 +55,7 @@ _MAX_BODY_BYTES = 2**23
 _MAX_ERROR_BYTES = 2**14
 _CHARS_PER_TOKEN = 64  # no vocabulary reaches this on average
 _SPARE_CHARS = 1024
+_MAX_REASONING_CHARS = 2**22  # its tokens count against max_tokens at some endpoints only
 _MAX_SEED = 2**31 - 1  # what every endpoint's integer type holds
 
 Messages = list[dict[str, Any]]
@@ -269,8 +278,37 @@ def _cut(response: httpx2.Response) -> None:
 # --- what an endpoint sends ----------------------------------------------------------------------
 
 
+# DeepSeek's, vLLM's older and SGLang's; vLLM's newer, Ollama's, OpenRouter's and Groq's; those of proxies.
+_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
+
+
 class _Delta(BaseModel):
     content: str | None = None
+    refusal: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    thinking: Any = None
+    reasoning_text: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_parts(cls, value: object) -> object:
+        """Content in parts (Mistral's reasoning models) as text and reasoning."""
+        parts = value.get("content") if isinstance(value, dict) else None
+        if not isinstance(parts, list):
+            return value
+        told = {"content": _text_of(parts, "text"), "reasoning": _text_of(parts, "thinking")}
+        return {**value, **told} if isinstance(value, dict) else value
+
+
+def _text_of(parts: object, kind: str) -> str:
+    """The text of the parts of one kind, which may hold parts themselves."""
+    if not isinstance(parts, list):
+        return parts if isinstance(parts, str) else ""
+    inner = (
+        part[kind] for part in parts if isinstance(part, dict) and part.get("type", "text") == kind and kind in part
+    )
+    return "".join(_text_of(item, "text") for item in inner)
 
 
 class _Choice(BaseModel):
@@ -280,11 +318,28 @@ class _Choice(BaseModel):
     finish_reason: str | None = None
 
     @property
-    def words(self) -> str:
-        for part in (self.delta, self.message):
-            if part is not None and part.content:
-                return part.content
-        return self.text or ""
+    def _parts(self) -> dict[str, _Delta]:
+        """``message`` belongs to replies that are not streamed; after a stream of deltas it repeats them."""
+        return {name: part for name in ("delta", "message") if (part := getattr(self, name)) is not None}
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What is said, by the place where it stands."""
+        return {name: part.content or "" for name, part in self._parts.items()} | {"text": self.text or ""}
+
+    @property
+    def reasoning(self) -> dict[str, str]:
+        """What is thought, by the place where it stands."""
+        return {
+            f"{name}.{field}": text
+            for name, part in self._parts.items()
+            for field in _REASONING
+            if isinstance(text := getattr(part, field), str)
+        }
+
+    @property
+    def refusal(self) -> dict[str, str]:
+        return {name: part.refusal for name, part in self._parts.items() if isinstance(part.refusal, str)}
 
 
 class _Reply(BaseModel):
@@ -328,13 +383,21 @@ def _count(usage: object, *path: str) -> int | None:
 
 
 def _text_end(reason: Literal["stop", "length"], usage: object) -> TextEnd:
-    cached = _count(usage, "prompt_tokens_details", "cached_tokens")
-    return TextEnd(
-        reason,
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        cached_tokens=_count(usage, "prompt_cache_hit_tokens") if cached is None else cached,
-        completion_tokens=_count(usage, "completion_tokens"),
-    )
+    prompt, written = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    cached = _first_count(usage, ("prompt_tokens_details", "cached_tokens"), ("prompt_cache_hit_tokens",))
+    thought = _first_count(usage, ("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",))
+    if prompt is not None and written is not None:
+        # Some vendors leave reasoning out of what was written, and count it in the total alone.
+        beyond = (_count(usage, "total_tokens") or 0) - prompt - written
+        if beyond > 0 and beyond == (thought or (0 if beyond == cached else beyond)):
+            written, thought = written + beyond, beyond
+        elif thought is not None and thought > written:
+            written += thought
+    return TextEnd(reason, prompt, cached, written, thought)
+
+
+def _first_count(usage: object, *paths: tuple[str, ...]) -> int | None:
+    return next((count for path in paths if (count := _count(usage, *path)) is not None), None)
 
 
 def _message_in(body: str) -> tuple[str, object, object]:
@@ -361,13 +424,17 @@ class Dialect:
     body: Mapping[str, Any]
 
 
+_NO_OTHER = {"add_generation_prompt": False}
 DIALECTS = (
     # Endpoints either take these (vLLM, SGLang, llama-server, DeepSeek's beta), ignore or refuse them all.
-    Dialect("flags", {"prefix": True}, {"continue_final_message": True, "add_generation_prompt": False}),
+    Dialect("flags", {"prefix": True}, {"continue_final_message": True, **_NO_OTHER}),
     Dialect("last_message", {}, {}),
     Dialect("prefix", {"prefix": True}, {}),  # Mistral, which refuses the flags and an unmarked last message
 )
 _PROBE = {"role": "user", "content": "Write the letter a."}
+_PARTIAL = {"role": "assistant", "content": "a"}
+_BLOCK = "<think>\n\n</think>\n\n"
+_RAW_TOKENS = 2  # that begin and end a text; a chat template adds more
 _CONTINUE = (
     "Your last message was cut off. Continue it exactly where it stops, as if you had never stopped: write only what "
     "comes next, with a space first if a new word begins. Repeat nothing of it, and add no introduction or comment."
@@ -408,6 +475,8 @@ class OpenAIModel:
         self._probing = threading.Lock()
         self._probed = False
         self._dialect: Dialect | None = None
+        self._wrapping: bool | None = None
+        self._probes_streamed: bool | None = None
 
     def __repr__(self) -> str:
         return f"OpenAIModel({self.name!r})"
@@ -422,12 +491,13 @@ class OpenAIModel:
 
     @property
     def capabilities(self) -> TextCapabilities:
-        """``prefill`` of messages, None until a first partial answer is sent. Raw prompts are always continued."""
-        if self.options.api == "completions" or self.options.prefill == "always":
-            return TextCapabilities(prefill=True)
-        if self.options.prefill == "never":
-            return TextCapabilities(prefill=False)
-        return TextCapabilities(prefill=self._dialect is not None if self._probed else None)
+        """``prefill`` of messages and ``raw`` prompts: None until a first partial answer of the kind is sent."""
+        if self.options.api == "completions":
+            return TextCapabilities(prefill=True, raw=True)
+        prefill = {"always": True, "never": False}.get(self.options.prefill)
+        if prefill is None and self._probed:
+            prefill = self._dialect is not None
+        return TextCapabilities(prefill=prefill, raw=None if self._wrapping is None else not self._wrapping)
 
     def count_tokens(self, text: str) -> int:
         """An estimate, a quarter of the bytes: endpoints share no way to count."""
@@ -468,33 +538,35 @@ class OpenAIModel:
     # --- requests ---
 
     def _continue(self, request: Continuation, patience: Patience) -> Generator[TextEvent]:
-        body = {**self.options.extra_body, "stream": True, "stream_options": {"include_usage": True}}
-        body |= self._limits(request) | self._sampling(request.warp, request.seed)
-        unrepeat: Unrepeat | None = None
-        if request.messages is None:
+        body = self._fields(request) | {"stream": True, "stream_options": {"include_usage": True}}
+        body |= self._limits(request)
+        unrepeat = Unrepeat("")
+        think: ThinkBlock | None = None
+        if request.prompt is not None and not self._wraps(request, patience):
             path = "/completions"
             body["prompt"] = f"{request.prompt}{request.answer}"
         else:
             path = "/chat/completions"
-            messages: Messages = [dict(message) for message in request.messages]
+            messages: Messages = [dict(message) for message in request.messages or _as_messages(request.prompt)]
+            continues = False
             if request.answer.strip():
-                dialect = self._find_dialect(patience)
-                unrepeat = _add_answer(messages, body, request.answer, dialect)
+                dialect = self._find_dialect(request, patience)
+                unrepeat, continues = _add_answer(messages, body, request.answer, dialect), dialect is not None
             elif request.answer:
                 unrepeat = Unrepeat(request.answer, minimum=1)  # white space alone is no message
             body["messages"] = messages
+            # Where the last message goes on, no block of reasoning can begin: such tags are a part of its text.
+            think = None if continues else ThinkBlock()
         with closing(self._ask(path, body, patience, lambda reply: self._read(reply, request.max_tokens))) as events:
             for event in events:
                 if patience.ended:
                     raise late(self.name)
-                if unrepeat is None:
-                    yield event
-                    continue
-                text = unrepeat.push(event.text) if isinstance(event, TextChunk) else unrepeat.flush()
-                if text:
-                    yield TextChunk(text)
-                if isinstance(event, TextEnd):
-                    yield event
+                for part in (event,) if think is None else think.push(event):
+                    yield from _unrepeated(part, unrepeat)
+
+    def _fields(self, request: Continuation) -> dict[str, Any]:
+        """What a request and the probes for it say alike."""
+        return {**self.options.extra_body, **self._sampling(request.warp, request.seed)}
 
     def _limits(self, request: Continuation) -> dict[str, Any]:
         max_tokens = request.max_tokens
@@ -599,8 +671,9 @@ class OpenAIModel:
         """Chunks and the end of them, out of an event stream or (some know no streams) a whole reply."""
         finish: str | None = None
         usage: object = None
-        room = max_tokens * _CHARS_PER_TOKEN + _SPARE_CHARS
-        joiner = SurrogateJoiner()
+        room, spare = max_tokens * _CHARS_PER_TOKEN + _SPARE_CHARS, _MAX_REASONING_CHARS
+        words, reasoning, refusal = Channel(), Channel(), Channel()
+        said, refused = False, ""
         replies = self._replies(response)
         while True:
             try:
@@ -613,17 +686,26 @@ class OpenAIModel:
                 break
             usage = reply.usage or usage
             for choice in (reply.choices or ())[:1]:
-                finish = choice.finish_reason or finish
-                text = joiner.push(choice.words)
-                room -= len(text)
-                if room < 0:
+                finish, last = choice.finish_reason or finish, bool(choice.finish_reason)
+                thought, text = reasoning.push(choice.reasoning, last=last), words.push(choice.words, last=last)
+                refused += refusal.push(choice.refusal, last=last)
+                room, spare = room - len(text), spare - len(thought)
+                if room < 0 or spare < 0:
                     raise EndpointError(
                         f"{self.name} writes on beyond max_tokens={max_tokens}", hint="the endpoint ignores the limit"
                     )
+                said = said or bool(text.strip())
+                if thought:
+                    yield ReasoningChunk(thought)
                 if text:
                     yield TextChunk(text)
-        if tail := joiner.flush():
-            yield TextChunk(tail)
+        if thought := reasoning.flush():
+            yield ReasoningChunk(thought)
+        if text := words.flush():
+            yield TextChunk(text)
+        refused += refusal.flush()
+        if refused and not (said or text):
+            raise EndpointError(f"{self.name} refuses to answer: {self._quoted(refused)}")
         yield self._end(finish, usage)
         next(replies, None)  # what closes the stream, so that the connection can be used again
 
@@ -634,14 +716,13 @@ class OpenAIModel:
                 hint="it sent no finish_reason: was it stopped, or busy with another request?",
                 retryable=True,
             )
-        if finish not in _FINISH:
+        if finish.lower() not in _FINISH:
             raise EndpointError(f"{self.name} ended its answer with {finish!r:.80}", hint=_UNFINISHED.get(finish))
-        return _text_end(_FINISH[finish], usage)
+        return _text_end(_FINISH[finish.lower()], usage)
 
     def _replies(self, response: httpx2.Response) -> Generator[_Reply | None]:
         """Parsed messages; None at ``[DONE]``."""
-        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "application/json":
+        if _kind(response) == "application/json":
             yield self._parse(self._body(response, _MAX_BODY_BYTES))
             return
         response.encoding = "utf-8"  # as event streams are, whatever the header says
@@ -720,53 +801,162 @@ class OpenAIModel:
 
     # --- partial answers ---
 
-    def _find_dialect(self, patience: Patience) -> Dialect | None:
+    def _find_dialect(self, request: Continuation, patience: Patience) -> Dialect | None:
         """How this endpoint continues a partial answer; None where it has to be told to. Found out once."""
         if self.options.prefill == "never":
             return None
         with self._probing:
             if not self._probed:
-                self._dialect = self._probe(patience)
+                self._dialect = self._probe(request, patience)
                 self._probed = True
                 log.info("prefill_probed", model=self.name, dialect=self._dialect.name if self._dialect else None)
             return self._dialect
 
-    def _probe(self, patience: Patience) -> Dialect | None:
+    def _probe(self, request: Continuation, patience: Patience) -> Dialect | None:
         """The first dialect that is not refused, if the endpoint's own count of tokens shows that it works.
 
-        A prompt is counted without and with an assistant's last message of one token. Where that is left
-        open it adds one token; where it is closed and a new one begun, at least two more. At most four
-        tiny requests, of which two write one token.
+        Tiny requests of one token each: two where it does, one more for each dialect that is refused, and a few more
+        where the count leaves a doubt (see :func:`_leaves_open`).
         """
+
+        def count(messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> int | None:
+            return self._prompt_tokens("/chat/completions", {"messages": messages, **extra}, request, patience)
+
         bare = None
         if self.options.prefill == "auto":
-            try:
-                bare = self._prompt_tokens([_PROBE], {}, patience)
-            except EndpointError as error:
-                if not error.bad_request:
-                    raise
+            with suppress(_Refused):
+                bare = count([_PROBE], {})
             if not bare:
                 return None  # it does not say what it counts
         for dialect in DIALECTS:
-            messages = [_PROBE, {"role": "assistant", "content": "a", **dialect.message}]
             try:
-                told = self._prompt_tokens(messages, dialect.body, patience)
-            except EndpointError as error:
-                if not error.bad_request:
-                    raise
+                told = count([_PROBE, {**_PARTIAL, **dialect.message}], dialect.body)
+            except _Refused:
                 continue
-            return dialect if bare is None or (told is not None and told <= bare + 1) else None
+            if bare is None:
+                return dialect
+            return dialect if told is not None and _leaves_open(dialect, bare, told, count) else None
         if self.options.prefill == "always":
             raise EndpointError(f"{self.name} refuses partial answers in every form", hint="leave out prefill=always")
         return None
 
-    def _prompt_tokens(self, messages: Messages, extra: Mapping[str, Any], patience: Patience) -> int | None:
-        body = {"messages": messages, "max_tokens": 1, **extra}
-        with closing(self._ask("/chat/completions", body, patience, self._whole)) as replies:
-            return _count(next(replies).usage, "prompt_tokens")
+    def _wraps(self, request: Continuation, patience: Patience) -> bool:
+        """Whether this endpoint puts raw prompts into a chat template. Found out once, at the first partial answer."""
+        if self.options.api == "completions" or not request.answer.strip():
+            return bool(self._wrapping)
+        with self._probing:
+            if self._wrapping is None:
+                self._wrapping = self._probe_raw(request, patience)
+                log.info("completions_probed", model=self.name, wrapped=self._wrapping)
+                if self._wrapping:
+                    self._warn_of_wrapping()
+            return self._wrapping
 
-    def _whole(self, response: httpx2.Response) -> Iterator[_Reply]:
-        yield self._parse(self._body(response, _MAX_BODY_BYTES))
+    def _probe_raw(self, request: Continuation, patience: Patience) -> bool:
+        """By the endpoint's own count: a prompt of one word has its tokens, and those that begin and end a text."""
+
+        def count(prompt: str) -> int:
+            return self._prompt_tokens("/completions", {"prompt": prompt}, request, patience) or 0
+
+        with suppress(_Refused):  # the real request will say why
+            beside = (one := count("a")) - 1
+            if beside > _RAW_TOKENS:  # or its vocabulary has no such word
+                beside = one - max((count("a a a") - one) // 2, 1)
+            return beside > _RAW_TOKENS
+        return False
+
+    def _warn_of_wrapping(self) -> None:
+        warn(
+            WrappedPromptWarning,
+            f"{self.name} puts raw prompts into its chat template, and answers them where it should go on with them: "
+            "they are sent as a user's message from now on. Use chat(), or api=completions to send them as they are",
+            event="prompts_wrapped",
+            model=self.name,
+        )
+
+    def _prompt_tokens(
+        self, path: str, body: Mapping[str, Any], request: Continuation, patience: Patience
+    ) -> int | None:
+        """Tokens of a prompt, as the endpoint counts them; None where it does not say.
+
+        The request is as the real one, but for one token and in one piece, where that is not refused: not all
+        count in a stream. Raises :class:`_Refused`.
+        """
+        sent = self._fields(request) | {"max_tokens": 1, **body}
+        for streamed in (False, True) if self._probes_streamed is None else (self._probes_streamed,):
+            streaming = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+            try:
+                with closing(self._ask(path, sent | streaming, patience, self._usage)) as usages:
+                    usage = next(usages)
+            except EndpointError as error:
+                if not error.bad_request:
+                    raise
+                continue
+            self._probes_streamed = streamed
+            return _count(usage, "prompt_tokens")
+        raise _Refused
+
+    def _usage(self, response: httpx2.Response) -> Iterator[object]:
+        if _kind(response) != "text/event-stream":
+            yield self._parse(self._body(response, _MAX_BODY_BYTES)).usage
+            return
+        usage = None
+        for reply in self._replies(response):
+            usage = (reply and reply.usage) or usage
+        yield usage
+
+
+class _Refused(Exception):
+    """A probe's request was a bad one to the endpoint."""
+
+
+def _kind(response: httpx2.Response) -> str:
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _leaves_open(
+    dialect: Dialect,
+    bare: int,
+    told: int,
+    count: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], int | None],
+) -> bool:
+    """Whether a partial answer was left open, which is told from counts of tokens.
+
+    ``bare`` is the count of a user's message, ``told`` of the assistant's one word behind it. Left open, that adds the
+    word, and what a template puts before an assistant's last message alone (an empty block of reasoning).
+    Closed, it adds a whole message, and that, too. In doubt it is closed: nothing is lost by that but fidelity.
+    """
+    beside = told - bare - 1
+    if beside <= 0:
+        return True
+    partial = [_PROBE, _PARTIAL]
+    with suppress(_Refused):
+        longer = count([*partial, {**_PARTIAL, **dialect.message}], dialect.body)
+        whole = (longer or 0) - told - 1  # what begins and ends a message
+        if whole <= 0 or beside == whole:
+            return False
+        if dialect.body:
+            # One field leaves out the beginning of another message, the other one the end of this.
+            ended, closed = count(partial, _NO_OTHER), count(partial, {})
+            if ended is None or closed is None or max(ended, closed) > told:
+                return ended is not None and ended > told
+        return beside == (count([{**_PROBE, "content": _BLOCK + _PROBE["content"]}], {}) or 0) - bare
+    return False
+
+
+def _as_messages(prompt: str | None) -> Messages:
+    return [{"role": "user", "content": prompt or ""}]
+
+
+def _unrepeated(event: TextEvent, unrepeat: Unrepeat) -> Iterator[TextEvent]:
+    if isinstance(event, ReasoningChunk):
+        yield event
+        return
+    text = unrepeat.push(event.text) if isinstance(event, TextChunk) else unrepeat.flush()
+    if text:
+        yield TextChunk(text)
+    if isinstance(event, TextEnd):
+        yield event
 
 
 def _add_answer(messages: Messages, body: dict[str, Any], answer: str, dialect: Dialect | None) -> Unrepeat:

@@ -27,12 +27,19 @@ import numpy as np
 from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.reading import Floats, Read, Row, Scratch, reduce_row
-from fsgen_router.text_models import Continuation, TextCapabilities, TextChunk, TextEnd, TextEvent
+from fsgen_router.text_models import (
+    Continuation,
+    ReasoningChunk,
+    TextCapabilities,
+    TextChunk,
+    TextEnd,
+    TextEvent,
+)
 from fsgen_router.tokenizer import Turn
 from fsgen_router.waiting import holding
 
 Script = Callable[[Sequence[int]], Floats]
-TextScript = Callable[[Continuation], Iterable[str]]
+TextScript = Callable[[Continuation], Iterable[str | ReasoningChunk]]
 
 
 class ScriptedTokenizer:
@@ -162,9 +169,9 @@ class ScriptedModel:
 class ScriptedTextModel:
     """A :class:`~fsgen_router.text_models.TextModel` that streams ``script(request)``.
 
-    A piece counts as a token: of more than ``max_tokens`` the rest is left out, and the stream ends with
-    ``length``. ``requests`` records what was asked, ``closed_early`` how many streams were left. What
-    the script raises is what the endpoint fails with.
+    A piece is text or a :class:`~fsgen_router.text_models.ReasoningChunk`, and counts as a token: of more than
+    ``max_tokens`` the rest is left out, and the stream ends with ``length``. ``requests`` records what was
+    asked, ``closed_early`` how many streams were left. What the script raises is what the endpoint fails with.
     """
 
     def __init__(self, script: TextScript, *, name: str = "scripted-text", n_params: int | None = None) -> None:
@@ -175,18 +182,19 @@ class ScriptedTextModel:
 
     def stream(self, request: Continuation) -> Generator[TextEvent, None, None]:
         self.requests.append(request)
-        written = 0
+        written = thought = 0
         try:
             for piece in self.script(request):
                 if written == request.max_tokens:
-                    yield TextEnd("length", completion_tokens=written)
+                    yield TextEnd("length", completion_tokens=written, reasoning_tokens=thought)
                     return
                 written += 1
-                yield TextChunk(piece)
+                thought += isinstance(piece, ReasoningChunk)
+                yield TextChunk(piece) if isinstance(piece, str) else piece
         except GeneratorExit:
             self.closed_early += 1
             raise
-        yield TextEnd("stop", completion_tokens=written)
+        yield TextEnd("stop", completion_tokens=written, reasoning_tokens=thought)
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from types import TracebackType
+from typing import ClassVar
 
 from fsgen_router.errors import BackendError
-from fsgen_router.text_models import TextChunk, TextEnd, TextEvent
+from fsgen_router.text_models import ReasoningChunk, TextChunk, TextEnd, TextEvent
 
 # --- one call ------------------------------------------------------------------------------------
 
@@ -72,7 +73,7 @@ class Call(Generator[TextEvent, None, None]):
         """The next event, which is waited for until the deadline."""
         if not self._ended:
             item = self._next()
-            if isinstance(item, TextChunk):
+            if isinstance(item, TextChunk | ReasoningChunk):
                 return item
             if isinstance(item, TextEnd):
                 self._ended = True
@@ -146,6 +147,162 @@ class SurrogateJoiner:
 
 def _valid(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+class Increments:
+    """What each piece of a text adds to it, also where an endpoint repeats all that came before in each.
+
+    The first pieces show which: while each goes on from the whole of the one before it they are held back, until
+    that is no chance any more; the first that does not is an addition, and so are all. A text that repeats
+    itself from its beginning ("ha ha ha") is no sign. The piece that comes with the end may repeat the whole
+    in either case.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[str] | None = []
+        """The pieces so far, while both readings are possible; the first of them is out already."""
+        self._repeats = False
+        self._out: list[str] = []
+
+    def push(self, piece: str, *, last: bool = False) -> str:
+        if last and self._is_the_whole(piece):
+            return self._decide(repeats=True) if self._open and len(self._open) > 1 else ""
+        if not piece:
+            return ""
+        if self._open is None:
+            return self._add(piece)
+        self._open.append(piece)
+        if len(self._open) == 1:
+            return self._add(piece)
+        before = self._open[-2]
+        if len(piece) <= len(before) or not piece.startswith(before):
+            return self._decide(repeats=False)
+        return self._decide(repeats=True) if self._says_again(_LIKELY, alone=_SURE) else ""
+
+    def _is_the_whole(self, piece: str) -> bool:
+        whole = self._open[-1] if self._open else "".join(self._out)
+        return piece == whole and _telling(piece) >= _LIKELY
+
+    def flush(self) -> str:
+        """What is still held back at the end."""
+        if not self._open or len(self._open) == 1:
+            return ""
+        return self._decide(repeats=self._says_again(_SOME, alone=_WORD))
+
+    def _says_again(self, least: int, *, alone: int) -> bool:
+        """Whether the last piece repeats the one before it, by its length: of several, or of one ``alone``.
+
+        One counts only where else a word would stand right behind itself.
+        """
+        assert self._open is not None
+        before, several = self._open[-2], len(self._open) > 2
+        behind_itself = before[0].isalnum() and before[-1].isalnum()
+        return _telling(before) >= (least if several else alone) and (several or behind_itself)
+
+    def _decide(self, *, repeats: bool) -> str:
+        assert self._open is not None
+        held, self._open, self._repeats = self._open[1:], None, repeats
+        return "".join(map(self._add, held[-1:] if repeats else held))
+
+    def _add(self, piece: str) -> str:
+        if self._repeats:
+            self._out = ["".join(self._out)]
+            piece = "" if self._out[0].startswith(piece) else piece.removeprefix(self._out[0])
+        self._out.append(piece)
+        return piece
+
+
+_SOME, _WORD, _LIKELY, _SURE = 2, 4, 12, 32  # characters
+
+
+def _telling(text: str) -> int:
+    """The length of a text that could not come from repeating a part of it, else 0."""
+    head = text[:64]
+    periods = range(1, 2 * len(head) // 3 + 1)
+    return 0 if any(head.startswith(head[period:]) for period in periods) else len(text)
+
+
+class Channel:
+    """One text out of a stream whose chunks may name it in several places, as it is added to.
+
+    The place that gives the first of it counts: what another one says is the same again, as in a last chunk
+    with the whole ``message``.
+    """
+
+    def __init__(self) -> None:
+        self._place: str | None = None
+        self._increments, self._joiner = Increments(), SurrogateJoiner()
+
+    def push(self, places: Mapping[str, str], *, last: bool = False) -> str:
+        for place, text in places.items():
+            if text and self._place in (None, place):
+                self._place = place
+                return self._joiner.push(self._increments.push(text, last=last))
+        return ""
+
+    def flush(self) -> str:
+        return self._joiner.push(self._increments.flush()) + self._joiner.flush()
+
+
+class ThinkBlock:
+    """Tells a block of reasoning at the beginning of a message from the text behind it.
+
+    Some servers leave it in the text, between tags. One that is never closed is reasoning to its end. Line
+    breaks behind reasoning belong to the template.
+    """
+
+    TAGS: ClassVar[Mapping[str, str]] = {"<think>": "</think>", "[THINK]": "[/THINK]", "<seed:think>": "</seed:think>"}
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._until: str | None = None
+        """The tag that ends the block, while it is open."""
+        self._begun = self._thought = False
+
+    def push(self, event: TextEvent) -> Iterator[TextEvent]:
+        if isinstance(event, TextChunk):
+            yield from self._text(event.text)
+            return
+        if isinstance(event, ReasoningChunk):
+            self._thought = True
+        elif self._held:
+            yield ReasoningChunk(self._held) if self._until else TextChunk(self._held)
+        yield event
+
+    def _text(self, text: str) -> Iterator[TextEvent]:
+        if self._begun:
+            yield TextChunk(text)
+            return
+        self._held += text
+        while self._until is not None or self._opens():
+            if self._until is None:
+                self._begun, text, self._held = True, self._held, ""
+                yield TextChunk(text)
+                return
+            yield from self._inside(self._until)
+            if self._until is not None:
+                return
+
+    def _opens(self) -> bool:
+        """Whether the beginning is known: that of a block, or that of the text."""
+        if self._thought:
+            self._held = self._held.lstrip("\r\n")
+        head = self._held.lstrip()
+        for tag, end in self.TAGS.items():
+            if head.startswith(tag):
+                self._until, self._held = end, head[len(tag) :]
+                return True
+        return bool(head) and not any(tag.startswith(head) for tag in self.TAGS)
+
+    def _inside(self, end: str) -> Iterator[TextEvent]:
+        reasoning, closed, behind = self._held.partition(end)
+        # The end of what has come may be the beginning of the tag.
+        keep = 0 if closed else next((n for n in range(len(end) - 1, 0, -1) if reasoning.endswith(end[:n])), 0)
+        self._held = behind.lstrip("\r\n") if closed else reasoning[len(reasoning) - keep :]
+        if reasoning := reasoning[: len(reasoning) - keep]:
+            yield ReasoningChunk(reasoning)
+        if closed:
+            self._thought, self._until = True, None
 
 
 class Unrepeat:

@@ -38,10 +38,23 @@ from .errors import (
 )
 from .policy import REST, Context, Decision, Ledger, Policy
 from .reading import Mask
-from .records import Finished, Generation, ModelCard, ModelUsage, Prices, Span, StreamEvent, TextDelta, Token, Usage
+from .records import (
+    Finished,
+    Generation,
+    ModelCard,
+    ModelUsage,
+    Prices,
+    ReasoningDelta,
+    Span,
+    StreamEvent,
+    TextDelta,
+    Token,
+    Usage,
+)
 from .report import Comparison, Report
 from .router import Router, SmallExtentWarning
 from .signals import Signals
+from .text_models import WrappedPromptWarning
 from .tokenizer import Message, TextPart
 
 __all__ = [
@@ -74,6 +87,7 @@ __all__ = [
     "Prices",
     "PromptTooLong",
     "QueueFull",
+    "ReasoningDelta",
     "Report",
     "RequestKeywords",
     "RequestOptions",
@@ -88,5 +102,6 @@ __all__ = [
     "Token",
     "Usage",
     "VocabularyMismatch",
+    "WrappedPromptWarning",
     "__version__",
 ]

@@ -33,7 +33,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from .acceptance import Check
-from .errors import BackendError, ConfigurationError, FsgenError
+from .errors import BackendError, ConfigurationError, FsgenError, RouterClosed
 from .methods import Method
 from .models import Opened, Work
 from .policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, reads_hidden, rewound
@@ -68,10 +68,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """A token stands, and ``text`` may be shown."""
+    """A token stands, and ``text`` may be shown; or the slow model thinks (``reasoning``), which is no text."""
 
     text: str
     token: Token | None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,11 @@ Command: TypeAlias = Start | Emit | Cancel
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a continuation; its job goes on."""
+    """A piece of a continuation, or of the ``reasoning`` before it; its job goes on."""
 
     job: int
     text: str
+    reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,8 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
     audit: bool = False
+    alone: bool = False
+    """The slow model's own answer: where that gives text and fails or says nothing, no other model goes on."""
     max_cached: int | None = None
     """Use no more than this of a prefix that a KV cache still holds; None: all of it."""
 
@@ -237,6 +241,10 @@ class EngineState:
     span_left: int = 0
     """Tokens that the slow model is still to write; above 0, it has the word."""
     span_text: str = ""
+    span_reasoning: str = ""
+    reasoning: list[str] = field(default_factory=list)
+    silences: list[str] = field(default_factory=list)
+    """Of each call of an endpoint that ended without text, why."""
     last_escalation: int = -1
     finish: FinishReason | None = None
     degraded: str | None = None
@@ -253,6 +261,8 @@ class EngineState:
             tokens=list(self.tokens),
             held=list(self.held),
             shown=list(self.shown),
+            reasoning=list(self.reasoning),
+            silences=list(self.silences),
             readers={role: dataclasses.replace(reader) for role, reader in self.readers.items()},
             jobs=dict(self.jobs),
             step_seconds={role: list(times) for role, times in self.step_seconds.items()},
@@ -318,7 +328,7 @@ class Engine:
     def start(self) -> list[Command]:
         """The first commands (of a new engine or of a fork)."""
         state = self.state
-        if not state.span_text:
+        if not (state.span_text or state.span_reasoning):
             return self._next()
         # Forked in the middle of a continuation: what was said stands, and another call says what follows.
         emitted = self._text_stands()
@@ -361,7 +371,7 @@ class Engine:
 
     def _failed(self, role: Role, purpose: Purpose, error: FsgenError) -> list[Command]:
         state, finished = self.state, self.state.finish is not None
-        if role == "fast" and not finished:
+        if not finished and (role == "fast" or isinstance(error, RouterClosed)):
             raise error
         if finished and purpose == "ahead":  # nobody needs what it read, save perhaps an audit, which begins anew
             state.readers[role].seen = 0
@@ -370,14 +380,24 @@ class Engine:
             return self._conclude()
         # The answer is not lost: the fast model goes on alone, and the result says so.
         state.degraded = f"{type(error).__name__}: {error.message}"
-        emitted = self._text_stands() if state.span_text else []
-        waited, state.span_left, state.escalation = state.span_left > 0, 0, None
-        if not waited:  # it was reading ahead
+        emitted = self._text_stands() if state.span_text or state.span_reasoning else []
+        if state.span_left == 0:  # it was reading ahead
+            state.escalation = None
             return emitted
-        if state.proposal is not None and not emitted:
+        return [*emitted, *self._hand_back("stop")]
+
+    def _hand_back(self, finish: FinishReason) -> list[Command]:
+        """The slow model stops in mid-span: the fast one's token stands, if nothing came in its place, and it goes on.
+
+        ``finish`` is how an answer ends that the slow model was to write alone.
+        """
+        state = self.state
+        state.span_left, state.escalation = 0, None
+        if self.request.alone and state.degraded is not None:
+            state.proposal, state.finish = None, state.finish or finish
+        if state.proposal is not None:
             return self._fast_stands(state.proposal)
-        state.proposal = None
-        return [*emitted, *self._release(0), *self._next()]
+        return [*self._release(0), *self._next()]
 
     def _opened(self, role: Role, purpose: Purpose, opened: Opened) -> list[Command]:
         reader = self.state.readers[role]
@@ -567,6 +587,8 @@ class Engine:
         state = self.state
         # An endpoint's JSON may hold half of a surrogate pair, which is no text.
         said = event.text.encode(errors="replace")
+        if event.reasoning:
+            return [self._thought(said.decode())]
         text = state.text.push(said)
         state.span_text += said.decode()
         state.shown.append(text)
@@ -577,13 +599,19 @@ class Engine:
         state.span_left = 0
         return [*emitted, Cancel(event.job), *self._text_stands(), *self._next()]
 
+    def _thought(self, text: str) -> Emit:
+        """Keep what the slow model thinks; the thoughts of two calls are two paragraphs."""
+        state = self.state
+        if state.reasoning and not state.span_reasoning:
+            text = f"\n\n{text}"
+        state.span_reasoning += text
+        state.reasoning.append(text)
+        return Emit("", None, text)
+
     def _text_ended(self, end: TextEnd) -> list[Command]:
         state = self.state
-        if not state.span_text and end.finish_reason == "length" and state.proposal is not None:
-            # It said nothing within its limit, so what the fast model said stands.
-            self._count_call(end, len(state.answer), 0)
-            state.span_left = 0
-            return self._fast_stands(state.proposal)
+        if not (state.span_text if end.finish_reason == "length" else state.span_text.strip()):
+            return self._nothing_said(end)
         emitted = self._text_stands(end)
         if state.finish in (None, "length") and end.finish_reason == "stop":
             # Whole, though it may have more tokens in the fast model's vocabulary than were asked for.
@@ -592,6 +620,24 @@ class Engine:
             state.finish = "length"
         state.span_left = 0
         return [*emitted, *self._next()]
+
+    def _nothing_said(self, end: TextEnd) -> list[Command]:
+        """A continuation without a word ends no answer, whatever it says: the fast model's token stands.
+
+        Nor is it asked for again and again: an endpoint that had nothing to say to the rest, or twice to a
+        span, is given up. Where the fast model was about to end the answer, the two agree.
+        """
+        state = self.state
+        rest = state.escalation is None or state.escalation.extent == REST
+        agreed = end.finish_reason == "stop" and state.proposal is not None and self._ends(state.proposal.row.token)
+        limit, thought = self._limit(), state.usage.reasoning_tokens
+        emitted = self._text_stands(end)
+        thought = state.usage.reasoning_tokens - thought
+        if not agreed:
+            state.silences.append(_why_silent(end, thought, limit))
+            if rest or len(state.silences) >= MAX_SILENT_CALLS:
+                state.degraded = state.silences[-1]
+        return [*emitted, *self._hand_back("eog" if end.finish_reason == "stop" else "length")]
 
     def _text_stands(self, end: TextEnd | None = None) -> list[Command]:
         """The tokens of a continuation, whose text was streamed, in the fast model's vocabulary."""
@@ -622,11 +668,19 @@ class Engine:
         return emitted
 
     def _count_call(self, end: TextEnd, position: int, written: int) -> None:
-        """What a call cost; what the endpoint did not say of it is counted in the fast model's tokens."""
-        self.state.usage.round_trips += 1
-        slow = self.state.usage.slow
+        """What a call cost; what the endpoint did not say of it is counted in the fast model's tokens.
+
+        Of reasoning, which the fast model never reads, they are a quarter of the bytes.
+        """
+        usage, slow = self.state.usage, self.state.usage.slow
+        usage.round_trips += 1
+        reasoning, self.state.span_reasoning = self.state.span_reasoning, ""
+        thought = end.reasoning_tokens
+        if thought is None:
+            thought = -(-len(reasoning.encode()) // 4)
         prompt = end.prompt_tokens or len(self.request.prompts["fast"]) + position
-        cached, written = min(end.cached_tokens or 0, prompt), end.completion_tokens or written
+        cached, written = min(end.cached_tokens or 0, prompt), end.completion_tokens or written + thought
+        usage.reasoning_tokens += min(thought, written)
         slow.cached += cached
         slow.prefill += prompt - cached
         slow.decode += written
@@ -762,11 +816,15 @@ class Engine:
             prompt=text.prompt,
             messages=text.messages,
             answer=written,
-            max_tokens=min(state.span_left, self.request.max_tokens - len(state.answer)),
+            max_tokens=self._limit(),
             warp=self.request.warp,
             seed=self.request.seed,
         )
         return [self._start("slow", wanted, "text")]
+
+    def _limit(self) -> int:
+        """How many tokens a continuation is asked for."""
+        return min(self.state.span_left, self.request.max_tokens - len(self.state.answer))
 
     def _read_ahead(self) -> list[Command]:
         """Let an idle slow model read what stands for good, all but the last token, whose row is wanted later."""
@@ -895,6 +953,8 @@ class Engine:
     def _conclude(self) -> list[Command]:
         state, usage = self.state, self.state.usage
         assert state.finish is not None
+        if state.silences and not usage.slow_tokens:  # no call was left for a word of it
+            state.degraded = state.degraded or state.silences[-1]
         known = [t for t in state.tokens if t.fast_choice is not None and t.slow_choice is not None]
         usage.compared = len(known)
         usage.disagreements = sum(t.fast_choice != t.slow_choice for t in known)
@@ -908,6 +968,7 @@ class Engine:
             policy=self.policy.name,
             method=self.method.name,
             degraded=state.degraded,
+            reasoning="".join(state.reasoning),
         )
         return []
 
@@ -920,6 +981,21 @@ class Engine:
             ledger.slow_tokens += usage.slow_tokens
             ledger.decisions += usage.decisions
             ledger.escalations += usage.escalations
+
+
+MAX_SILENT_CALLS = 2
+"""Calls without text after which an endpoint that is asked for spans is given up."""
+
+
+def _why_silent(end: TextEnd, thought: int, limit: int) -> str:
+    written, over = end.completion_tokens or 0, end.finish_reason == "length"
+    if thought and over:
+        return f"it said nothing: its limit of {limit} tokens went into reasoning. Ask for more, or turn that off"
+    if thought:
+        return f"it said nothing: all that it wrote was reasoning ({thought} tokens), which can be turned off"
+    if over:
+        return f"it said nothing within its limit of {limit} tokens"
+    return f"it said nothing new in {written} tokens" if written else "it said nothing"
 
 
 _NO_DISTRIBUTION = "NaN or infinite, or a bias forbids every token: try a wider dtype, or another bias"

@@ -88,6 +88,7 @@ class UsageJson(TypedDict):
     discarded_tokens: int
     corrections: int
     bonus_tokens: int
+    reasoning_tokens: int
     round_trips: int
     audited: bool
     audit_positions: int
@@ -139,6 +140,7 @@ class ReportJson(TypedDict):
     degraded: str | None
     verified_tokens: int
     guarantee: str | None
+    advice: str | None
 
 
 class AnswerJson(TypedDict):
@@ -146,12 +148,14 @@ class AnswerJson(TypedDict):
 
     request_id: str
     text: str
+    reasoning: str
     finish_reason: Literal["eog", "stop", "length", "context"]
     seed: int
     policy: str
     method: str
     degraded: str | None
     guarantee: str | None
+    default_policy: bool
     usage: UsageJson
     report: ReportJson
 

@@ -119,6 +119,10 @@ class Usage:
     """Positions at which the slow model put its token in a draft's place."""
     bonus_tokens: int = 0
     """Tokens that the slow model wrote behind drafts that it had accepted, in the forward that judged them."""
+    reasoning_tokens: int = 0
+    """What an endpoint wrote and was not to be shown, a part of ``slow.decode``: it is billed and waited for.
+
+    In the endpoint's own count; where it says none, a quarter of the bytes of the reasoning that came."""
     round_trips: int = 0
     """Calls that an endpoint answered: with text, with nothing more to say, or with tokens that it kept to itself.
 
@@ -193,6 +197,10 @@ class Generation:
     method: str
     degraded: str | None = None
     """Why the slow model was given up in mid-answer; None when all went well."""
+    reasoning: str = ""
+    """What the slow model thought before it wrote, as far as its endpoint shows that: no part of ``text``."""
+    default_policy: bool = False
+    """Whether the policy was the Router's own choice for a slow model behind an endpoint."""
     guarantee: str | None = None
     """Whether a policy's certificate holds of this answer: ``"certified"`` or ``"suspended: why"``; None without one.
 
@@ -240,12 +248,14 @@ class Generation:
         answer: AnswerJson = {
             "request_id": self.request_id,
             "text": self.text,
+            "reasoning": self.reasoning,
             "finish_reason": self.finish_reason,
             "seed": self.seed,
             "policy": self.policy,
             "method": self.method,
             "degraded": self.degraded,
             "guarantee": self.guarantee,
+            "default_policy": self.default_policy,
             "usage": self.usage.to_dict(),
             "report": self.report().to_dict(),
         }
@@ -294,10 +304,17 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """A stream event: the slow model thinks before it writes. ``text`` is no part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last stream event."""
 
     generation: Generation
 
 
-StreamEvent: TypeAlias = TextDelta | Finished
+StreamEvent: TypeAlias = TextDelta | ReasoningDelta | Finished

@@ -102,6 +102,8 @@ class Report:
     fast_step_seconds: float | None = None
     """Measured time of one model's step of one token (median), where any was seen; the slow one's alike."""
     slow_step_seconds: float | None = None
+    advice: str | None = None
+    """What to do where the default policy never asked the slow model."""
     auditable: bool = True
     """Whether the slow model gives rows, from which an audit learns its choices; an endpoint gives text."""
 
@@ -202,6 +204,7 @@ class Report:
             "degraded": self.degraded,
             "verified_tokens": self.verified_tokens,
             "guarantee": self.guarantee,
+            "advice": self.advice,
         }
 
     def to_json(self) -> str:
@@ -230,6 +233,8 @@ class Report:
         if self.guarantee is not None:
             yield Text(f"Guarantee of the policy: {self.guarantee}.")
         yield Text(self.fsgen["note"], style="dim")
+        if self.advice is not None:
+            yield Text(self.advice, style="bold")
         if self.degraded:
             yield Text(f"Degraded: the slow model was given up ({self.degraded}).", style="bold red")
 
@@ -280,6 +285,7 @@ class Report:
         usage = self.usage
         return (
             ("round trips", usage.round_trips, "calls that the endpoint answered"),
+            ("reasoning tokens", usage.reasoning_tokens, "written and billed, but no part of the answer"),
             ("corrections", usage.corrections, "drafts replaced by the slow model's token"),
             ("verified tokens", self.verified_tokens, "drafts that it judged and let stand"),
             ("bonus tokens", usage.bonus_tokens, "its own, behind drafts that it let stand"),
@@ -335,7 +341,8 @@ def make_report(answer: Generation) -> Report:
     measured steps of one token, and would read the same positions once.
     """
     usage, fast, slow = answer.usage, answer.models.get("fast"), answer.models.get("slow")
-    measured = answer.baseline.usage if answer.baseline else None
+    # A baseline that the slow model did not bring to its end measures nothing.
+    measured = answer.baseline.usage if answer.baseline and answer.baseline.degraded is None else None
     kind: Literal["measured", "estimated"] = "measured" if measured else "estimated"
     # A baseline's only model is in its "fast" seat (it is the same engine, never escalating), or was
     # handed everything over.
@@ -360,7 +367,24 @@ def make_report(answer: Generation) -> Report:
         alone=alone,
         fast_step_seconds=fast.step_seconds if fast else None,
         slow_step_seconds=slow.step_seconds if slow else None,
+        advice=_advice(answer),
         auditable=slow is None or slow.gives_rows,
+    )
+
+
+def _advice(answer: Generation) -> str | None:
+    """How to have the slow model asked, where the default policy did not."""
+    if not answer.default_policy or answer.usage.escalations:
+        return None
+    scores = [(t.decision.score, t.decision.threshold) for t in answer.tokens if t.decision is not None]
+    score, threshold = max(((s, t) for s, t in scores if s is not None and t is not None), default=(0.0, 0.0))
+    sooner = ""
+    if score >= 0.01:  # a threshold below the highest score of this answer
+        name = answer.policy.replace(f">{threshold:g}", f">{0.9 * score:.2g}")
+        sooner = f'policy="{name}" asks sooner, ' if name != answer.policy else ""
+    return (
+        f"The default policy ({answer.policy}) handed nothing over: the highest score of this answer was {score:.2g}. "
+        f'Name a policy to have the slow model asked: {sooner}policy="always,span=rest" asks for everything.'
     )
 
 

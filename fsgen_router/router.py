@@ -27,7 +27,7 @@ from .models import Work
 from .options import checked
 from .policy import REST, Ledger, Policy
 from .reading import Read, hashed_uniform
-from .records import Finished, Generation, ModelCard, Prices, Role, StreamEvent, TextDelta
+from .records import Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
 from .resolve import make_model
 from .slots import Slots
 from .text_models import reads_tokens
@@ -158,6 +158,8 @@ class Router:
                     self.fast.tokenizer, self._local_slow.tokenizer, fast_name=self.fast.name, slow_name=self.slow.name
                 )
             self.policy, self.method = self._chosen(wanted_policy, wanted_method)
+            remote = wanted_policy is None and self._local_slow is None
+            self._default_remote = self.policy if remote else None
         except BaseException:
             self.close()
             raise
@@ -223,7 +225,10 @@ class Router:
         return _last(self.stream(prompt, **options))
 
     def stream(self, prompt: str, **options: Unpack[RequestKeywords]) -> Iterator[StreamEvent]:
-        """Like :meth:`complete`, as :class:`TextDelta` events and one :class:`Finished`."""
+        """Like :meth:`complete`, as :class:`TextDelta` events and one :class:`Finished`.
+
+        An endpoint that shows what it thinks adds :class:`ReasoningDelta` events.
+        """
         return self._stream(TextPrompt(prompt=require_text(prompt)), options)
 
     def chat(self, messages: Sequence[Message], **options: Unpack[RequestKeywords]) -> Generation:
@@ -387,8 +392,9 @@ class Router:
         from .policies import Always, Never
 
         local = self._local_slow
+        request = self._request(text, {"fast": prompts["slow" if local else "fast"]}, options)
         return Engine(
-            self._request(text, {"fast": prompts["slow" if local else "fast"]}, options),
+            replace(request, alone=True),
             policy=Never() if local else Always(REST),
             method=Replace(),
             vocabulary=self._vocabulary,
@@ -441,7 +447,7 @@ class Router:
 
     def _run(self, engine: Engine, alone: Engine | None) -> Iterator[StreamEvent]:
         for emit in (self._live if self._batching else self._inline)(engine, alone):
-            yield TextDelta(emit.text, emit.token)
+            yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 
     def _inline(self, engine: Engine, alone: Engine | None) -> Iterator[Emit]:
@@ -505,7 +511,7 @@ class Router:
         # Closed with this coroutine, also when it is given up half-way.
         async with aclosing(self._begin(drivers.arun_live, engine, alone)) as emits:
             async for emit in emits:
-                yield TextDelta(emit.text, emit.token)
+                yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 
     def _conclude(self, engine: Engine, alone: Engine | None) -> Generation:
@@ -520,6 +526,7 @@ class Router:
             engine.generation,
             request_id=engine.request.id,
             baseline=baseline,
+            default_policy=self._is_default(engine.policy),
             guarantee=_guarantee(engine, self.ledger),
             models={"fast": self._card("fast", None), "slow": self._card("slow", self.prices)},
         )
@@ -536,7 +543,27 @@ class Router:
             finish_reason=answer.finish_reason,
             degraded=answer.degraded,
         )
+        for generation in (answer, baseline):
+            if generation is not None and generation.degraded is not None:
+                log.warning(
+                    "degraded",
+                    request_id=answer.request_id,
+                    fast=self.fast.name,
+                    slow=self.slow.name,
+                    model=self.slow.name,
+                    reason=generation.degraded,
+                )
         return answer
+
+    def _is_default(self, policy: Policy) -> bool:
+        """Whether a request's policy was this Router's own choice for an endpoint, and no cap forbade it to act."""
+        from .policies import Capped
+
+        while policy is not self._default_remote and isinstance(policy, Capped):
+            if 0 in (policy.max_calls, policy.max_tokens):
+                return False
+            policy = policy.inner
+        return policy is self._default_remote
 
     def _card(self, role: Role, prices: Prices | None) -> ModelCard:
         steps = self._steps[role]
@@ -550,6 +577,10 @@ def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
         return tokenizer.encode(text.prompt, add_bos=True)
     assert text.messages is not None
     return tokenizer.encode_chat(text.messages)
+
+
+def _event(emit: Emit) -> StreamEvent:
+    return ReasoningDelta(emit.reasoning) if emit.reasoning else TextDelta(emit.text, emit.token)
 
 
 class _Vocabulary:

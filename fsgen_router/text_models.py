@@ -13,13 +13,19 @@ from .tokenizer import Turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextCapabilities:
-    """What an endpoint was found to do.
+    """What an endpoint was found to do. None: not yet known, the first partial answer shows it.
 
     ``prefill``: it goes on with a partial answer. Where it does not, it is told what was written so
-    far and asked to go on, which costs fidelity. None: not yet known, the first partial answer shows it.
+    far and asked to go on, which costs fidelity. ``raw``: it goes on with raw text. Where it does not, a raw
+    prompt is sent as a user's message.
     """
 
     prefill: bool | None
+    raw: bool | None = None
+
+
+class WrappedPromptWarning(UserWarning):
+    """An endpoint puts raw prompts into a chat template: it answers them, and does not go on with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +52,27 @@ class TextChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningChunk:
+    """A piece of what the model thinks before it answers: billed like text, and no part of the continuation."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class TextEnd:
-    """The last item of a stream: why it ended, and what the endpoint says it counted (None: unsaid)."""
+    """The last item of a stream: why it ended, and what the endpoint says it counted (None: unsaid).
+
+    ``reasoning_tokens`` are a part of ``completion_tokens``.
+    """
 
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
+    reasoning_tokens: int | None = None
 
 
-TextEvent: TypeAlias = TextChunk | TextEnd
+TextEvent: TypeAlias = TextChunk | ReasoningChunk | TextEnd
 
 
 class TextModel(Protocol):

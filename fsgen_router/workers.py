@@ -21,7 +21,7 @@ from .errors import BackendError, FsgenError, RouterClosed
 from .models import TokenModel, Work
 from .reading import Row
 from .records import Role
-from .text_models import Continuation, TextEnd, TextModel, reads_tokens
+from .text_models import Continuation, ReasoningChunk, TextEnd, TextModel, reads_tokens
 from .waiting import WorkerThread, holding
 
 CHUNK = 64
@@ -64,7 +64,7 @@ def _stream(model: TextModel, job: int, wanted: Continuation, began: float) -> I
             if isinstance(item, TextEnd):
                 yield Done(job, item, time.perf_counter() - began)
                 return
-            yield Chunk(job, item.text)
+            yield Chunk(job, item.text, reasoning=isinstance(item, ReasoningChunk))
     finally:
         with suppress(Exception):  # what was said stands, and nobody hears more of it
             stream.close()

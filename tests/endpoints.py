@@ -178,6 +178,10 @@ def chat_chunk(content: object = None, finish_reason: object = None) -> dict[str
     return {"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": finish_reason}]}
 
 
+def delta_chunk(finish_reason: object = None, **delta: object) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
 def text_chunk(text: object = "", finish_reason: object = None) -> dict[str, Any]:
     return {"choices": [{"index": 0, "text": text, "finish_reason": finish_reason}]}
 

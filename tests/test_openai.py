@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -15,6 +17,7 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import tiny_gguf
 from endpoints import (
@@ -24,6 +27,7 @@ from endpoints import (
     Script,
     ScriptedServer,
     chat_chunk,
+    delta_chunk,
     event,
     piece,
     real_server,
@@ -36,14 +40,14 @@ from endpoints import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fsgen_router import BackendError, ConfigurationError, InvalidRequest, reference
+from fsgen_router import BackendError, ConfigurationError, InvalidRequest, WrappedPromptWarning, reference
 from fsgen_router.adapters.openai import DIALECTS, OpenAIModel, parse_endpoint
-from fsgen_router.adapters.streaming import SurrogateJoiner, Unrepeat
+from fsgen_router.adapters.streaming import Increments, SurrogateJoiner, ThinkBlock, Unrepeat
 from fsgen_router.cli import doctor
 from fsgen_router.models import TokenModel, Work
 from fsgen_router.reading import Read, Warp
 from fsgen_router.resolve import make_model
-from fsgen_router.text_models import Continuation, TextChunk, TextEnd
+from fsgen_router.text_models import Continuation, ReasoningChunk, TextCapabilities, TextChunk, TextEnd, TextEvent
 
 KEY = "sk-do-not-write-this-down-0123456789"
 HELLO = ({"role": "user", "content": "hello"},)
@@ -438,10 +442,11 @@ def test_what_a_request_says() -> None:
         chat(model, warp=Warp(temperature=0.7), max_tokens=1000)
         chat(OpenAIModel(f"m@{server.url}", sampling="server"))
         chat(OpenAIModel(f"m@{server.url}", sampling="server"), warp=SAMPLED, seed=1)
-    raw, sampled, plain, own_greedy, own = server.bodies
+    probe, raw, sampled, plain, own_greedy, own = server.bodies
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     model_field = {"model": "org/m:free"}
-    assert [asked.path for asked in server.asked] == ["/v1/completions", *["/v1/chat/completions"] * 4]
+    assert [asked.path for asked in server.asked] == [*["/v1/completions"] * 2, *["/v1/chat/completions"] * 4]
+    assert probe == model_field | {"prompt": "a", "max_tokens": 1, "temperature": 0.0}
     assert raw == streaming | model_field | {
         "prompt": "p" * 40 + "a" * 8, "max_tokens": 16, "temperature": 0.0, "stop": ["1", "2", "3", "4"],
     }  # fmt: skip
@@ -553,8 +558,6 @@ BOM_AND_CR = STREAM_HEAD + piece(b"".join(map(event, WORDS)).replace(b"\n", b"\r
          "Grün 😀", TextEnd("stop")),
         (streamed(chat_chunk(), {"choices": [{"delta": {}}]}, {"id": 1, "choices": [{}]}, *WORDS), "Grün 😀",
          TextEnd("stop")),
-        (streamed({"choices": [{"delta": {"content": None, "reasoning_content": "hm"}}]}, *WORDS), "Grün 😀",
-         TextEnd("stop")),
         (streamed(*HALVES, chat_chunk(None, "eos")), "😀!", TextEnd("stop")),
         (streamed(HALVES[0], chat_chunk("x"), chat_chunk(None, "stop")), "\ufffdx", TextEnd("stop")),
         (streamed(HALVES[0], chat_chunk(None, "stop")), "\ufffd", TextEnd("stop")),
@@ -570,6 +573,197 @@ BOM_AND_CR = STREAM_HEAD + piece(b"".join(map(event, WORDS)).replace(b"\n", b"\r
 def test_dialects_of_real_servers(answer: bytes, text: str, end: TextEnd) -> None:
     with scripted_server(serving(answer)) as server:
         assert chat(OpenAIModel(f"m@{server.url}", max_retries=0, read_timeout_seconds=0.5)) == (text, end)
+
+
+def thought_and_said(events: Iterator[TextEvent]) -> tuple[str, str, TextEnd]:
+    """Reasoning, text and the end of a stream."""
+    *chunks, end = events
+    assert isinstance(end, TextEnd)
+    thought = "".join(chunk.text for chunk in chunks if isinstance(chunk, ReasoningChunk))
+    return thought, "".join(chunk.text for chunk in chunks if isinstance(chunk, TextChunk)), end
+
+
+def billed(prompt: int, written: int, **more: object) -> dict[str, Any]:
+    return {"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": written, **more}}
+
+
+STOP = chat_chunk(None, "stop")
+PARTS = [
+    delta_chunk(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "Let me "}]}]),
+    delta_chunk(content=[{"type": "thinking", "thinking": "see."}]),
+    delta_chunk(content=[{"type": "text", "text": "It "}, {"type": "text", "text": "is 4."}]),
+    delta_chunk(content="", finish_reason="stop"),
+]
+
+
+@pytest.mark.parametrize(
+    ("items", "end"),
+    [
+        (
+            [delta_chunk(reasoning_content="Let me "), delta_chunk(reasoning_content="see."), chat_chunk("It is 4."),
+             STOP, billed(9, 8, completion_tokens_details={"reasoning_tokens": 5})],
+            TextEnd("stop", 9, None, 8, 5),
+        ),
+        ([delta_chunk(content="", reasoning="Let me "), delta_chunk(reasoning="see."), chat_chunk("It is 4.", "stop")],
+         TextEnd("stop")),
+        # In two fields at once, for clients that know the one or the other.
+        ([delta_chunk(reasoning_content="Let me see.", reasoning="Let me see.", reasoning_details=[{"text": "Let"}]),
+          chat_chunk("It is 4."), STOP], TextEnd("stop")),
+        ([delta_chunk(thinking="Let me see."), chat_chunk("\n\nIt is 4."), STOP], TextEnd("stop")),
+        ([delta_chunk(reasoning={"effort": "low"}, reasoning_text="Let me see."), chat_chunk("It is 4."), STOP],
+         TextEnd("stop")),
+        ([delta_chunk(reasoning_content="Let me see.", content="It is 4."), STOP], TextEnd("stop")),
+        (PARTS, TextEnd("stop")),
+        # In the text, between tags.
+        ([chat_chunk("<think>\nLet me see."), chat_chunk("</think>\n\nIt is 4."), STOP], TextEnd("stop")),
+        ([chat_chunk("\n<thi"), chat_chunk("nk>Let me see.</"), chat_chunk("think>"), chat_chunk("\n\nIt is 4."), STOP],
+         TextEnd("stop")),
+        ([chat_chunk("[THINK]Let me see.[/THINK]It is 4.", "stop")], TextEnd("stop")),
+        # Said of it in usage: what is written without it, by a total, or beside all details.
+        ([delta_chunk(reasoning_content="Let me see."), chat_chunk("It is 4."), STOP,
+          billed(9, 3, total_tokens=17, completion_tokens_details={"reasoning_tokens": 5})],
+         TextEnd("stop", 9, None, 8, 5)),
+        ([delta_chunk(reasoning_content="Let me see."), chat_chunk("It is 4."), STOP,
+          billed(9, 3, completion_tokens_details={"reasoning_tokens": 5})], TextEnd("stop", 9, None, 8, 5)),
+        ([delta_chunk(reasoning_content="Let me see."), chat_chunk("It is 4."), STOP, billed(9, 3, total_tokens=17)],
+         TextEnd("stop", 9, None, 8, 5)),
+        ([delta_chunk(reasoning_content="Let me see."), chat_chunk("It is 4."), STOP, billed(9, 8, reasoning_tokens=5)],
+         TextEnd("stop", 9, None, 8, 5)),
+        ([delta_chunk(reasoning_content="Let me see."), chat_chunk("It is 4."), STOP,
+          billed(9, 8, total_tokens=20, prompt_tokens_details={"cached_tokens": 3})], TextEnd("stop", 9, 3, 8)),
+        # What deltas thought, repeated at the end.
+        ([delta_chunk(reasoning_content="Let me see."), chat_chunk("It is 4."),
+          {"choices": [{"delta": {}, "message": {"reasoning_content": "Let me see.", "content": "It is 4."},
+                        "finish_reason": "stop"}]}], TextEnd("stop")),
+    ],
+)  # fmt: skip
+def test_reasoning_is_told_from_text(items: list[object], end: TextEnd) -> None:
+    with scripted_server(serving(streamed(*items))) as server:
+        call = OpenAIModel(f"m@{server.url}").stream(Continuation(messages=HELLO, max_tokens=16))
+        thought, said, told = thought_and_said(call)
+    assert (thought.strip(), said, told) == ("Let me see.", "It is 4.", end)
+
+
+def test_reasoning_in_a_reply_of_one_piece() -> None:
+    message = {"content": "It is 4.", "reasoning_content": "Let me see."}
+    answer = reply(200, {"choices": [{"message": message, "finish_reason": "STOP"}]})
+    with scripted_server(serving(answer)) as server:
+        call = OpenAIModel(f"m@{server.url}").stream(Continuation(messages=HELLO, max_tokens=16))
+        assert thought_and_said(call) == ("Let me see.", "It is 4.", TextEnd("stop"))
+
+
+def test_reasoning_without_end_ends() -> None:
+    """Not by max_tokens, which leaves it out at some endpoints, but before memory is full."""
+    much = [delta_chunk(reasoning="x" * 2**19)] * 9
+    request = Continuation(messages=HELLO, max_tokens=16)
+    with scripted_server(serving(streamed(*much[:4], STOP), streamed(*much, STOP))) as server:
+        model = OpenAIModel(f"m@{server.url}", max_retries=0)
+        assert len(thought_and_said(model.stream(request))[0]) == 2**21
+        with pytest.raises(BackendError, match="beyond max_tokens=16"):
+            list(model.stream(request))
+
+
+def test_a_refusal_is_a_failure_with_its_words() -> None:
+    items = [delta_chunk(refusal="I cannot "), delta_chunk(refusal="help."), STOP]
+    with (
+        scripted_server(serving(streamed(*items))) as server,
+        pytest.raises(BackendError, match=r"refuses to answer: I cannot help\."),
+    ):
+        chat(OpenAIModel(f"m@{server.url}", max_retries=0))
+
+
+@pytest.mark.parametrize(
+    ("said", "thought", "text"),
+    [
+        ("<think>\nhm\n</think>\n\nyes", "\nhm\n", "yes"),
+        ("<think></think>yes", "", "yes"),
+        ("<think>a < b</thin</think>yes</think>", "a < b</thin", "yes</think>"),
+        ("<think>hm", "hm", ""),
+        ("<think>hm</thi", "hm</thi", ""),
+        ("<think>a</think>\n<think>b</think>\n\nyes", "ab", "yes"),
+        ("<thinks> so", "", "<thinks> so"),
+        ("<th", "", "<th"),
+        (" yes <think>no</think>", "", " yes <think>no</think>"),
+        ("\n  ", "", "\n  "),
+        ("<seed:think>hm</seed:think>yes", "hm", "yes"),
+    ],
+)
+def test_a_block_of_reasoning_in_pieces_of_any_size(said: str, thought: str, text: str) -> None:
+    for size in (1, 2, 3, 1000):
+        think = ThinkBlock()
+        events: list[TextEvent] = [TextChunk(said[at : at + size]) for at in range(0, len(said), size)]
+        told = [part for item in [*events, TextEnd("stop")] for part in think.push(item)]
+        assert thought_and_said(iter(told)) == (thought, text, TextEnd("stop"))
+
+
+# Once, whatever shape chunks have.
+PIECES = ["The ", "answer is ", "that it ", "is four."]
+WHOLE = "".join(PIECES)
+SO_FAR = ["".join(PIECES[: n + 1]) for n in range(len(PIECES))]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [
+            *map(chat_chunk, PIECES),
+            {"choices": [{"delta": {}, "message": {"content": WHOLE}, "finish_reason": "stop"}]},
+        ],
+        [*map(chat_chunk, PIECES), {"choices": [{"message": {"content": WHOLE}, "finish_reason": "stop"}]}],
+        [*map(chat_chunk, PIECES), {"choices": [{"message": {"content": WHOLE}}]}, STOP],
+        [*map(chat_chunk, PIECES), {"choices": [{"text": WHOLE, "finish_reason": "stop"}]}],
+        [*map(chat_chunk, PIECES), chat_chunk(WHOLE, "stop")],
+        [*map(text_chunk, PIECES), {"choices": [{"message": {"content": WHOLE}, "finish_reason": "stop"}]}],
+        [chat_chunk(WHOLE), {"choices": [{"delta": {}, "message": {"content": WHOLE}, "finish_reason": "stop"}]}],
+        [delta_chunk(role="assistant"), {"choices": [{"message": {"content": WHOLE}, "finish_reason": "stop"}]}],
+        [*map(chat_chunk, SO_FAR), STOP],
+        [*map(text_chunk, SO_FAR), STOP],
+        [*map(chat_chunk, SO_FAR), chat_chunk(WHOLE, "stop")],
+        [chat_chunk(WHOLE[:16]), chat_chunk(WHOLE), STOP],
+        [*[{"choices": [{"message": {"content": text}}]} for text in SO_FAR], STOP],
+        [chat_chunk(""), *map(chat_chunk, ["", *SO_FAR, WHOLE]), STOP],
+    ],
+)
+def test_a_text_is_said_once(items: list[object]) -> None:
+    with scripted_server(serving(streamed(*items))) as server:
+        assert chat(OpenAIModel(f"m@{server.url}"))[0] == WHOLE
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["ha", " ha", " ha"],
+        ["ha", "ha", "ha"],
+        ["ha ", "ha ha ", "ha ha ha "],
+        ["ha", "ha ha", "ha ha ha"],
+        ["1", "11", "111"],
+        ["=", "==", "====", "========"],
+        ["a line again\n", "a line again\n", "a line again\n"],
+        ["I shall not talk in class again.\n", "I shall not talk in class again.\nI shall not"],
+        ["No", ", no", ", no, no"],
+        ["\n", "\n\n", "Well"],
+        ["the", " the", "the end"],
+    ],
+)
+def test_a_text_that_repeats_itself_is_left_whole(pieces: list[str]) -> None:
+    for end in ([STOP], []):
+        items = [chat_chunk(text) for text in pieces]
+        if not end:
+            items[-1]["choices"][0]["finish_reason"] = "stop"
+        with scripted_server(serving(streamed(*items, *end))) as server:
+            assert chat(OpenAIModel(f"m@{server.url}"))[0] == "".join(pieces)
+
+
+@given(st.lists(st.text("abc déf,.\n", min_size=1, max_size=9), min_size=4, max_size=12))
+def test_pieces_that_repeat_everything_and_those_that_do_not(pieces: list[str]) -> None:
+    def added(said: list[str]) -> str:
+        increments = Increments()
+        return "".join(map(increments.push, said)) + increments.flush()
+
+    plain = ["x. ", *pieces]  # nothing goes on from such a beginning by chance
+    assert added(plain) == "".join(plain)
+    words = [f"w{n}{piece}" for n, piece in enumerate(pieces)]
+    assert added(["".join(words[: n + 1]) for n in range(len(words))]) == "".join(words)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
@@ -928,9 +1122,9 @@ SERVERS = {
         "prefix",
         4,
     ),
-    "openai": (template_server(unknown_fields, lambda b: False), None, 3),
+    "openai": (template_server(unknown_fields, lambda b: False), None, 4),
     "claude": (template_server(lambda b: b["messages"][-1]["role"] == "assistant", lambda b: False), None, 4),
-    "ollama": (template_server(lambda b: None, lambda b: False), None, 2),
+    "ollama": (template_server(lambda b: None, lambda b: False), None, 3),
 }
 
 
@@ -959,6 +1153,316 @@ def test_how_servers_continue_is_found_once(name: str) -> None:
         found = next(d for d in DIALECTS if d.name == dialect)
         assert last["messages"][-1] == {"role": "assistant", "content": "so far", **found.message}
         assert {name: last[name] for name in FLAGS if name in last} == found.body
+
+
+# Chat templates, rendered as servers do.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Qwen3's, for messages without tools: an empty block of reasoning before the assistant's last message.
+QWEN3 = r"""
+{%- set ns = namespace(looking=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.looking and message.role == "user" %}
+        {%- set ns.looking = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == "assistant" %}
+        {%- set content = message.content %}
+        {%- set reasoning_content = '' %}
+        {%- if '</think>' in content %}
+            {%- set reasoning_content = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}
+            {{- '<|im_start|>assistant\n<think>\n' + reasoning_content + '\n</think>\n\n' + content }}
+        {%- else %}
+            {{- '<|im_start|>assistant\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}"""
+# The block before it whatever the message holds; reasoning taken out of messages; the block before all of them.
+PLAIN_BLOCK = CHATML.replace(
+    "+ m.content", "+ (loop.last and m.role == 'assistant' and '<think>\n\n</think>\n\n' or '') + m.content"
+)
+STRIPPING = CHATML.replace("+ m.content", "+ m.content.split('</think>\n\n')[-1]")
+ALL_BLOCKS = CHATML.replace(
+    "+ m.content", "+ (m.role == 'assistant' and '<think></think>\n' or '') + m.content.split('</think>\n\n')[-1]"
+)
+# Another part of the template's before an assistant's last message, which no message can hold.
+CHANNEL = CHATML.replace(
+    "+ m.content", "+ (loop.last and m.role == 'assistant' and '<|channel|>final<|message|>' or '') + m.content"
+)
+NO_END = CHATML.replace("'<|im_end|>\n'", "(not (loop.last and m.role == 'assistant') and '<|im_end|>\n' or '')")
+TEMPLATES = {
+    name: globals()[name] for name in ("CHATML", "QWEN3", "PLAIN_BLOCK", "STRIPPING", "ALL_BLOCKS", "CHANNEL", "NO_END")
+}
+TOKENS = re.compile(r"<[|/\w]+>| ?\w+|\s+|.")
+
+
+def render(template: str, messages: list[dict[str, str]], body: dict[str, Any], *, generation: bool) -> str:
+    more = body.get("chat_template_kwargs", {})
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(messages=messages, add_generation_prompt=generation, **more)
+
+
+def renders_cut(template: str, body: dict[str, Any]) -> str:
+    """As transformers does where a last message is to be continued: what comes behind its content is cut off."""
+    last = body["messages"][-1]["content"]
+    whole = render(template, body["messages"], body, generation=False)
+    return whole[: whole.rindex(last) + len(last)]
+
+
+def is_partial(body: dict[str, Any]) -> bool:
+    return bool(body["messages"][-1]["role"] == "assistant")
+
+
+def vllm(template: str, body: dict[str, Any]) -> str:
+    if body.get("continue_final_message"):
+        return renders_cut(template, body)
+    return render(template, body["messages"], body, generation=body.get("add_generation_prompt", True))
+
+
+def sglang(template: str, body: dict[str, Any]) -> str:
+    """Also llama-server's way: the text behind what begins an answer."""
+    if is_partial(body):
+        return render(template, body["messages"][:-1], body, generation=True) + body["messages"][-1]["content"]
+    return render(template, body["messages"], body, generation=True)
+
+
+def transformers(template: str, body: dict[str, Any]) -> str:
+    """Knows no fields, and continues whatever ends in an assistant's message."""
+    return (
+        renders_cut(template, body) if is_partial(body) else render(template, body["messages"], body, generation=True)
+    )
+
+
+def half_way(template: str, body: dict[str, Any]) -> str:
+    """Knows one of the two fields, and so leaves the message closed."""
+    return render(template, body["messages"], body, generation=body.get("add_generation_prompt", True))
+
+
+def closing(template: str, body: dict[str, Any]) -> str:
+    return render(template, body["messages"], body, generation=True)
+
+
+def rendering(template: str, how: Callable[[str, dict[str, Any]], str], *, streams_only: bool = False) -> Script:
+    """A server with a chat template: it continues where the prompt so rendered ends in the answer so far."""
+
+    def script(asked: Asked) -> None:
+        body = asked.body
+        prompt = how(template, body)
+        usage = {"prompt_tokens": len(TOKENS.findall(prompt)), "completion_tokens": 1}
+        more = " more" if is_partial(body) and prompt.endswith(body["messages"][-1]["content"]) else "anew"
+        if body.get("stream"):
+            asked.send(streamed(chat_chunk(more, "stop"), {"choices": [], "usage": usage}))
+        elif streams_only:
+            asked.send(reply(400, {"error": {"message": "this model only supports streaming"}}))
+        else:
+            asked.send(
+                reply(200, {"choices": [{"message": {"content": more}, "finish_reason": "stop"}], "usage": usage})
+            )
+
+    return script
+
+
+OPEN = {"vllm": vllm, "sglang": sglang, "transformers": transformers}
+CLOSED = {"half_way": half_way, "closing": closing}
+
+
+@pytest.mark.parametrize("thinking", [None, False])
+@pytest.mark.parametrize("how", [*OPEN, *CLOSED])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_that_treat_a_last_message_of_the_assistants_apart(
+    name: str, how: str, thinking: bool | None
+) -> None:
+    extra = {} if thinking is None else {"extra_body": {"chat_template_kwargs": {"enable_thinking": thinking}}}
+    with scripted_server(rendering(TEMPLATES[name], (OPEN | CLOSED)[how])) as server:
+        model = OpenAIModel(f"m@{server.url}", **extra)
+        text, _ = chat(model, "so far")
+    if how in CLOSED and (name, how) != ("NO_END", "half_way"):
+        assert (text, model.capabilities.prefill) == ("anew", False)
+        assert [message["role"] for message in server.bodies[-1]["messages"]] == ["user", "assistant", "user"]
+    elif how == "transformers" and name in ("CHANNEL", "ALL_BLOCKS"):
+        assert model.capabilities.prefill is False  # nothing shows it: in doubt it is told to go on
+    else:
+        assert (text, model.capabilities.prefill) == (" more", True)
+    assert len(server.asked) <= 8
+
+
+def test_a_probe_is_sent_as_the_real_call() -> None:
+    extra = {"chat_template_kwargs": {"enable_thinking": False}, "top_k": 7, "logprobs": False}
+    with scripted_server(rendering(QWEN3, sglang)) as server:
+        model = OpenAIModel(f"m@{server.url}", extra_body=extra)
+        chat(model, "so far", warp=Warp(temperature=0.7, top_p=0.9, top_k=3), seed=5)
+    *probes, real = server.asked
+    assert len(probes) == 2
+    for probe in probes:
+        assert probe.path == real.path
+        assert {**real.body, "messages": 0} == {
+            **probe.body, "messages": 0, "max_tokens": 16, "stream": True, "stream_options": {"include_usage": True},
+            "continue_final_message": True, "add_generation_prompt": False,
+        }  # fmt: skip
+
+
+def test_a_server_that_only_streams_is_probed_in_a_stream() -> None:
+    with scripted_server(rendering(QWEN3, vllm, streams_only=True)) as server:
+        model = OpenAIModel(f"m@{server.url}")
+        assert chat(model, "so far")[0] == " more"
+    assert [bool(body.get("stream")) for body in server.bodies] == [False, *[True] * (len(server.bodies) - 1)]
+
+
+THINKING = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+# These vocabularies begin with a token that Qwen's has not.
+LEFT_OPEN = "{{- bos_token }}" + QWEN3.replace(
+    "        {{- '<|im_end|>\\n' }}\n", "        {%- if not loop.last %}{{- '<|im_end|>\\n' }}{% endif %}\n"
+).replace("if add_generation_prompt", "if messages[-1].role != 'assistant'")
+
+
+@pytest.fixture(scope="module")
+def thinking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    """Random models with Qwen3's template, as it is and left open; ids of their own for its marks, and without."""
+    folder, models = tmp_path_factory.mktemp("thinking"), {}
+    for name, template in (("closed", QWEN3), ("open", LEFT_OPEN)):
+        for marks, specials in (("ids", (*tiny_gguf.SPECIALS, *THINKING)), ("bytes", tiny_gguf.SPECIALS)):
+            path = folder / f"{name}-{marks}.gguf"
+            models[path.stem] = tiny_gguf.write(
+                path, ("lamp", "rope"), template=template, specials=specials, n_ctx=1024, seed=19
+            )
+    with real_server(folder, models, interrupt_requests=False) as served:
+        yield served
+
+
+@pytest.mark.parametrize("marks", ["ids", "bytes"])
+def test_a_thinking_template_on_a_real_server(thinking_server: RealServer, marks: str) -> None:
+    rendered = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    opened = OpenAIModel(f"open-{marks}@{thinking_server.url}", max_retries=0)
+    assert chat(opened, "lamp rope")[0] == complete(opened, rendered, answer="lamp rope")[0]
+    assert opened.capabilities == TextCapabilities(prefill=True, raw=True)
+    closed = OpenAIModel(f"closed-{marks}@{thinking_server.url}", max_retries=0)
+    chat(closed, "lamp rope")
+    assert closed.capabilities.prefill is False
+
+
+# --- raw prompts ---------------------------------------------------------------------------------
+
+
+def wrapping(
+    template: str | None, bos: int = 1, count: Callable[[str], int] = lambda text: len(TOKENS.findall(text))
+) -> Script:
+    """A server whose ``/completions`` puts prompts into a chat template, or (None) goes on with them."""
+
+    def script(asked: Asked) -> None:
+        body, chats = asked.body, asked.path.endswith("/chat/completions")
+        prompt = body.get("prompt", "")
+        if chats or template:
+            messages = body["messages"] if chats else [{"role": "user", "content": prompt}]
+            prompt = render(template or CHATML, messages, {}, generation=True)
+        usage = {"prompt_tokens": count(prompt) + bos}
+        said = "anew" if chats or template else " more"
+        if body.get("stream"):
+            asked.send(streamed(chat_chunk(said) if chats else text_chunk(said), STOP, {"choices": [], "usage": usage}))
+        else:
+            asked.send(reply(200, {"choices": [{"text": said, "finish_reason": "length"}], "usage": usage}))
+
+    return script
+
+
+MISTRAL = (
+    "{% for m in messages %}"
+    "{{ m.role == 'user' and '<INST>' + m.content + '</INST>' or m.content + '</s>' }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, QWEN3, MISTRAL])
+def test_a_server_that_wraps_raw_prompts_is_told_apart(template: str, caplog: pytest.LogCaptureFixture) -> None:
+    with scripted_server(wrapping(template)) as server, caplog.at_level(logging.INFO, logger="fsgen_router"):
+        model = OpenAIModel(f"m@{server.url}")
+        assert complete(model, "Who?")[0] == "anew"
+        assert len(server.asked) == 1, "nothing is probed for a whole answer"
+        assert model.capabilities.raw is None
+        with pytest.warns(WrappedPromptWarning, match=r"m@.* puts raw prompts into its chat template.*api=completions"):
+            assert complete(model, "Who?", answer="It was")[0] == "anew"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert complete(model, "Who?", answer="It was")[0] == "anew"
+            complete(model, "Who?")
+        assert model.capabilities == TextCapabilities(prefill=False, raw=False)
+    assert caplog.text.count("prompts_wrapped") == caplog.text.count("completions_probed") == 1
+    # As what it was made into there, and as a partial answer.
+    assert [asked.path.rpartition("v1")[2] for asked in server.asked[:3]] == ["/completions"] * 3
+    whole, partial = server.bodies[-1], server.bodies[-2]
+    assert whole["messages"] == [{"role": "user", "content": "Who?"}]
+    assert [message["content"] for message in partial["messages"][:2]] == ["Who?", "It was"]
+
+
+@pytest.mark.parametrize(
+    ("bos", "count"),
+    [
+        (0, lambda text: len(text.split())),
+        (1, lambda text: len(text.split())),
+        (2, lambda text: len(text.split())),
+        (1, lambda text: len(text.encode())),
+        (1, lambda text: len(text.replace(" ", "___").encode()) + 3),  # bytes, and a space before everything
+        (-1, lambda text: 0),
+    ],
+)
+def test_a_server_that_goes_on_with_raw_prompts(bos: int, count: Callable[[str], int]) -> None:
+    with scripted_server(wrapping(None, bos, count)) as server, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = OpenAIModel(f"m@{server.url}")
+        assert complete(model, "Who?", answer="It was")[0] == " more"
+        assert complete(model, "Who?", answer="It was not")[0] == " more"
+        assert len(server.asked) <= 4
+        assert (model.capabilities.raw, server.bodies[-1]["prompt"]) == (True, "Who?It was not")
+
+
+def test_raw_prompts_as_they_are_forced() -> None:
+    with scripted_server(wrapping(CHATML)) as server:
+        model = OpenAIModel(f"m@{server.url}", api="completions")
+        assert complete(model, "Who?", answer="It was")[0] == "anew"
+    assert [asked.body["prompt"] for asked in server.asked] == ["Who?It was"]
+
+
+def test_a_raw_probe_is_sent_as_the_real_call() -> None:
+    with scripted_server(wrapping(None)) as server:
+        model = OpenAIModel(f"m@{server.url}", extra_body={"raw": True})
+        complete(model, "Who?", answer="It was", warp=SAMPLED, seed=3)
+    probe, real = server.asked
+    assert probe.path == real.path == "/v1/completions"
+    assert {**probe.body, "prompt": 0} == {
+        name: value for name, value in {**real.body, "prompt": 0, "max_tokens": 1}.items() if "stream" not in name
+    }
+
+
+def test_a_block_of_reasoning_begins_a_message_and_no_continuation() -> None:
+    """Where a partial answer is left open, such a tag is a part of its text."""
+
+    def script(asked: Asked) -> None:
+        if asked.body["max_tokens"] == 1:
+            asked.send(reply(200, {"choices": [], "usage": {"prompt_tokens": 9}}))
+        else:
+            asked.send(streamed(chat_chunk("<think>hm</think>\n\nyes"), STOP))
+
+    with scripted_server(script) as server:
+        for prefill, told in (("auto", ("", "<think>hm</think>\n\nyes")), ("never", ("hm", "yes"))):
+            model = OpenAIModel(f"m@{server.url}", prefill=prefill)
+            call = model.stream(Continuation(messages=HELLO, answer="The tag is", max_tokens=16))
+            assert thought_and_said(call)[:2] == told
+            assert thought_and_said(model.stream(Continuation(messages=HELLO, max_tokens=16)))[:2] == ("hm", "yes")
 
 
 def test_white_space_alone_is_no_partial_answer() -> None:

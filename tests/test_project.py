@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import fsgen_router
-from fsgen_router import errors, policies
+from fsgen_router import errors, logs, policies
 from fsgen_router.config import RequestOptions
 
 ROOT = Path(__file__).parent.parent
@@ -28,9 +28,10 @@ EXPORTS = {
     "REST", "BackendError", "CalibrationError", "CheckerFailed", "Comparison", "ConfigurationError", "Constraint",
     "Context", "Decision", "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "Message",
     "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence",
-    "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "Report",
-    "RequestKeywords", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
-    "StreamEvent", "TextDelta", "TextPart", "Token", "Usage", "VocabularyMismatch", "__version__",
+    "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull",
+    "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "Router", "RouterClosed", "Signals",
+    "SmallExtentWarning", "Span", "StreamEvent", "TextDelta", "TextPart", "Token", "Usage", "VocabularyMismatch",
+    "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
@@ -88,6 +89,53 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
         if inspect.isclass(thing) and issubclass(thing, Exception)
     }
     assert drawn == real
+
+
+# --- log events ----------------------------------------------------------------------------------
+
+LEVELS = {"info", "warning"}
+
+
+def events_of(source: str) -> set[str]:
+    """The names of the events that a module can log: by ``log``, by a method of it that got a name, or by ``warn``."""
+    tree = ast.parse(source)
+
+    def is_log(node: ast.AST) -> bool:
+        return (
+            isinstance(node, ast.Attribute)
+            and node.attr in LEVELS
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "log"
+        )
+
+    methods = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and any(map(is_log, ast.walk(node.value)))
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    names: list[ast.expr] = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.id if isinstance(node.func, ast.Name) else None
+        if is_log(node.func) or name in methods:
+            names.append(node.args[0])
+        elif name == "warn":
+            names += [keyword.value for keyword in node.keywords if keyword.arg == "event"]
+    assert all(isinstance(name, ast.Constant) for name in names), "an event without a name of its own"
+    return {name.value for name in names}
+
+
+def test_log_events_are_the_documented_ones() -> None:
+    """Each that the code can log is documented, and each that is documented can be logged."""
+    lines = ("log.info('a', b=1)", "level = log.warning if x else log.info", "level('c')", "other.info('d')")
+    assert events_of("\n".join([*lines, "warn(W, 'e', event='f')"])) == {"a", "c", "f"}
+    logged = set().union(*(events_of(path.read_text()) for path in SOURCES if path.name != "logs.py"))
+    sentence = re.search(r"Events: (.*?)\.\n", logs.__doc__ or "", re.DOTALL)
+    assert sentence
+    assert set(re.findall(r"``(\w+)``", sentence[1])) == logged
 
 
 # --- layering ------------------------------------------------------------------------------------

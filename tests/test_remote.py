@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from endpoints import real_server
+from endpoints import delta_chunk, real_server, scripted_server, streamed
 from scripted_pairs import N_VOCAB, Vocabulary, pair, tokenizer
 
 from fsgen_router import (
@@ -20,6 +21,7 @@ from fsgen_router import (
     ConfigurationError,
     InvalidRequest,
     Prices,
+    ReasoningDelta,
     Router,
     RouterClosed,
     SmallExtentWarning,
@@ -35,7 +37,7 @@ from fsgen_router.policies import Always, Capped
 from fsgen_router.policy import REST, Ledger
 from fsgen_router.reference import world
 from fsgen_router.router import _Vocabulary
-from fsgen_router.text_models import Continuation, TextChunk, TextEnd, TextEvent
+from fsgen_router.text_models import Continuation, ReasoningChunk, TextChunk, TextEnd, TextEvent
 
 # Short spans are the harder case, though nobody should pay for them.
 pytestmark = pytest.mark.filterwarnings("ignore::fsgen_router.SmallExtentWarning")
@@ -151,17 +153,258 @@ def test_the_endpoint_stops_at_its_limit() -> None:
     assert (answer.text, answer.finish_reason) == ("a" * 7, "length")
 
 
-def test_an_endpoint_that_says_nothing_costs_nothing_but_its_call() -> None:
+# --- reasoning, and ends without a word ----------------------------------------------------------
+
+THOUGHT = [ReasoningChunk("Let me "), ReasoningChunk("see."), ReasoningChunk(" Well.")]
+
+
+def fast_without_end() -> ScriptedModel:
+    return ScriptedModel(letters, tokenizer())
+
+
+def alone(max_tokens: int) -> str:
+    """What the fast model writes by itself."""
+    with Router(fast_without_end(), says("a"), policy="never") as router:
+        return router.complete(ASKED, max_tokens=max_tokens).text
+
+
+@pytest.mark.parametrize("batching", [False, True])
+async def test_reasoning_is_counted_and_given_and_no_text(batching: bool) -> None:
+    endpoint = ScriptedTextModel(lambda request: [*THOUGHT, "b", " c"])
+    prices = Prices(input=2.0, output=8.0)
+    with Router(fast_without_end(), endpoint, policy="every:3,span=rest", batching=batching, prices=prices) as router:
+        events = list(router.stream(ASKED, max_tokens=9))
+        answer = events[-1].generation
+        assert [event async for event in router.astream(ASKED, max_tokens=9)][:-1] == events[:-1]
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == answer.text
+    assert answer.text == alone(2) + "b c"
+    assert "".join(event.text for event in events if isinstance(event, ReasoningDelta)) == answer.reasoning
+    assert answer.reasoning == "Let me see. Well."
+    assert (answer.finish_reason, answer.degraded) == ("eog", None)
+    usage = answer.usage
+    assert (usage.reasoning_tokens, usage.slow.decode, usage.slow_forwards, usage.round_trips) == (3, 5, 5, 1)
+    assert usage.slow_tokens == len(answer.tokens) - 2
+    assert usage.to_dict()["reasoning_tokens"] == 3
+    report = answer.report()
+    assert report.money_usd.routed == pytest.approx((usage.slow.prefill * 2.0 + 5 * 8.0) / 1e6)
+    assert "reasoning tokens" in str(report)
+    assert "Let me" not in str(report)
+
+
+def test_the_first_token_is_no_thought() -> None:
+    def slowly(request: Continuation) -> Iterator[str | ReasoningChunk]:
+        yield ReasoningChunk("hm")
+        threading.Event().wait(0.05)
+        yield "a"
+
+    with remote(1, ScriptedTextModel(slowly), policy="always,span=rest") as router:
+        assert router.complete(ASKED).usage.first_token_seconds > 0.05
+
+
+class Uncounted(ScriptedTextModel):
+    """Says what the script does, and nothing of its tokens."""
+
+    def stream(self, request: Continuation) -> Generator[TextEvent, None, None]:
+        for event in super().stream(request):
+            yield TextEnd(event.finish_reason) if isinstance(event, TextEnd) else event
+
+
+def test_reasoning_that_an_endpoint_does_not_count_is_estimated() -> None:
+    with remote(
+        1, Uncounted(lambda r: [ReasoningChunk("hm, "), ReasoningChunk("née"), "b"]), "always,span=rest"
+    ) as router:
+        usage = router.complete(ASKED).usage
+    assert (usage.reasoning_tokens, usage.slow.decode) == (2, 3)
+
+
+def test_thoughts_of_two_calls_are_two_paragraphs() -> None:
+    endpoint = ScriptedTextModel(lambda request: [*THOUGHT, "b", "b"])
+    with Router(fast_without_end(), endpoint, policy="every:3,span=4") as router:
+        events = list(router.stream(ASKED, max_tokens=10, max_slow_calls=2))
+    answer = events[-1].generation
+    assert answer.reasoning == "Let me see. Well.\n\nLet me see. Well."
+    assert (answer.usage.round_trips, answer.usage.reasoning_tokens) == (2, 6)
+    assert "".join(event.text for event in events if isinstance(event, ReasoningDelta)) == answer.reasoning
+
+
+@pytest.mark.parametrize("batching", [False, True])
+@pytest.mark.parametrize("pieces", [[], THOUGHT, [" "], [*THOUGHT, "\n"]])
+def test_a_rest_without_a_word_ends_no_answer(pieces: list[Any], batching: bool) -> None:
+    """The fast model's token stands, and it goes on alone; what was said of the end is not believed."""
+    endpoint = ScriptedTextModel(lambda request: pieces)
+    with Router(fast_without_end(), endpoint, policy="every:3,span=rest", batching=batching) as router:
+        answer = router.complete(ASKED, max_tokens=9)
+    said = "".join(piece for piece in pieces if isinstance(piece, str))
+    assert answer.text.startswith(alone(2) + said)
+    assert said or answer.text == alone(9)
+    assert (len(answer.tokens), answer.finish_reason) == (9, "length")
+    assert len(endpoint.requests) == answer.usage.round_trips == 1
+    thought = len([piece for piece in pieces if isinstance(piece, ReasoningChunk)])
+    assert (answer.usage.reasoning_tokens, answer.usage.slow.decode) == (thought, len(pieces))
+    assert answer.degraded.startswith("it said nothing")
+    assert ("reasoning (3 tokens)" in answer.degraded) == bool(thought)
+    assert "given up (it said nothing" in str(answer.report()).replace("\n", " ")
+
+
+def test_a_reasoning_model_behind_http_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it as reasoning, then ``stop`` with an empty text: as some servers take a continuation for."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    usage = {"prompt_tokens": 9, "completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 2}}
+    thinking = streamed(
+        delta_chunk(role="assistant", content=""),
+        delta_chunk(reasoning_content="Let me "),
+        delta_chunk(reasoning_content="see."),
+        delta_chunk(content="", finish_reason="stop"),
+        {"choices": [], "usage": usage},
+    )
+    with (
+        scripted_server(lambda asked: asked.send(thinking)) as server,
+        Router(fast_without_end(), f"openai:m@{server.url}", policy="every:3,span=rest") as router,
+    ):
+        answer = router.chat([{"role": "user", "content": "ab"}], max_tokens=9)
+    assert (len(answer.tokens), answer.finish_reason, answer.reasoning) == (9, "length", "Let me see.")
+    assert answer.degraded == ("it said nothing: all that it wrote was reasoning (2 tokens), which can be turned off")
+    assert (answer.usage.reasoning_tokens, answer.usage.slow.decode, answer.usage.round_trips) == (2, 2, 1)
+
+
+@pytest.mark.parametrize("batching", [False, True])
+@pytest.mark.parametrize("policy", ["every:3,span=3", "always,span=3"])
+def test_spans_without_a_word_are_asked_for_twice(policy: str, batching: bool) -> None:
     endpoint = ScriptedTextModel(lambda request: [])
-    with remote(7, endpoint, policy="always,span=rest") as router:
-        answer = router.complete(ASKED)
-        assert (answer.text, answer.finish_reason) == ("", "eog")
-        # It said that the answer is over: a round trip like any other.
-        assert (answer.usage.round_trips, answer.usage.slow.decode) == (1, 0)
+    with Router(fast_without_end(), endpoint, policy=policy, batching=batching) as router:
+        answer = router.complete(ASKED, max_tokens=12)
+    assert (answer.text, answer.degraded) == (alone(12), "it said nothing")
+    assert len(endpoint.requests) == answer.usage.round_trips == 2
 
 
-def _fails_after(*pieces: str) -> ScriptedTextModel:
-    def script(request: Continuation) -> Iterator[str]:
+@pytest.mark.parametrize("cap", [{"max_slow_calls": 1}, {"max_slow_tokens": 6, "max_slow_calls": 1}])
+def test_an_endpoint_that_never_said_a_word_is_told_of(cap: dict[str, int]) -> None:
+    """Also where a cap left it no second call."""
+    for policy in ("every:3,span=2", "every:3,span=rest"):
+        with Router(fast_without_end(), says(), policy=policy) as router:
+            answer = router.complete(ASKED, max_tokens=12, **cap)
+        assert (answer.text, answer.degraded, answer.usage.round_trips) == (alone(12), "it said nothing", 1)
+
+
+def test_a_span_of_white_space_is_text() -> None:
+    """Unless the endpoint ends there."""
+    endpoint = ScriptedTextModel(lambda request: [" "] * 9)
+    with Router(fast_without_end(), endpoint, policy="every:3,span=2") as router:
+        answer = router.complete(ASKED, max_tokens=12)
+    assert (answer.degraded, len(endpoint.requests)) == (None, 3)
+
+
+def test_one_span_without_a_word_is_no_reason_to_give_up() -> None:
+    endpoint = ScriptedTextModel(lambda request: [] if len(endpoint.requests) == 1 else ["b"])
+    with Router(fast_without_end(), endpoint, policy="every:3,span=2") as router:
+        answer = router.complete(ASKED, max_tokens=12)
+    assert (answer.degraded, answer.finish_reason, len(endpoint.requests)) == (None, "eog", 2)
+    assert answer.text.endswith("b")
+
+
+@pytest.mark.parametrize(("policy", "limit"), [("every:3,span=rest", 7), ("every:3,span=2", 2)])
+def test_a_limit_that_went_into_reasoning(policy: str, limit: int) -> None:
+    endpoint = ScriptedTextModel(lambda request: [*THOUGHT * 9, "b"])
+    with Router(fast_without_end(), endpoint, policy=policy) as router:
+        answer = router.complete(ASKED, max_tokens=9)
+    assert answer.text == alone(9)
+    assert f"its limit of {limit} tokens went into reasoning. Ask for more, or turn that off" in answer.degraded
+    assert answer.usage.reasoning_tokens == answer.usage.slow.decode == limit * len(endpoint.requests)
+
+
+def test_an_end_without_a_word_where_the_fast_model_ends_too() -> None:
+    """The two agree, and it was the fast model that ended the answer."""
+
+    def ends(ids: Sequence[int]) -> np.ndarray:
+        return np.eye(N_VOCAB, dtype=np.float32)[min(tokenizer().eog_ids)] * 9 if len(ids) > 7 else letters(ids)
+
+    endpoint = ScriptedTextModel(lambda request: [])
+    with Router(ScriptedModel(ends, tokenizer()), endpoint, policy="every:6,span=rest") as router:
+        answer = router.complete(ASKED, max_tokens=30)
+    assert (answer.finish_reason, answer.degraded, len(endpoint.requests)) == ("eog", None, 1)
+    assert answer.tokens[-1].source == "fast"
+
+
+def test_a_baseline_without_a_word_is_the_slow_models_own() -> None:
+    """No other model's text stands for it, and it measures nothing."""
+    for endpoint in (says(), ScriptedTextModel(lambda request: THOUGHT), _fails_after(), _fails_after("b")):
+        with Router(fast_without_end(), endpoint, policy="never") as router:
+            answer = router.complete(ASKED, max_tokens=9, baseline=True)
+        assert (answer.text, answer.degraded) == (alone(9), None)
+        assert answer.baseline.text in ("", "b")
+        assert answer.baseline.degraded
+        assert all(token.source == "slow" for token in answer.baseline.tokens)
+        assert answer.report().slow_forwards.baseline == "estimated"
+
+
+def test_a_call_that_fails_after_a_thought_is_counted() -> None:
+    endpoint = _fails_after(*THOUGHT)
+    with Router(fast_without_end(), endpoint, policy="every:3,span=rest") as router:
+        answer = router.complete(ASKED, max_tokens=9)
+    assert (answer.text, answer.reasoning) == (alone(9), "Let me see. Well.")
+    assert "went away" in answer.degraded
+    assert (answer.usage.round_trips, answer.usage.reasoning_tokens > 0) == (1, True)
+
+
+def test_giving_up_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with Router(fast_without_end(), says(), policy="every:3,span=rest") as router, caplog.at_level("WARNING"):
+        router.complete(ASKED, max_tokens=9)
+        (event,) = [record for record in caplog.records if "event='degraded'" in record.getMessage()]
+        assert "model='scripted-text' reason='it said nothing'" in event.getMessage()
+        assert ASKED not in caplog.text
+        caplog.clear()
+        router.with_policy("never").complete(ASKED, max_tokens=9)
+        assert "degraded" not in caplog.text
+
+
+# --- what the default did ------------------------------------------------------------------------
+
+
+def test_a_default_that_handed_nothing_over_says_so() -> None:
+    def unsure(ids: Sequence[int]) -> np.ndarray:
+        return letters(ids) * 0.8  # 1.4 nats
+
+    endpoint = says("b")
+    with Router(ScriptedModel(unsure, tokenizer()), endpoint) as router:
+        answer = router.complete(ASKED, max_tokens=9)
+        assert router.policy.name == "entropy>1.5,span=rest,window=8"
+        text = " ".join(str(answer.report()).split())
+        advice = answer.report().to_dict()["advice"]
+        assert advice in text
+        assert advice.startswith(f"The default policy ({router.policy.name}) handed nothing over")
+        # Each policy that it names works where it is put, and asks.
+        named = re.findall(r'policy="([^"]+)"', advice)
+        assert len(named) == 2
+        for policy in named:
+            assert router.with_policy(policy).complete(ASKED, max_tokens=9).usage.escalations == 1
+        assert router.complete(ASKED, max_tokens=9, max_slow_calls=3).report().advice == advice
+        # Not where a cap forbade it, the policy was named, or it asked.
+        assert router.complete(ASKED, max_tokens=9, max_slow_calls=0).report().advice is None
+        assert router.with_policy(router.policy.name).complete(ASKED, max_tokens=9).report().advice is None
+    with Router(ScriptedModel(lambda ids: np.zeros(N_VOCAB, np.float32), tokenizer()), says("b")) as router:
+        answer = router.complete(ASKED, max_tokens=9)
+        assert (answer.usage.escalations, answer.report().advice) == (1, None)
+    with Router(*[pair(1).fast, pair(1).slow]) as router:
+        assert not router.complete(ASKED, max_tokens=9).default_policy
+
+
+def test_the_default_on_the_reference_pair(fast_model: TokenModel) -> None:
+    """As the README says of it."""
+    with Router(fast_model, says("b")) as router:
+        for item in world.problems("test", 6):
+            answer = router.complete(item.prompt + "\n", max_tokens=100)
+            assert answer.usage.escalations == 0
+            assert "handed nothing over" in str(answer.report())
+
+
+def test_the_default_on_a_fast_model_without_doubt() -> None:
+    with Router(ScriptedModel(lambda ids: 99 * letters(ids), tokenizer()), says("b")) as router:
+        advice = router.complete(ASKED, max_tokens=9).report().advice
+    assert re.findall(r'policy="([^"]+)"', advice) == ["always,span=rest"]
+
+
+def _fails_after(*pieces: str | ReasoningChunk) -> ScriptedTextModel:
+    def script(request: Continuation) -> Iterator[str | ReasoningChunk]:
         yield from pieces
         raise BackendError("the endpoint went away")
 
@@ -298,9 +541,9 @@ def test_a_call_that_thought_and_said_nothing_is_counted() -> None:
     with Router(fast, Thinking(lambda request: ()), policy="every:3,span=2", prices=prices) as router:
         answer = router.complete(ASKED, max_tokens=6)
     usage = answer.usage
-    assert (usage.escalations, usage.round_trips) == (4, 4)
-    assert answer.report().money_usd.routed == pytest.approx((160 * 2.0 + 40 * 1.0 + 7 * 8.0) / 1e6)
-    assert (usage.slow.prefill, usage.slow.cached, usage.slow.decode) == (160, 40, 7)
+    assert (usage.escalations, usage.round_trips) == (2, 2)
+    assert answer.report().money_usd.routed == pytest.approx((80 * 2.0 + 20 * 1.0 + 4 * 8.0) / 1e6)
+    assert (usage.slow.prefill, usage.slow.cached, usage.slow.decode) == (80, 20, 4)
 
 
 async def test_a_cancelled_request_leaves_the_endpoint_alone() -> None:
@@ -453,6 +696,24 @@ def test_a_fork_in_the_middle_of_a_continuation_repeats_nothing(extent: int, lim
     assert twin is not None
     assert shown == original.generation.text == expected
     assert endpoint.requests[2:] == [] or endpoint.requests[2].answer == "ab7"
+
+
+def test_a_fork_in_the_middle_of_a_thought() -> None:
+    """The call is counted in both, what it had thought is kept, and the twin asks again."""
+    endpoint = ScriptedTextModel(lambda request: [*THOUGHT, "b"])
+    models = {"fast": fast_without_end(), "slow": endpoint}
+    original = Engine(
+        Request(prompts={"fast": [0]}, text=TextPrompt(prompt="a"), key="", max_tokens=9),
+        policy=Always(REST), method=Replace(), vocabulary=Vocabulary(), contexts={"fast": 4096}, ledger=Ledger(),
+    )  # fmt: skip
+    for emit in drivers.run(original, models):
+        if emit.reasoning == "see.":
+            twin = original.fork()
+            list(drivers.run(twin, models))
+    assert original.generation.text == twin.generation.text == "b"
+    assert original.generation.reasoning == "Let me see. Well."
+    assert twin.generation.reasoning == "Let me see.\n\nLet me see. Well."
+    assert (original.generation.usage.round_trips, twin.generation.usage.round_trips) == (1, 2)
 
 
 PLAIN = 'extra_body={"repeat_penalty":1.0}'

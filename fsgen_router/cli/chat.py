@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from ..errors import FsgenError
-from ..records import Finished, Generation
+from ..records import Finished, Generation, TextDelta
 from ..router import Router
 from ..tokenizer import Message
 from . import options as o
@@ -181,7 +181,7 @@ class _Session:
                 for event in events:
                     if isinstance(event, Finished):
                         return event.generation
-                    if event.text and not self._as_json:
+                    if isinstance(event, TextDelta) and event.text and not self._as_json:
                         write(event.text)
                         shown = True
             finally:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidRequest
-from ..records import Finished
+from ..records import Finished, TextDelta
 from . import options as o
 from .terminal import err, read_prompt, say, write, write_json
 from .tokens import token_records
@@ -92,7 +92,7 @@ def complete(
             for event in events:
                 if isinstance(event, Finished):
                     answer = event.generation
-                elif event.text and not as_json:
+                elif isinstance(event, TextDelta) and event.text and not as_json:
                     write(event.text)
                     ends_line = event.text.endswith("\n")
         finally:

@@ -143,6 +143,7 @@ def total_report(answers: Sequence[Generation]) -> Report:
         alone=_sum_alone([report.alone for report in reports]),
         fast_step_seconds=reports[-1].fast_step_seconds,  # over all of a Router's requests so far
         slow_step_seconds=reports[-1].slow_step_seconds,
+        advice=reports[0].advice if all(report.advice for report in reports) else None,
         auditable=all(report.auditable for report in reports),
     )
 
