@@ -32,7 +32,7 @@ from .errors import (
 from .policy import REST, Context, Decision, Ledger, Policy
 from .reading import Mask
 from .records import Finished, Generation, Prices, Span, TextDelta, Token, Usage
-from .router import Router, SmallExtentWarning
+from .router import RewindWarning, Router, SmallExtentWarning, VocabularyWarning
 from .signals import Signals
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "PromptTooLong",
     "QueueFull",
     "RequestOptions",
+    "RewindWarning",
     "Router",
     "RouterClosed",
     "Signals",
@@ -70,5 +71,6 @@ __all__ = [
     "Token",
     "Usage",
     "VocabularyMismatch",
+    "VocabularyWarning",
     "__version__",
 ]
