@@ -100,13 +100,15 @@ class Done:
     """A job's result: ``Opened`` for an ``Open``, rows for a ``Work``, the end of a ``Continuation``.
 
     ``seconds`` that it took, with those of a forward that it shared counted whole. ``chunked``: that forward read
-    more than a single token of some work, so this is no time of a decode step.
+    more than a single token of some work, so this is no time of a decode step. ``reread``: tokens that the model
+    read again, since it could not go back.
     """
 
     job: int
     result: Opened | list[Row] | TextEnd
     seconds: float
     chunked: bool = False
+    reread: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,8 @@ class Reader:
     seen: int = 0
     found: int = 0
     """Tokens that the KV cache still held when the sequence was opened."""
-    begun: bool = False
+    first_job: int = -1
+    """The job that first read, on top of those."""
 
 
 @dataclass(slots=True)
@@ -342,10 +345,14 @@ class Engine:
             return self._failed(role, purpose, error)
         if purpose == "audit":
             state.usage.audit_seconds += event.seconds
+            state.usage.audit_positions += event.reread
         else:
             counters = self._counters(role)
             counters.seconds += event.seconds
-            if size == 1 and purpose != "ahead" and not event.chunked:
+            counters.reread += event.reread
+            if event.job == state.readers[role].first_job:  # what it read again was of no use in the KV cache
+                counters.cached -= event.reread
+            if size == 1 and purpose != "ahead" and not event.chunked and not event.reread:
                 state.step_seconds[role].append(event.seconds)
         result = event.result
         if isinstance(result, Opened):
@@ -749,8 +756,7 @@ class Engine:
         keep = min(reader.seen, prompt + (checks[0][0] if checks else len(state.answer)) - 1)
         ids = self._ids("slow", keep)
         reads = [
-            (prompt + at - 1 - keep, self._choice("slow", at, ids=(check.token,), check=check))
-            for at, check in checks
+            (prompt + at - 1 - keep, self._choice("slow", at, ids=(check.token,), check=check)) for at, check in checks
         ]
         if self._at_the_end():
             ids = ids[:-1]
@@ -807,8 +813,9 @@ class Engine:
     @cached_property
     def unshared(self) -> np.ndarray:
         """Ids of the vocabulary that no model of this pair writes."""
-        forbidden = [() if alignment is None else alignment.forbidden for alignment in self.alignments.values()]
-        return functools.reduce(np.intersect1d, forbidden) if forbidden else np.empty(0, np.int64)
+        none = np.empty(0, np.int64)
+        forbidden = [none if alignment is None else alignment.forbidden for alignment in self.alignments.values()]
+        return functools.reduce(np.intersect1d, forbidden) if forbidden else none
 
     def _read(self, role: Role, read: Read, purpose: Purpose) -> list[Command]:
         """Let a model read all that it has not seen, and read the last row."""
@@ -823,8 +830,8 @@ class Engine:
         self, role: Role, keep: int, ids: Sequence[int], reads: Sequence[tuple[int, Read]], purpose: Purpose
     ) -> Start:
         counters, reader = self._counters(role), self.state.readers[role]
-        if not reader.begun:
-            reader.begun = True
+        if reader.first_job < 0:
+            reader.first_job = self.state.next_job
             counters.cached += keep
         in_prompt = min(max(len(self.request.prompts[role]) - keep, 0), len(ids))
         counters.prefill += in_prompt

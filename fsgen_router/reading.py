@@ -92,7 +92,6 @@ class Alignment:
         return not (len(self.forbidden) or len(self.ends))
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
     """What to read of one row.

@@ -28,8 +28,9 @@ EXPORTS = {
     "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
     "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
     "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices",
-    "PromptTooLong", "QueueFull", "RequestOptions", "RewindWarning", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
-    "TextDelta", "Token", "Usage", "VocabularyMismatch", "VocabularyWarning", "__version__",
+    "PromptTooLong", "QueueFull", "RequestOptions", "RewindWarning", "Router", "RouterClosed", "Signals",
+    "SmallExtentWarning", "Span", "TextDelta", "Token", "Usage", "VocabularyMismatch", "VocabularyWarning",
+    "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
