@@ -320,16 +320,18 @@ def test_a_pair_without_an_end_in_common_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", [NORMAL, gguf.TokenType.USER_DEFINED])
 @pytest.mark.parametrize("turned", [False, True], ids=["text in the slow file", "text in the fast file"])
-def test_a_control_token_that_one_file_calls_text(load, tmp_path: Path, kind: Any, turned: bool) -> None:
+@pytest.mark.parametrize("space_prefix", [None, True], ids=["BPE", "SentencePiece"])
+def test_a_control_token_that_one_file_calls_text(
+    load, tmp_path: Path, kind: Any, turned: bool, space_prefix: bool | None
+) -> None:
     name = "[user]"
     specials = ("<|bos|>", "<|end|>", name, "<|assistant|>")
     template = (
         "{{ bos_token }}{% for m in messages %}" + name + "{{ m['content'] + '<|end|>' }}{% endfor %}<|assistant|>"
     )
-    usual = load(tiny_gguf.write(tmp_path / "usual.gguf", seed=1, specials=specials, template=template))
-    other = load(
-        tiny_gguf.write(tmp_path / "other.gguf", seed=2, specials=specials, template=template, types={name: kind})
-    )
+    alike: dict[str, Any] = {"specials": specials, "template": template, "space_prefix": space_prefix}
+    usual = load(tiny_gguf.write(tmp_path / "usual.gguf", seed=1, **alike))
+    other = load(tiny_gguf.write(tmp_path / "other.gguf", seed=2, types={name: kind}, **alike))
     pair = (other, usual) if turned else (usual, other)
     hashes = [vocabulary_hash(model.tokenizer) for model in pair]
     with pytest.warns(VocabularyWarning, match=rf"disagree on whether '{re.escape(name)}' \(id 2\) are control"):
@@ -347,7 +349,7 @@ def test_a_control_token_that_one_file_calls_text(load, tmp_path: Path, kind: An
             assert b"".join(map(usual.tokenizer.piece, found)) == b"".join(map(usual.tokenizer.piece, ids))
             raw = tokenizer.encode(content, add_bos=True)
             assert (raw[0], 2 in raw) == (0, False)
-            assert b"".join(map(tokenizer.piece, raw[1:])).decode() == content
+            assert b"".join(map(tokenizer.piece, raw[1:])).decode() == (" " * bool(space_prefix)) + content
     # No part of a text, whoever writes it.
     biased = router.complete("lamp", max_tokens=3, logit_bias={2: 100.0})
     assert (ids_of(biased), biased.text) == ([2, 2, 2], "")
