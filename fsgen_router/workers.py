@@ -201,7 +201,7 @@ class BatchWorker:
                 job.client.deliver(Failed(job.command.job, as_backend_error(error, self._model.name)))
             return
         self._jobs = [job for job in self._jobs if job.left.ids]
-        chunked = max(shares) > 1
+        chunked = max(shares) > 1 or any(map(reread_of, results))
         for job, _, _ in taken:
             if not job.left.ids:
                 rows = cast(list[Row], job.rows)

@@ -163,12 +163,12 @@ def test_layers_with_a_window_keep_all_of_it(tmp_path: Path, monkeypatch: pytest
         return params
 
     monkeypatch.setattr(llama_cpp.lib, "llama_context_default_params", otherwise)
-    model = tiny("window", tmp_path)
+    model = tiny("window", tmp_path, n_batch=16)
     assert model.capabilities.rewind
     ids, sequence = some_ids(400), model.open([]).sequence
     expected = read(model, sequence, 0, ids[:60])[0]
     read(model, sequence, 60, ids[60:])
-    rows = read(model, sequence, 40, ids[40:60])
+    rows = read(model, sequence, 57, ids[57:60])
     assert rows.reread == 0
     np.testing.assert_allclose(rows[0].logits, expected.logits, atol=2e-4, rtol=1e-4)
     model.shutdown()

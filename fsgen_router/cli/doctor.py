@@ -256,9 +256,10 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
             yield Check(name, "ok", f"{router.fast.name} loads, {router.fast.n_params:,} parameters")
             yield from _endpoint(cast(TextModel, router.slow))
             return
+        sizes = f"{router.fast.n_params:,} and {router.slow.n_params:,} parameters"
         differing = router.shared.describe(router.fast.name, router.slow.name) if router.shared else []
-        sizes, alike = f"{router.fast.n_params:,} and {router.slow.n_params:,} parameters", not differing
-        yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}{', one vocabulary' * alike}")
+        alike = "" if differing else ", one vocabulary"
+        yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}{alike}")
         for sentence in differing:
             yield Check("vocabulary", "note", sentence)
         answer = router.complete("How many coins do 3 lamps cost in Saltby?", max_tokens=16)
