@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,9 +30,9 @@ from fsgen_router.errors import (
     NotEnoughMemory,
 )
 from fsgen_router.logs import log
-from fsgen_router.models import Capabilities, Opened, SequencePool, Work
+from fsgen_router.models import Capabilities, Opened, Rows, SequencePool, Work
 from fsgen_router.options import checked
-from fsgen_router.reading import Floats, Read, Row, reduce_row
+from fsgen_router.reading import UNREADABLE, Floats, Read, Row, reduce_row
 from fsgen_router.tokenizer import Turn, encode_conversation
 from fsgen_router.waiting import holding
 
@@ -290,7 +290,7 @@ class LlamaCppModel:
             rewind=not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)),
             hidden_size=lib.llama_model_n_embd_out(self._model),
         )
-        self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab)
+        self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab, rewinds=self.capabilities.rewind)
         self._scratch = make_scratch(lib._lib)
         self._batch = _Batch(self.options.n_batch)
         # A pointer as a plain integer, without ctypes' own wrapping of every row.
@@ -327,6 +327,8 @@ class LlamaCppModel:
         params.n_batch = params.n_ubatch = max(options.n_batch, options.n_seq)
         params.n_threads = params.n_threads_batch = options.n_threads or self._default_threads()
         params.flash_attn_type = int(options.flash_attn)
+        # Without it layers with a sliding window forget what a rewind goes back to.
+        params.swa_full = True
         params.type_k, params.type_v = _KV_TYPES[options.type_k], _KV_TYPES[options.type_v]
         # A hidden state for every token, also of models that are made to pool them.
         params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
@@ -393,7 +395,7 @@ class LlamaCppModel:
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
         with holding(self._lock):
             self._require_alive()
-            rows: list[list[Any]] = [[None] * len(work.reads) for work in works]
+            rows = [Rows([UNREADABLE] * len(work.reads)) for work in works]
             try:
                 segments: list[_Segment] = []
                 for number, work in enumerate(works):
@@ -412,16 +414,16 @@ class LlamaCppModel:
                     if self._pool.forget(work.sequence):
                         lib.llama_memory_seq_rm(self._memory, work.sequence, -1, -1)
                 raise
-            return rows
+            return cast(list[list[Row]], rows)
 
-    def _segments(self, work: Work, rows: list[Any], *, rewound: bool) -> list[_Segment]:
+    def _segments(self, work: Work, rows: Rows, *, rewound: bool) -> list[_Segment]:
         """Rewind a work's sequence, and cut its tokens where reads begin that want hidden states."""
         ids, start, reads = work.ids, work.keep, work.reads
         if rewound and not lib.llama_memory_seq_rm(self._memory, work.sequence, start, -1):
             # Recurrent memory cannot go back: read the kept prefix again.
             lib.llama_memory_seq_rm(self._memory, work.sequence, -1, -1)
             reads = [(at + start, read) for at, read in reads]
-            ids, start = [*self._pool.held(work.sequence), *ids], 0
+            rows.reread, ids, start = start, [*self._pool.held(work.sequence), *ids], 0
         wanted = [_Wanted(index, rows, slot, read) for slot, (index, read) in enumerate(reads)]
         wanted.sort(key=_at)
         firsts = [wish.at for wish in wanted if wish.read.hidden]
@@ -494,7 +496,7 @@ class _Wanted(NamedTuple):
     """A row to be read: behind which token, and where it goes."""
 
     at: int
-    rows: list[Any]
+    rows: Rows
     slot: int
     read: Read
 

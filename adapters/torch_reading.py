@@ -16,7 +16,7 @@ import numpy as np
 
 from fsgen_router.acceptance import judge
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.reading import FORBIDDEN, UNREADABLE, Floats, Mask, Read, Row, Warp, check_row
+from fsgen_router.reading import FORBIDDEN, UNREADABLE, Alignment, Floats, Ints, Mask, Read, Row, Warp, check_row
 
 try:
     import torch
@@ -43,11 +43,16 @@ class _Kind:
     whole: bool
     """The whole row is brought to the host."""
     hidden: bool
+    alignment: Alignment | None
 
     @classmethod
     def of(cls, read: Read) -> _Kind:
         whole = read.full or (read.check is not None and read.check.rule.needs_fast_row)
-        return cls(read.signals, read.top_k, len(read.ids), read.warp, whole, read.hidden)
+        return cls(read.signals, read.top_k, len(read.ids), read.warp, whole, read.hidden, read.alignment)
+
+    def n_vocab(self, width: int) -> int:
+        """Ids that are read of a row of this width."""
+        return width if self.alignment is None else self.alignment.n_vocab
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,8 @@ def reduce_rows(logits: Tensor, reads: Sequence[tuple[int, Read]], hidden: Tenso
     for (kind, members), numbers in zip(batches, reduced, strict=True):
         table = flat[start : start + numbers.numel()].reshape(numbers.shape)
         start += numbers.numel()
-        columns = _Columns(min(kind.top_k, logits.shape[-1]), kind.n_ids, states.shape[-1] if kind.hidden else 0)
+        n_top = min(kind.top_k, kind.n_vocab(logits.shape[-1]))
+        columns = _Columns(n_top, kind.n_ids, states.shape[-1] if kind.hidden else 0)
         for number, values in zip(members, table, strict=True):
             rows[number] = _row(values, reads[number][1], columns)
     return [rows[number] for number in range(len(reads))]
@@ -124,8 +130,12 @@ def _reduce(logits: Tensor, states: Tensor, reads: Sequence[tuple[int, Read]], k
     device = logits.device
     # A copy, which masks may change. Adding 0 makes -0 and 0 the tie that they are.
     at = _tensor([row for row, _ in reads], device)
-    rows = logits[at].float() + 0.0
+    rows = logits[:, : kind.n_vocab(logits.shape[1])][at].float() + 0.0
+    if kind.alignment is not None and len(kind.alignment.ends):
+        rows[:, kind.alignment.end] = logits[at][:, _tensor(kind.alignment.ends, device)].float().logsumexp(1)
     _apply_masks(rows, [read.mask for _, read in reads])
+    if kind.alignment is not None:
+        rows[:, _tensor(kind.alignment.forbidden, device)] = float(FORBIDDEN)  # behind masks, which could lift them
     best = _best(rows, max(kind.top_k, 1))
     argmax = best[:, :1]
     peak = rows.gather(1, argmax)
@@ -158,7 +168,7 @@ def _reduce(logits: Tensor, states: Tensor, reads: Sequence[tuple[int, Read]], k
     return torch.cat([part.float() for part in parts], 1)
 
 
-def _tensor(values: Sequence[object], device: torch.device) -> Tensor:
+def _tensor(values: Sequence[object] | Ints, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=device)
 
 

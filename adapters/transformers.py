@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -30,9 +30,9 @@ from fsgen_router.errors import (
     NotEnoughMemory,
 )
 from fsgen_router.logs import log
-from fsgen_router.models import Capabilities, Opened, SequencePool, Work
+from fsgen_router.models import Capabilities, Opened, Rows, SequencePool, Work
 from fsgen_router.options import checked
-from fsgen_router.reading import Read, Row, Scratch, reduce_row
+from fsgen_router.reading import UNREADABLE, Read, Row, Scratch, reduce_row
 from fsgen_router.waiting import holding
 
 try:
@@ -445,7 +445,7 @@ class TransformersModel:
         # numpy is the faster one on the host, and MPS shares its memory.
         self._reduce = self._reduce_on_host if self.device.type in ("cpu", "mps") else reduce_rows
         self._scratch = Scratch()
-        self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab)
+        self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab, rewinds=self.capabilities.rewind)
         self._n_rows = max(_LOGIT_BYTES // (4 * width), 1)
 
     # --- loading ---
@@ -545,10 +545,10 @@ class TransformersModel:
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
         with holding(self._lock), torch.inference_mode():
             self._require_alive()
-            rows: list[list[Any]] = [[None] * len(work.reads) for work in works]
+            rows = [Rows([UNREADABLE] * len(work.reads)) for work in works]
             try:
                 with self._errors_of_working():
-                    pending = self._begin(works)
+                    pending = self._begin(works, rows)
                     for parts in self._memory.plan(pending, n_batch=self.options.n_batch, n_rows=self._n_rows):
                         self._step(pending, parts, rows)
             except BaseException:
@@ -557,14 +557,15 @@ class TransformersModel:
                     if self._pool.forget(work.sequence):
                         self._memory.forget(work.sequence)
                 raise
-            return rows
+            return cast(list[list[Row]], rows)
 
-    def _begin(self, works: Sequence[Work]) -> list[_Pending]:
+    def _begin(self, works: Sequence[Work], rows: Sequence[Rows]) -> list[_Pending]:
         pending = []
-        for work in works:
+        for work, found in zip(works, rows, strict=True):
             self._pool.begin(work)
             start = self._memory.rewind(work.sequence, work.keep)
             again = self._pool.held(work.sequence)[start:]
+            found.reread = len(again)
             begun = _Pending(work.sequence, start, [*again, *work.ids] if again else work.ids)
             for number, (index, read) in enumerate(work.reads):
                 begun.reads.setdefault(index + len(again), []).append((number, read))
@@ -575,7 +576,7 @@ class TransformersModel:
             self._pool.extend(work.sequence, work.ids)
         return pending
 
-    def _step(self, pending: Sequence[_Pending], parts: Sequence[_Part], rows: list[list[Any]]) -> None:
+    def _step(self, pending: Sequence[_Pending], parts: Sequence[_Part], rows: Sequence[Rows]) -> None:
         """One forward of the model, and what is read of it."""
         width = max(part.stop - part.start for part in parts)
         # (row of the batch, column, work, number of the read, read)

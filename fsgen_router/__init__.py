@@ -52,7 +52,7 @@ from .records import (
     Usage,
 )
 from .report import Comparison, Report
-from .router import Router, SmallExtentWarning
+from .router import RewindWarning, Router, SmallExtentWarning, VocabularyWarning
 from .signals import Signals
 from .text_models import WrappedPromptWarning
 from .tokenizer import Message, TextPart
@@ -91,6 +91,7 @@ __all__ = [
     "Report",
     "RequestKeywords",
     "RequestOptions",
+    "RewindWarning",
     "Router",
     "RouterClosed",
     "Signals",
@@ -102,6 +103,7 @@ __all__ = [
     "Token",
     "Usage",
     "VocabularyMismatch",
+    "VocabularyWarning",
     "WrappedPromptWarning",
     "__version__",
 ]

@@ -25,9 +25,12 @@ What an engine knows is in one record, :class:`EngineState`, which :meth:`Engine
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -37,7 +40,7 @@ from .errors import BackendError, ConfigurationError, FsgenError, RouterClosed
 from .methods import Method
 from .models import Opened, Work
 from .policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, reads_hidden, rewound
-from .reading import Mask, Read, Row, Warp, hashed_uniform
+from .reading import Alignment, Mask, Read, Row, Warp, hashed_uniform
 from .records import FinishReason, Generation, ModelUsage, Role, Token, Usage
 from .signals import TOP_K, Signals, make_signals
 from .text_models import Continuation, TextEnd
@@ -99,13 +102,15 @@ class Done:
     """A job's result: ``Opened`` for an ``Open``, rows for a ``Work``, the end of a ``Continuation``.
 
     ``seconds`` that it took, with those of a forward that it shared counted whole. ``chunked``: that forward read
-    more than a single token of some work, so this is no time of a decode step.
+    more than a single token of some work, so this is no time of a decode step. ``reread``: tokens that the model
+    read again, since it could not go back.
     """
 
     job: int
     result: Opened | list[Row] | TextEnd
     seconds: float
     chunked: bool = False
+    reread: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +198,8 @@ class Reader:
     seen: int = 0
     found: int = 0
     """Tokens that the KV cache still held when the sequence was opened."""
-    begun: bool = False
+    first_job: int = -1
+    """The job that first read, on top of those."""
 
 
 @dataclass(slots=True)
@@ -273,7 +279,8 @@ class EngineState:
 
 
 class Engine:
-    """One request's decode loop. ``contexts`` holds each model's context length in tokens.
+    """One request's decode loop. ``contexts`` holds each model's context length in tokens, ``alignments`` what makes
+    a model's rows ones of the vocabulary, where its own is another.
 
     With ``read_ahead`` n > 0 the slow model reads whenever n tokens wait for it, while the fast one goes
     on: worth it where they run on different devices.
@@ -288,9 +295,11 @@ class Engine:
         vocabulary: Vocabulary,
         contexts: Mapping[Role, int],
         ledger: Ledger,
+        alignments: Mapping[Role, Alignment | None] = MappingProxyType({}),
         read_ahead: int = 0,
     ) -> None:
         self.request, self.policy, self.method = request, policy, method
+        self.alignments = alignments
         self.vocabulary, self.ledger = vocabulary, ledger
         self.read_ahead = read_ahead if policy.asks and request.text is None else 0
         self.reads_hidden = reads_hidden(policy)
@@ -348,10 +357,14 @@ class Engine:
             return self._failed(role, purpose, error)
         if purpose == "audit":
             state.usage.audit_seconds += event.seconds
+            state.usage.audit_positions += event.reread
         else:
             counters = self._counters(role)
             counters.seconds += event.seconds
-            if size == 1 and purpose != "ahead" and not event.chunked:
+            counters.reread += event.reread
+            if event.job == state.readers[role].first_job:  # what it read again was of no use in the KV cache
+                counters.cached -= event.reread
+            if size == 1 and purpose != "ahead" and not event.chunked and not event.reread:
                 state.step_seconds[role].append(event.seconds)
         result = event.result
         if isinstance(result, Opened):
@@ -726,7 +739,7 @@ class Engine:
             position, rule = len(state.answer), self.method.rule
             full = rule is not None and rule.needs_fast_row and state.degraded is None
             hidden = self.reads_hidden and state.degraded is None
-            read = self._choice(position, self._mask(position), signals=True, full=full, hidden=hidden)
+            read = self._choice("fast", position, signals=True, full=full, hidden=hidden)
             return [*forced, *self._read_ahead(), *self._read("fast", read, "propose")]
         if self.request.text is not None:
             return [*forced, *self._continue_text(self.request.text)]
@@ -735,8 +748,7 @@ class Engine:
         if state.held:
             return [*forced, *self._verify()]
         draft = () if state.proposal is None else (state.proposal.row.token,)
-        position = len(state.answer)
-        read = self._choice(position, self._mask(position), ids=draft)
+        read = self._choice("slow", len(state.answer), ids=draft)
         return [*forced, *self._read("slow", read, "answer")]
 
     def _forced(self) -> list[Command]:
@@ -765,8 +777,8 @@ class Engine:
 
     def _choice(
         self,
+        role: Role,
         position: int,
-        mask: Mask | None,
         *,
         signals: bool = False,
         ids: tuple[int, ...] = (),
@@ -774,7 +786,7 @@ class Engine:
         full: bool = False,
         hidden: bool = False,
     ) -> Read:
-        """How a row is read that a token may be taken from."""
+        """How a model's row is read that the token at ``position`` may be taken from."""
         return Read(
             signals=signals,
             top_k=TOP_K if signals else 0,
@@ -782,10 +794,11 @@ class Engine:
             warp=self.request.warp,
             # Both models draw with one number, so asking the slow one everywhere is its own sampling.
             uniform=0.0 if self.request.warp.greedy else self._uniform(position, "token"),
-            mask=mask,
+            mask=self._mask(position),
             check=check,
             full=full,
             hidden=hidden,
+            alignment=self.alignments.get(role),
         )
 
     def _verify(self) -> list[Command]:
@@ -799,14 +812,12 @@ class Engine:
         keep = min(reader.seen, prompt + (checks[0][0] if checks else len(state.answer)) - 1)
         ids = self._ids("slow", keep)
         reads = [
-            (prompt + at - 1 - keep, self._choice(at, self._mask(at), ids=(check.token,), check=check))
-            for at, check in checks
+            (prompt + at - 1 - keep, self._choice("slow", at, ids=(check.token,), check=check)) for at, check in checks
         ]
         if self._at_the_end():
             ids = ids[:-1]
         else:
-            behind = len(state.answer)
-            reads.append((len(ids) - 1, self._choice(behind, self._mask(behind))))
+            reads.append((len(ids) - 1, self._choice("slow", len(state.answer))))
         return [self._work("slow", keep, ids, reads, "verify")]
 
     def _continue_text(self, text: TextPrompt) -> list[Command]:
@@ -852,7 +863,19 @@ class Engine:
         answer = self.state.answer
         mask = self.request.constraint.mask(answer if position == len(answer) else answer[:position])
         _check_mask(mask, self.vocabulary.n_vocab)
-        return mask
+        if mask is None or mask.allowed is None or not len(self.unshared):
+            return mask
+        # The only token that a mask allows has to be one that both models read.
+        allowed = mask.allowed.copy()
+        allowed[self.unshared] = False
+        return dataclasses.replace(mask, allowed=allowed)
+
+    @cached_property
+    def unshared(self) -> np.ndarray:
+        """Ids of the vocabulary that no model of this pair writes."""
+        none = np.empty(0, np.int64)
+        forbidden = [none if alignment is None else alignment.forbidden for alignment in self.alignments.values()]
+        return functools.reduce(np.intersect1d, forbidden) if forbidden else none
 
     def _read(self, role: Role, read: Read, purpose: Purpose) -> list[Command]:
         """Let a model read all that it has not seen, and read the last row."""
@@ -867,8 +890,8 @@ class Engine:
         self, role: Role, keep: int, ids: Sequence[int], reads: Sequence[tuple[int, Read]], purpose: Purpose
     ) -> Start:
         counters, reader = self._counters(role), self.state.readers[role]
-        if not reader.begun:
-            reader.begun = True
+        if reader.first_job < 0:
+            reader.first_job = self.state.next_job
             counters.cached += keep
         in_prompt = min(max(len(self.request.prompts[role]) - keep, 0), len(ids))
         counters.prefill += in_prompt
@@ -936,7 +959,10 @@ class Engine:
             return [self._start(role, Open(self._ids(role, 0)), "open")]
         keep = min(reader.seen, start)
         ids = self._ids(role, keep)[:-1]
-        reads = [(start - keep + k, Read(mask=self._mask(k))) for k in range(len(self.state.answer))]
+        alignment = self.alignments.get(role)
+        reads = [
+            (start - keep + k, Read(mask=self._mask(k), alignment=alignment)) for k in range(len(self.state.answer))
+        ]
         reader.seen = keep + len(ids)
         self.state.usage.audit_positions += len(ids)
         return [self._start(role, Work(reader.sequence, keep, ids, reads), "audit")]

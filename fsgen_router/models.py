@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,9 +28,20 @@ class Work:
     reads: Sequence[tuple[int, Read]]
 
 
+class Rows(list[Row]):
+    """A work's rows, in the order of its reads.
+
+    ``reread``: tokens of its kept prefix that were read again for it, since the model's memory could not go back.
+    """
+
+    def __init__(self, rows: Iterable[Row] = (), *, reread: int = 0) -> None:
+        super().__init__(rows)
+        self.reread = reread
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A sequence that was opened, and how many tokens of the wanted prefix it still holds."""
+    """A sequence that was opened, and how many tokens of the wanted prefix it still holds, to go on from."""
 
     sequence: int
     kept: int
@@ -41,7 +52,7 @@ class Capabilities:
     """What a model can do beyond the contract."""
 
     rewind: bool = True
-    """A rewind costs nothing. Without it (recurrent memory), the kept prefix is read again."""
+    """A rewind costs nothing. Without it (recurrent memory), the kept prefix is read again: see :class:`Rows`."""
     hidden_size: int | None = None
     """Width of the hidden state that ``Read(hidden=True)`` brings; None where it cannot be read."""
 
@@ -75,13 +86,15 @@ class TokenModel(Protocol):
     def open(self, ids: Sequence[int]) -> Opened:
         """Start a sequence on the longest prefix of ``ids`` that an idle one still holds.
 
+        Without ``capabilities.rewind`` that is all that a sequence holds, and less than ``ids``, or nothing.
         Raises :class:`NoFreeSequence` when ``n_seq`` are open.
         """
 
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
         """Run a batch: for each work its rows, in the order of its ``reads``.
 
-        A call costs what the new tokens cost, however long the prefix. After a
+        A call costs what the new tokens cost, however long the prefix; where more had to be read, the rows are
+        :class:`Rows` that say so. After a
         :class:`BackendError` the sequences named in it are empty and may be used again.
         """
 
@@ -109,7 +122,8 @@ class SequencePool:
     not wait for those.
     """
 
-    def __init__(self, n_seq: int, n_ctx: int, n_vocab: int) -> None:
+    def __init__(self, n_seq: int, n_ctx: int, n_vocab: int, *, rewinds: bool = True) -> None:
+        self._rewinds = rewinds
         self._slots = [_Slot() for _ in range(n_seq)]
         self._n_ctx, self._n_vocab = n_ctx, n_vocab
         self._clock = 0
@@ -123,10 +137,15 @@ class SequencePool:
                 raise NoFreeSequence(
                     f"all {len(self._slots)} sequences of the model are in use", hint="load it with a larger n_seq"
                 )
-            kept = {index: _common_prefix(self._slots[index].ids, ids) for index in idle}
+            kept = {index: self._kept(self._slots[index].ids, ids) for index in idle}
             best = max(idle, key=lambda index: (kept[index], -self._slots[index].last_used))
             self._slots[best].open = True
         return Opened(best, kept[best])
+
+    def _kept(self, held: Sequence[int], wanted: Sequence[int]) -> int:
+        common = _common_prefix(held, wanted)
+        # One token at least has to be read behind it, for a row.
+        return common if self._rewinds or common == len(held) < len(wanted) else 0
 
     def begin(self, work: Work) -> bool:
         """Check a work against what its sequence holds and rewind the record of it; False where nothing goes."""

@@ -73,6 +73,25 @@ class Warp:
 GREEDY = Warp()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Alignment:
+    """Makes a model's row one that both models of a pair can write, where their vocabularies differ by some ids.
+
+    Only the first ``n_vocab`` ids are read; where that is all, it costs nothing. ``forbidden`` (shape (n,)) are ids
+    below that one model lacks. The probability of ``ends`` (shape (n,)) goes to the token ``end``: ends of a
+    generation that the other model lacks, so that an end is one token to both.
+    """
+
+    n_vocab: int
+    forbidden: Ints
+    ends: Ints
+    end: int
+
+    @property
+    def only_cuts(self) -> bool:
+        return not (len(self.forbidden) or len(self.ends))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
     """What to read of one row.
@@ -80,7 +99,8 @@ class Read:
     ``signals`` asks for entropy, varentropy and the ``top_k`` best; ``ids`` for the log-probabilities
     of given tokens; ``uniform`` in [0, 1) decides the draw when ``warp`` is not greedy; ``check`` has a
     drafted token judged; ``full`` for a copy of the masked logits; ``hidden`` for the hidden state that
-    the row was made of, where the model's capabilities say that it can be read.
+    the row was made of, where the model's capabilities say that it can be read. With an ``alignment`` all of
+    this, the mask included, is about the row that it makes.
     """
 
     signals: bool = False
@@ -92,6 +112,7 @@ class Read:
     check: Check | None = None
     full: bool = False
     hidden: bool = False
+    alignment: Alignment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +200,8 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
 
     Neither is changed.
     """
-    if read.mask is not None:
-        logits = _masked(logits, read.mask)
+    if read.alignment is not None or read.mask is not None:
+        logits = _prepared(logits, read.alignment, read.mask)
     best, values = scratch.best_of(logits, max(read.top_k, 1))
     argmax, peak = best[0], values[0]
     if not math.isfinite(peak):
@@ -245,8 +266,24 @@ def _chunks(length: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise([0, *range(min(_LINE, length), length, _CHUNK), length]))
 
 
-def _masked(logits: Floats, mask: Mask) -> Floats:
-    logits = np.array(logits, np.float32)
+def _prepared(logits: Floats, alignment: Alignment | None, mask: Mask | None) -> Floats:
+    """The row that is read: aligned, then masked. A copy, unless all that changes is where it ends."""
+    if alignment is None:
+        row = np.array(logits, np.float32)
+    elif mask is None and alignment.only_cuts:
+        return logits[: alignment.n_vocab]
+    else:
+        row = np.array(logits[: alignment.n_vocab], np.float32)
+        if len(alignment.ends):
+            row[alignment.end] = np.logaddexp.reduce(logits[alignment.ends])
+    if mask is not None:
+        _apply(mask, row)
+    if alignment is not None:
+        row[alignment.forbidden] = FORBIDDEN  # behind the mask, whose bias could lift them
+    return row
+
+
+def _apply(mask: Mask, logits: Floats) -> None:
     if mask.ids is not None and mask.bias is not None:
         logits[mask.ids] += mask.bias
     if mask.allowed is not None:
@@ -255,7 +292,6 @@ def _masked(logits: Floats, mask: Mask) -> Floats:
                 f"a constraint's allowed has shape {mask.allowed.shape}, the vocabulary {logits.shape}"
             )
         logits[~mask.allowed] = FORBIDDEN
-    return logits
 
 
 def top_ids_of(values: Floats, k: int) -> Ints:

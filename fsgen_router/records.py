@@ -80,9 +80,10 @@ class ModelUsage:
     """One model's counters in one request; tokens unless said otherwise.
 
     ``prefill``: prompt tokens read; ``cached``: tokens that were still in the KV cache when the
-    sequence was opened; ``decode``: answer tokens read in a step for the row behind them;
-    ``catchup``: other answer tokens read; ``ahead``: those of all these read while the other model went
-    on writing; ``forwards``: sequential steps, which someone waited for; ``seconds``: measured in all of
+    sequence was opened, and of use; ``decode``: answer tokens read in a step for the row behind them;
+    ``catchup``: other answer tokens read; ``reread``: prompt and answer tokens read again, since the model
+    could not go back to before them (``Capabilities.rewind``); ``ahead``: those of all these read while the other
+    model went on writing; ``forwards``: sequential steps, which someone waited for; ``seconds``: measured in all of
     them.
     """
 
@@ -90,14 +91,15 @@ class ModelUsage:
     cached: int = 0
     catchup: int = 0
     decode: int = 0
+    reread: int = 0
     ahead: int = 0
     forwards: int = 0
     seconds: float = 0.0
 
     @property
     def positions(self) -> int:
-        """Tokens that the model read."""
-        return self.prefill + self.catchup + self.decode
+        """Tokens that the model read, some of them again."""
+        return self.prefill + self.catchup + self.decode + self.reread
 
 
 @dataclass(slots=True)

@@ -291,6 +291,8 @@ class Report:
             ("bonus tokens", usage.bonus_tokens, "its own, behind drafts that it let stand"),
             ("discarded drafts", usage.discarded_tokens, "corrected, or behind a correction"),
             ("read ahead", usage.slow.ahead, "tokens that it read while the fast one went on"),
+            ("read again", usage.slow.reread, "tokens, by the slow model, which cannot go back"),
+            ("read again, fast", usage.fast.reread, "tokens, by the fast model, which cannot go back"),
         )
 
 

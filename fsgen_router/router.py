@@ -23,21 +23,22 @@ from .engine import Emit, Engine, Request, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
 from .logs import log, warn
 from .methods import Method, Replace, Verify, make_method
-from .models import Work
+from .models import TokenModel, Work
 from .options import checked
 from .policy import REST, Ledger, Policy
-from .reading import Read, hashed_uniform
+from .reading import Alignment, Read, hashed_uniform
 from .records import Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
 from .resolve import make_model
 from .slots import Slots
 from .text_models import reads_tokens
 from .tokenizer import (
     Message,
+    SharedVocabulary,
     Tokenizer,
     encode_after,
     require_messages,
-    require_same_vocabulary,
     require_text,
+    share_vocabulary,
     token_classes,
 )
 from .workers import AnyModel, Workers
@@ -53,6 +54,14 @@ SMALL_EXTENT = 8
 
 class SmallExtentWarning(UserWarning):
     """A policy asks an endpoint for a few tokens at a time, which costs more than asking it for everything."""
+
+
+class VocabularyWarning(UserWarning):
+    """Two models share their ids, but not all of them: some are never written, or taken for control tokens."""
+
+
+class RewindWarning(UserWarning):
+    """A method takes drafts back, and a model of the pair has to read prompt and answer again when it does."""
 
 
 T = TypeVar("T")
@@ -91,6 +100,11 @@ class Router:
     ``max_waiting`` wait already. With ``read_ahead`` n > 0 the slow model reads whenever n tokens wait for
     it, while the fast one goes on: worth it where they run on different devices. Models that the Router
     loaded itself are freed by :meth:`close`.
+
+    Two local models share one vocabulary. Ids that one of them lacks are never written, and
+    :class:`VocabularyWarning` names those that are text. The default method takes drafts back, which models
+    with recurrent memory pay with reading everything again: where one of the pair cannot rewind it is
+    ``replace``, and another one earns a :class:`RewindWarning`.
 
     Raises :class:`ConfigurationError` for parts that do not exist or do not fit together (its
     subclass :class:`VocabularyMismatch` where ids mean different bytes) and
@@ -153,10 +167,10 @@ class Router:
                     "fast and slow are one model object", hint="load it twice to compare it to itself"
                 )
             self._local_slow = self.slow if reads_tokens(self.slow) else None
+            self.shared: SharedVocabulary | None = None
+            """How the vocabularies of two local models relate."""
             if self._local_slow is not None:
-                require_same_vocabulary(
-                    self.fast.tokenizer, self._local_slow.tokenizer, fast_name=self.fast.name, slow_name=self.slow.name
-                )
+                self.shared = _share(self.fast, self._local_slow)
             self.policy, self.method = self._chosen(wanted_policy, wanted_method)
             remote = wanted_policy is None and self._local_slow is None
             self._default_remote = self.policy if remote else None
@@ -186,7 +200,8 @@ class Router:
         if method is None:
             # A learned policy knows the method that it was calibrated with.
             learned_with: str | None = getattr(policy, "method", None)
-            method = make_method(learned_with or (Replace() if self._local_slow is None else Verify()))
+            takes_back = self._local_slow is not None and not self._reread
+            method = make_method(learned_with or (Verify() if takes_back else Replace()))
         if self._local_slow is None:
             policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
             if method.rule is not None:
@@ -201,6 +216,8 @@ class Router:
             _warn_of_small_extents(policy, self.slow.name)
         else:
             policy = policy or make_policy(DEFAULT_POLICY)
+            if method.rule is not None and self._reread:
+                _warn_of_rereading(method, self._reread)
         return check_pair(policy, self.fast, self.slow, method=method), method
 
     def _instead(self, policy: Policy | str | Path | None, method: Method | str | None) -> tuple[Policy, Method]:
@@ -214,6 +231,12 @@ class Router:
             learned_with: str | None = getattr(chosen, "method", None)
             method = learned_with or self.method
         return self._chosen(chosen, make_method(method))
+
+    @property
+    def _reread(self) -> list[str]:
+        """Models that a rewind costs the whole prefix: it is read again."""
+        models = (self.fast, self._local_slow)
+        return [model.name for model in models if model is not None and not model.capabilities.rewind]
 
     # --- what users call ---
 
@@ -350,7 +373,7 @@ class Router:
             model = self._models[role]
             if not reads_tokens(model):
                 continue
-            prompts[role] = _ids(text, model.tokenizer)
+            prompts[role] = _ids(text, self._tokenizer(role, model))
             if not prompts[role]:
                 raise InvalidRequest("the prompt has no tokens", hint="give at least one character")
             if len(prompts[role]) >= model.n_ctx:
@@ -364,7 +387,19 @@ class Router:
 
     @cached_property
     def _vocabulary(self) -> _Vocabulary:
-        return _Vocabulary(self.fast.tokenizer, None if self._local_slow is None else self._local_slow.tokenizer)
+        return _Vocabulary(self.fast.tokenizer, self.shared)
+
+    def _tokenizer(self, role: Role, model: TokenModel) -> Tokenizer:
+        """A model's tokenizer as this pair uses it."""
+        if self.shared is None:
+            return model.tokenizer
+        return self.shared.fast if role == "fast" else self.shared.slow
+
+    def _alignments(self, fast: Role = "fast") -> dict[Role, Alignment | None]:
+        """How rows are made one vocabulary's, with that model in the fast seat."""
+        if self.shared is None:
+            return {}
+        return {"fast": self.shared.fast_row if fast == "fast" else self.shared.slow_row, "slow": self.shared.slow_row}
 
     def _engine(
         self, text: TextPrompt, prompts: _Prompts, options: RequestOptions, policy: Policy, method: Method
@@ -383,6 +418,7 @@ class Router:
             vocabulary=self._vocabulary,
             contexts=self._contexts(roles),
             ledger=self.ledger,
+            alignments=self._alignments(),
             read_ahead=self.read_ahead,
         )
 
@@ -400,6 +436,7 @@ class Router:
             vocabulary=self._vocabulary,
             contexts={"fast": local.n_ctx if local else self.fast.n_ctx},
             ledger=Ledger(),
+            alignments=self._alignments(self._seat_alone),
         )
 
     def _contexts(self, roles: Sequence[Role]) -> dict[Role, int]:
@@ -422,8 +459,8 @@ class Router:
             seed=int.from_bytes(os.urandom(6), "big") if seed is None else seed,
             warp=options.warp,
             stop=options.stop,
-            stop_ids=options.stop_ids(self.fast.tokenizer.n_vocab),
-            constraint=options.make_constraint(self.fast.tokenizer.n_vocab),
+            stop_ids=options.stop_ids(self._vocabulary.n_vocab),
+            constraint=options.make_constraint(self._vocabulary.n_vocab),
         )
 
     def _prepare(self, text: TextPrompt, options: Mapping[str, Any]) -> tuple[Engine, Engine | None]:
@@ -584,13 +621,13 @@ def _event(emit: Emit) -> StreamEvent:
 
 
 class _Vocabulary:
-    """Pieces, classes and ends of generation, shared by both models (checked to be the same)."""
+    """Pieces, classes and ends of generation, as far as both models share them."""
 
-    def __init__(self, fast: Tokenizer, slow: Tokenizer | None) -> None:
-        self._tokenizer, self._hidden = fast, fast.special_ids
-        self.n_vocab = fast.n_vocab
-        self.eog_ids = fast.eog_ids if slow is None else fast.eog_ids | slow.eog_ids
-        self._classes = token_classes(fast).tolist()
+    def __init__(self, fast: Tokenizer, shared: SharedVocabulary | None) -> None:
+        alike: Tokenizer | SharedVocabulary = shared or fast
+        self._tokenizer, self._hidden = fast, alike.special_ids
+        self.n_vocab, self.eog_ids = alike.n_vocab, alike.eog_ids
+        self._classes = token_classes(fast, alike.special_ids).tolist()
 
     def piece(self, token: int) -> bytes:
         """A token's bytes; none for a control token, which is no part of a text."""
@@ -619,6 +656,29 @@ def _guarantee(engine: Engine, ledger: Ledger) -> str | None:
     for reason in reasons:
         claim = SUSPENDED + reason if claim == CERTIFIED else f"{claim}; {reason}"
     return claim
+
+
+def _share(fast: TokenModel, slow: TokenModel) -> SharedVocabulary:
+    """What both vocabularies share; says what is not shared, and warns where that is no mere control token."""
+    shared = share_vocabulary(fast.tokenizer, slow.tokenizer, fast_name=fast.name, slow_name=slow.name)
+    if shared.same:
+        return shared
+    lone = {*shared.only_fast, *shared.only_slow} - shared.special_ids
+    counts = {name: len(getattr(shared, name)) for name in ("only_fast", "only_slow", "retyped")}
+    if not lone and not shared.retyped:
+        log.info("vocabulary", fast=fast.name, slow=slow.name, **counts)
+        return shared
+    said = " ".join(f"{sentence}." for sentence in shared.describe(fast.name, slow.name))
+    warn(VocabularyWarning, said, event="vocabulary", fast=fast.name, slow=slow.name, **counts)
+    return shared
+
+
+def _warn_of_rereading(method: Method, names: Sequence[str]) -> None:
+    said = (
+        f"{method.name} takes rejected drafts back, and {' and '.join(names)} cannot: each time, prompt and answer are "
+        "read again (counted as reread in the usage). The method replace takes nothing back"
+    )
+    warn(RewindWarning, said, event="reread", method=method.name, models=list(names))
 
 
 def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol, TypeAlias, cast
 
 from .engine import Chunk, Done, Event, Failed, Open, Start
 from .errors import BackendError, FsgenError, RouterClosed
-from .models import TokenModel, Work
+from .models import Rows, TokenModel, Work
 from .reading import Row
 from .records import Role
 from .text_models import Continuation, ReasoningChunk, TextEnd, TextModel, reads_tokens
@@ -47,7 +47,12 @@ def perform(model: AnyModel, command: Start) -> Generator[Event, None, None]:
     except Exception as error:
         yield Failed(job, as_backend_error(error, model.name))
     else:
-        yield Done(job, result, time.perf_counter() - began)
+        yield Done(job, result, time.perf_counter() - began, reread=reread_of(result))
+
+
+def reread_of(result: object) -> int:
+    """Tokens that a model read again for these rows."""
+    return result.reread if isinstance(result, Rows) else 0
 
 
 def _forward(model: TokenModel, work: Work) -> list[Row]:
@@ -109,6 +114,7 @@ class _Job:
     slots: list[int] = field(default_factory=list)
     """Where in ``rows`` each of the remaining reads belongs."""
     seconds: float = 0.0
+    reread: int = 0
 
 
 class BatchWorker:
@@ -188,16 +194,18 @@ class BatchWorker:
                 for slot, row in zip(slots, rows, strict=True):
                     job.rows[slot] = row
                 job.seconds += seconds
+                job.reread += reread_of(rows)
         except BaseException as error:
             self._jobs.clear()
             for job, _, _ in taken:
                 job.client.deliver(Failed(job.command.job, as_backend_error(error, self._model.name)))
             return
         self._jobs = [job for job in self._jobs if job.left.ids]
-        chunked = max(shares) > 1
+        chunked = max(shares) > 1 or any(map(reread_of, results))
         for job, _, _ in taken:
             if not job.left.ids:
-                job.client.deliver(Done(job.command.job, job.rows, job.seconds, chunked))  # type: ignore[arg-type]
+                rows = cast(list[Row], job.rows)
+                job.client.deliver(Done(job.command.job, rows, job.seconds, chunked, job.reread))
 
 
 def _shares(lengths: Sequence[int]) -> list[int]:

@@ -339,8 +339,6 @@ def test_files_with_different_vocabularies_are_refused(tmp_path: Path) -> None:
     first = len(tiny_gguf.SPECIALS) + 256 + 2
     with pytest.raises(VocabularyMismatch, match=rf"id {first} is b'rope' in one.gguf and b'drum' in two.gguf"):
         Router(f"llama_cpp:{one}", f"llama_cpp:{two}")
-    with pytest.raises(VocabularyMismatch, match=f"id {first + 1} is b'bell' in one.gguf and None in two.gguf"):
-        Router(f"llama_cpp:{one}", f"llama_cpp:{tiny_gguf.write(two, ['lamp', 'rope'])}")
     renamed = (*tiny_gguf.SPECIALS[:3], "<|helper|>")
     with pytest.raises(VocabularyMismatch, match="id 3 "):
         Router(f"llama_cpp:{one}", f"llama_cpp:{tiny_gguf.write(two, ['lamp', 'rope', 'bell'], specials=renamed)}")

@@ -29,9 +29,9 @@ EXPORTS = {
     "Context", "Decision", "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "Message",
     "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence",
     "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull",
-    "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "Router", "RouterClosed", "Signals",
-    "SmallExtentWarning", "Span", "StreamEvent", "TextDelta", "TextPart", "Token", "Usage", "VocabularyMismatch",
-    "WrappedPromptWarning", "__version__",
+    "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "RewindWarning", "Router", "RouterClosed",
+    "Signals", "SmallExtentWarning", "Span", "StreamEvent", "TextDelta", "TextPart", "Token", "Usage",
+    "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",

@@ -773,8 +773,7 @@ def test_vocabularies_that_differ_are_refused_with_the_first_difference() -> Non
     swapped[4], swapped[5] = swapped[5], swapped[4]
     for model, words in (
         (other(swapped, [18]), r"id 4 is b'\\n' in fast and b'7' in other"),
-        (other([*pieces, b"more"], [18]), "id 21 is None in fast and b'more' in other"),
-        (other(pieces, [17, 18]), "id 17"),
+        (other([*swapped, b"more"], [17, 18]), r"id 4 is b'\\n' in fast and b'7' in other"),
     ):
         with pytest.raises(VocabularyMismatch, match=words) as raised:
             Router(plain, model)

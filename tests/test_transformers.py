@@ -42,7 +42,7 @@ from fsgen_router.models import TokenModel, Work
 from fsgen_router.reading import Read
 from fsgen_router.reference import world
 from fsgen_router.resolve import make_model
-from fsgen_router.tokenizer import TokenClass, require_same_vocabulary, token_classes, vocabulary_hash
+from fsgen_router.tokenizer import TokenClass, share_vocabulary, token_classes, vocabulary_hash
 
 FULL = Read(full=True)
 PADDING = list(range(tiny_transformers.N_VOCAB, tiny_transformers.N_VOCAB + tiny_transformers.PADDING))
@@ -290,7 +290,7 @@ def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_one_vocabulary(ours: Any, theirs: Any) -> None:
-    require_same_vocabulary(ours, theirs, fast_name="ours", slow_name="theirs")
+    assert share_vocabulary(ours, theirs, fast_name="ours", slow_name="theirs").same
     assert vocabulary_hash(ours) == vocabulary_hash(theirs)
     assert ours.n_vocab == theirs.n_vocab
     assert ours.eog_ids == theirs.eog_ids
@@ -808,7 +808,8 @@ def test_a_sentencepiece_file_cuts_texts_as_in_llama_cpp(tmp_path: Path, space_p
         tmp_path / "spm.gguf", ["▁l", "▁la", "▁lamp", "la", "mp", "lamp", "ro", "pe", "rope"], space_prefix=space_prefix
     )
     native, model = LlamaCppModel(path), TransformersModel(path)
-    require_same_vocabulary(native.tokenizer, model.tokenizer, fast_name="llama.cpp", slow_name="transformers")
+    shared = share_vocabulary(native.tokenizer, model.tokenizer, fast_name="llama.cpp", slow_name="transformers")
+    assert shared.same
     texts = ("lamp", " lamp", "  two  lamps ", "é", "a\nb", "rope <|user|>lamp", "<|end|> lamp", "\N{GRINNING FACE}x")
     for text in texts:
         for parse in (False, True):

@@ -104,7 +104,7 @@ class Prefix:
 
 def roll_out(router: Router, item: Item, prefix: Sequence[int], **options: Any) -> str:
     """The answer's text when it begins with ``prefix`` and the slow model goes on alone."""
-    constraint = Prefix(tuple(prefix), router.fast.tokenizer.n_vocab)
+    constraint = Prefix(tuple(prefix), (router.shared or router.fast.tokenizer).n_vocab)
     return ask(router.with_policy(SLOW_ONLY, method="replace"), item, constraint=constraint, **options).text
 
 

@@ -19,7 +19,7 @@ from ..reading import Read, Row
 from ..router import Router
 from ..signals import TOP_K, Signals, make_signals
 from ..text_models import reads_tokens
-from ..tokenizer import Tokenizer, token_classes
+from ..tokenizer import SharedVocabulary, Tokenizer, token_classes
 from .answers import CHUNK, Answers, OnItems
 from .store import Arrays, WorkDirectory, join
 
@@ -180,18 +180,28 @@ def trace_answer(
     by_slow: Sequence[int] | None,
     *,
     classes: npt.NDArray[Any],
+    shared: SharedVocabulary | None = None,
     number: int = 0,
     round: int = 0,
     hidden: bool = False,
 ) -> Traces:
     """Both models' views of one answer to one item, with ``hidden`` the fast one's hidden states.
 
+    ``shared`` says how their vocabularies relate (the Router's); None: they are the same.
+
     ``by_slow`` is 1 where the slow model wrote a token. None: the answer is the slow model's own, and
     counts as written by an oracle that escalates where the two choices differ, which writes the same.
     """
-    wanted = Read(signals=True, top_k=TOP_K, hidden=hidden)
-    fast_rows = read_answer(fast, encode_item(fast.tokenizer, item), answer, lambda _: wanted)
-    slow_rows = read_answer(slow, encode_item(slow.tokenizer, item), answer, lambda k: Read(ids=(fast_rows[k].argmax,)))
+    fast_row, slow_row = (shared.fast_row, shared.slow_row) if shared else (None, None)
+    fast_words, slow_words = (shared.fast, shared.slow) if shared else (fast.tokenizer, slow.tokenizer)
+    wanted = Read(signals=True, top_k=TOP_K, hidden=hidden, alignment=fast_row)
+    fast_rows = read_answer(fast, encode_item(fast_words, item), answer, lambda _: wanted)
+    slow_rows = read_answer(
+        slow,
+        encode_item(slow_words, item),
+        answer,
+        lambda k: Read(ids=(fast_rows[k].argmax,), alignment=slow_row),
+    )
     written = [f.argmax != s.argmax for f, s in zip(fast_rows, slow_rows, strict=True)] if by_slow is None else by_slow
     count = len(answer)
     padding = TOP_K - len(fast_rows[0].top_ids)
@@ -242,7 +252,8 @@ def trace_answers(
     are kept apart. Nothing else may use the Router's models
     meanwhile.
     """
-    classes, slow = token_classes(router.fast.tokenizer), local_slow(router)
+    slow, shared = local_slow(router), router.shared
+    classes = token_classes(router.fast.tokenizer, shared.special_ids if shared else frozenset())
 
     def compute(chunk: Sequence[Item], start: int) -> Arrays:
         parts = []
@@ -255,6 +266,7 @@ def trace_answers(
                     answers.ids[number],
                     None if own else answers.by_slow[number],
                     classes=classes,
+                    shared=shared,
                     number=number,
                     round=round,
                     hidden=hidden,

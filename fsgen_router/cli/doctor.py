@@ -264,7 +264,11 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
             yield from _endpoint(cast(TextModel, router.slow))
             return
         sizes = f"{router.fast.n_params:,} and {router.slow.n_params:,} parameters"
-        yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}, one vocabulary")
+        differing = router.shared.describe(router.fast.name, router.slow.name) if router.shared else []
+        alike = "" if differing else ", one vocabulary"
+        yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}{alike}")
+        for sentence in differing:
+            yield Check("vocabulary", "note", sentence)
         own = fast is not None  # whose answers are not known to be right, and may take long
         answer = router.complete(QUESTION, max_tokens=16 if own else o.MAX_TOKENS)
         if answer.degraded:
