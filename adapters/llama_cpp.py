@@ -30,6 +30,7 @@ from fsgen_router.errors import (
     NotEnoughMemory,
 )
 from fsgen_router.logs import log
+from fsgen_router.machine import free_bytes, usable_physical_cores
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import checked
 from fsgen_router.reading import Floats, Read, Row, reduce_row
@@ -65,7 +66,7 @@ class LlamaCppOptions(BaseModel):
     n_seq: int = Field(1, ge=1, le=256, description="sequences (concurrent requests) held at once")
     n_batch: int = Field(512, ge=1, le=16_384, description="tokens per decode")
     n_threads: int | None = Field(
-        None, ge=1, description="threads; None: one for small models, else physical cores minus one"
+        None, ge=1, description="threads; None: one for small models, else the physical cores that are ours, minus one"
     )
     n_gpu_layers: int = Field(0, ge=-1, description="layers on the GPU; -1: all")
     flash_attn: bool = Field(False, description="flash attention; slows catch-up down on CPU")
@@ -345,7 +346,8 @@ class LlamaCppModel:
         # Two pools on the same cores are far slower than one: leave a core to the rest.
         if lib.llama_model_n_params(self._model) < _SMALL_MODEL:
             return 1
-        return max((psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1, 1)
+        usable = usable_physical_cores()
+        return max(min(psutil.cpu_count(logical=False) or usable, usable) - 1, 1)
 
     def _require_memory(self) -> None:
         model, options = self._model, self.options
@@ -356,8 +358,8 @@ class LlamaCppModel:
         )
         per_token = lib.llama_model_n_layer(model) * width * (_KV_BYTES[options.type_k] + _KV_BYTES[options.type_v])
         needed = per_token * self.n_ctx * options.n_seq
-        available = psutil.virtual_memory().available
-        if needed > available:
+        available = free_bytes()
+        if available is not None and needed > available:
             fits = int(available * 0.8 / per_token / options.n_seq) if per_token else 0
             raise NotEnoughMemory(
                 f"the KV cache of {self.name} needs {needed / 2**30:.1f} GiB for {options.n_seq} x {self.n_ctx} "

@@ -30,6 +30,7 @@ from fsgen_router.errors import (
     NotEnoughMemory,
 )
 from fsgen_router.logs import log
+from fsgen_router.machine import free_bytes, usable_cores
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import checked
 from fsgen_router.reading import Read, Row, Scratch, reduce_row
@@ -38,7 +39,7 @@ from fsgen_router.waiting import holding
 try:
     import accelerate  # noqa: F401  # transformers loads onto a device, and reads GGUF files, through it
     import gguf
-    import psutil
+    import psutil  # noqa: F401  # free_bytes reads the memory through it
     import torch
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
     from transformers import (
@@ -85,7 +86,9 @@ class TransformersOptions(BaseModel):
     n_seq: int = Field(1, ge=1, le=256, description="sequences (concurrent requests) held at once")
     n_batch: int = Field(512, ge=1, le=65_536, description="tokens per forward")
     n_threads: int | None = Field(
-        None, ge=1, description="torch's threads on the CPU, for the whole process; None: as they are set"
+        None,
+        ge=1,
+        description="torch's threads on the CPU, for the whole process; None: as they are set, at most the usable cores",
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, ...; auto: CUDA where there is one, else CPU")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -226,10 +229,18 @@ def device_of(wanted: str) -> torch.device:
     return device
 
 
+def _set_threads(wanted: int | None, device: torch.device) -> None:
+    """As many as wanted. Torch counts the machine's cores where a container's quota allows fewer."""
+    if wanted is None and device.type == "cpu" and torch.get_num_threads() > usable_cores():
+        wanted = usable_cores()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+
+
 def _free_bytes(device: torch.device) -> int | None:
     """What the device still has; None where nobody can say."""
     if device.type == "cpu":
-        return int(psutil.virtual_memory().available)
+        return free_bytes()
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
@@ -416,8 +427,7 @@ class TransformersModel:
         source = _locate(os.fspath(where), self.options)
         self.name = source.name
         self.device = device_of(self.options.device)
-        if self.options.n_threads is not None:
-            torch.set_num_threads(self.options.n_threads)
+        _set_threads(self.options.n_threads, self.device)
         self._lock = threading.Lock()
         self.n_seq = self.options.n_seq
         with _errors_of_loading(source):

@@ -93,7 +93,7 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "logs", "options", "waiting", "acceptance", "reading", "tokenizer", "signals", "policy",
+    "_version", "errors", "logs", "machine", "options", "waiting", "acceptance", "reading", "tokenizer", "signals", "policy",
     "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config", "adapters",
     "policies", "reference", "resolve", "slots", "router", "fsgen_router", "evaluation", "plots", "calibration", "cli",
 )  # fmt: skip
@@ -119,7 +119,8 @@ WHEN_CALLED = {
     "fsgen_router/calibration/report.py": {"jinja2"},
     "adapters/llama_cpp.py": {"huggingface_hub"},
     "fsgen_router/evaluation/intervals.py": {"scipy"},
-    "fsgen_router/cli/doctor.py": {"llama_cpp", "huggingface_hub", "psutil", "torch"},
+    "fsgen_router/cli/doctor.py": {"llama_cpp", "huggingface_hub", "torch"},
+    "fsgen_router/machine.py": {"psutil"},
     "fsgen_router/plots.py": {"matplotlib"},
     "policies/certify.py": {"scipy"},
     "policies/files.py": {"safetensors"},
