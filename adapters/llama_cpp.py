@@ -8,6 +8,7 @@ place.
 from __future__ import annotations
 
 import ctypes
+import glob
 import operator
 import os
 import re
@@ -45,6 +46,7 @@ except ImportError as error:
     raise ImportError("the llama_cpp backend needs the extra 'llama': pip install 'fsgen-router[llama]'") from error
 
 from .ggml import make_scratch
+from .shards import shards_of
 
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
@@ -108,7 +110,8 @@ _HUB = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+?)(?:@(?P<revisio
 def locate(where: str) -> Path:
     """The local file behind ``where``: a path, or ``hf://owner/repo/file.gguf@revision``.
 
-    Hub files come through the hub client's cache; ``HF_HUB_OFFLINE=1`` keeps it off the network.
+    Of a model in shards this is the first, whichever was named: llama.cpp finds the others beside it, and they
+    are there. Hub files come through the hub client's cache; ``HF_HUB_OFFLINE=1`` keeps it off the network.
     """
     if where.startswith("hf://"):
         return _from_hub(where)
@@ -117,13 +120,37 @@ def locate(where: str) -> Path:
         exists = path.exists()
     except (OSError, RuntimeError) as error:  # too long for a name, or ~nobody
         raise ModelNotFound(f"{where!r} is no path: {error}") from None
-    if not exists:
-        raise ModelNotFound(f"there is no model file {path}", hint="check the path, or use hf://owner/repo/file.gguf")
+    shards = [path.with_name(name) for name in shards_of(path.name)]
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.gguf"))
         raise ModelNotFound(
             f"{path} is a folder", hint=f"name a file in it: {', '.join(inside)}" if inside else "no GGUF file is in it"
         )
+    if not exists and not any(shard.exists() for shard in shards):
+        raise ModelNotFound(f"there is no model file {path}", hint=_instead_of(path))
+    if missing := [shard.name for shard in shards if not shard.exists()]:
+        raise ModelNotFound(
+            f"{path} is one of {len(shards)} shards, and {len(missing)} are not beside it: {_few(missing)}",
+            hint="fetch them into the same folder",
+        )
+    for file in shards or [path]:
+        _require_gguf(file)
+    return shards[0] if shards else path
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _instead_of(path: Path) -> str:
+    """What to do about a file that is not there."""
+    first = next(iter(sorted(path.parent.glob(f"{glob.escape(path.stem)}-00001-of-*.gguf"))), None)
+    if first is not None:
+        return f"it is here in shards: name {first.name}"
+    return "check the path, or use hf://owner/repo/file.gguf"
+
+
+def _require_gguf(path: Path) -> None:
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -134,7 +161,6 @@ def locate(where: str) -> Path:
             f"{path} is not a GGUF file (it begins with {magic!r})",
             hint="convert it with llama.cpp's convert_hf_to_gguf",
         )
-    return path
 
 
 def _from_hub(where: str) -> Path:
@@ -146,16 +172,31 @@ def _from_hub(where: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
         raise ImportError("hub models need the extra 'hub': pip install 'fsgen-router[hub]'") from error
+    first, *others = shards_of(found["file"]) or [found["file"]]
+    wanted = first
     try:
-        return locate(hf_hub_download(found["repo"], found["file"], revision=found["revision"]))
+        path = Path(hf_hub_download(found["repo"], first, revision=found["revision"]))
+        commit = path.parents[first.count("/")].name  # one commit for all, whatever is published meanwhile
+        for wanted in others:
+            hf_hub_download(found["repo"], wanted, revision=commit)
     except LocalEntryNotFoundError:
         raise ModelNotFound(
-            f"{where} is not in the local cache and the hub was not reached", hint="unset HF_HUB_OFFLINE, or use a path"
+            f"{_named(found, wanted)} is not in the local cache and the hub was not reached",
+            hint="unset HF_HUB_OFFLINE, or use a path",
         ) from None
     except (HfHubHTTPError, HFValidationError) as error:
-        raise ModelNotFound(f"the hub has no {where}: {str(error).splitlines()[0]}") from None
+        raise ModelNotFound(
+            f"the hub has no {_named(found, wanted)}: {str(error).splitlines()[0]}",
+            hint=None if others else "a large model may lie there in shards: name the first, file-00001-of-00002.gguf",
+        ) from None
     except OSError as error:
-        raise ModelLoadError(f"{where} could not be fetched: {error}") from None
+        raise ModelLoadError(f"{_named(found, wanted)} could not be fetched: {error}") from None
+    return locate(str(path))
+
+
+def _named(found: re.Match[str], file: str) -> str:
+    revision = f"@{found['revision']}" if found["revision"] else ""
+    return f"hf://{found['repo']}/{file}{revision}"
 
 
 # --- the tokenizer -------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ except ImportError as error:
         "the transformers backend needs the extra 'transformers': pip install 'fsgen-router[transformers]'"
     ) from error
 
+from .shards import shards_of
 from .slot_cache import Share, SlotCache, bytes_per_token, is_plain
 from .torch_reading import reduce_rows
 from .transformers_tokenizer import TransformersTokenizer
@@ -88,7 +89,7 @@ class TransformersOptions(BaseModel):
     n_threads: int | None = Field(
         None,
         ge=1,
-        description="torch's threads on the CPU, for the whole process; None: as they are set, at most the usable cores",
+        description="torch's threads on the CPU, for the whole process; None: as they are set, at most our cores",
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, ...; auto: CUDA where there is one, else CPU")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -126,6 +127,7 @@ def _locate(where: str, options: TransformersOptions) -> _Source:
     except (OSError, RuntimeError, ValueError) as error:  # too long for a name, or ~nobody
         raise ModelNotFound(f"{where!r} is no path: {error}") from None
     remote = {"trust_remote_code": options.trust_remote_code}
+    _require_whole(path.name if is_file else options.gguf_file)
     if is_file:
         _require_gguf(path)
         return _Source(path.name, str(path.parent), {**remote, "gguf_file": path.name}, on_hub=False)
@@ -141,6 +143,15 @@ def _locate(where: str, options: TransformersOptions) -> _Source:
         )
     revision = {"revision": found["revision"]} if found["revision"] else {}
     return _Source(where, found["repo"], {**remote, **gguf_file, **revision}, on_hub=True)
+
+
+def _require_whole(gguf_file: str | None) -> None:
+    """transformers reads one file, and would take a shard for a model without most of its weights."""
+    if gguf_file is not None and len(shards := shards_of(gguf_file)) > 1:
+        raise ConfigurationError(
+            f"{gguf_file} is one of {len(shards)} shards, and transformers reads a model from one GGUF file",
+            hint="load it as llama_cpp:, or merge the shards with llama.cpp's llama-gguf-split --merge",
+        )
 
 
 def _require_gguf(path: Path) -> None:

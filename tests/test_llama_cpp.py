@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import logging
 import os
@@ -385,6 +386,69 @@ def test_padding_is_never_written(tmp_path: Path, slow_padding: int) -> None:
                 assert all(token.id < meant for token in answer.tokens)
 
 
+# --- shards --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    """A tiny model in three files."""
+    tiny_gguf.write(tmp_path / "tiny.gguf", shard=5)
+    found = sorted(tmp_path.glob("*.gguf"))
+    assert [path.name for path in found] == [f"tiny-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    return found
+
+
+def logits_of(where: Path, **options: object) -> np.ndarray:
+    model = LlamaCppModel(where, **options)
+    try:
+        work = Work(model.open([]).sequence, 0, [0, 9, 8, 7, 5], [(4, Read(full=True))])
+        return model.forward([work])[0][0].logits.copy()
+    finally:
+        model.shutdown()
+
+
+def test_any_shard_names_the_whole_model(shards: list[Path], tmp_path: Path) -> None:
+    whole = logits_of(tiny_gguf.write(tmp_path / "whole.gguf"))
+    for named in shards:
+        assert locate(str(named)) == shards[0]
+        assert np.array_equal(logits_of(named), whole)
+
+
+def test_shards_that_are_missing_are_named(shards: list[Path]) -> None:
+    shards[1].rename(shards[1].with_suffix(".part"))
+    for named in shards:
+        with pytest.raises(ModelNotFound, match=r"one of 3 shards, and 1 are not beside it: tiny-00002-of-00003\.gguf"):
+            LlamaCppModel(named)
+    shards[0].unlink()
+    with pytest.raises(ModelNotFound, match=r"2 are not beside it: tiny-00001-of-00003\.gguf, tiny-00002-of"):
+        LlamaCppModel(shards[2])
+    shards[2].unlink()
+    with pytest.raises(ModelNotFound, match="there is no model file"):
+        LlamaCppModel(shards[2])
+
+
+def test_the_name_without_a_number_says_where_the_shards_are(shards: list[Path]) -> None:
+    with pytest.raises(ModelNotFound, match=r"in shards: name tiny-00001-of-00003\.gguf"):
+        LlamaCppModel(shards[0].with_name("tiny.gguf"))
+
+
+def test_a_shard_that_is_no_gguf_or_cut_off(shards: list[Path]) -> None:
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelFileCorrupt, match="cannot load"):
+        LlamaCppModel(shards[0])
+    shards[1].write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelFileCorrupt, match=r"tiny-00002-of-00003\.gguf is not a GGUF file"):
+        LlamaCppModel(shards[0])
+    still_loads()
+
+
+def test_names_that_only_look_like_shards(tmp_path: Path) -> None:
+    for name in ("a-00003-of-00002.gguf", "a-00000-of-00002.gguf", "a-1-of-2.gguf", "a-00001-of-00001.gguf"):
+        path = tiny_gguf.write(tmp_path / name)
+        LlamaCppModel(path).shutdown()
+
+
 # --- the hub -------------------------------------------------------------------------------------
 
 
@@ -440,10 +504,20 @@ def test_offline_mode_is_respected(cache: Path) -> None:
         assert re.match("ModelNotFound .*not in the local cache.*HF_HUB_OFFLINE", said), said
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The few answers of a hub that downloading one file needs."""
+def test_shards_of_the_cache(cache: Path) -> None:
+    """The client gives the first where it lies; the others lie beside it."""
+    snapshot = cache / "hub" / "models--owner--repo" / "snapshots" / COMMIT
+    first = tiny_gguf.write(snapshot / "large.gguf", shard=5)
+    where = "hf://owner/repo/large-00002-of-00003.gguf"
+    assert in_a_process(where, cache, HF_HUB_OFFLINE="1") == str(first)
+    (snapshot / "large-00003-of-00003.gguf").unlink()
+    said = in_a_process(where, cache, HF_HUB_OFFLINE="1")
+    assert re.match("ModelNotFound hf://owner/repo/large-00003-of-00003.gguf is not in the local cache", said), said
 
-    data = b""
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The few answers of a hub that downloading files needs: ``tiny.gguf``, and ``large.gguf`` in shards."""
+
     asked: list[str]
 
     def do_HEAD(self) -> None:
@@ -454,22 +528,23 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, send: bool) -> None:
         self.server.asked.append(self.path)
-        found = re.fullmatch(r"/owner/repo/resolve/(?P<revision>[\w.]+)/folder/tiny\.gguf", self.path)
+        found = re.fullmatch(r"/owner/repo/resolve/(?P<revision>[\w.]+)/folder/(?P<file>[\w.-]+)", self.path)
+        data = self.server.files.get(found["file"]) if found else None
         if self.path.startswith("/owner/private/"):
             self.send_response(401)
             self.send_header("X-Error-Code", "GatedRepo")
             self.send_header("X-Error-Message", "Access to this model is restricted")
-        elif found is None or found["revision"] not in ("main", "v1"):
+        elif data is None or found["revision"] not in ("main", "v1", COMMIT):
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound" if "/repo/" in self.path else "RepoNotFound")
         else:
             self.send_response(200)
-            self.send_header("ETag", '"0123456789"')
+            self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(len(self.server.data)))
+            self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if send:
-                self.wfile.write(self.server.data)
+                self.wfile.write(data)
             return
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -481,7 +556,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[http.server.ThreadingHTTPServer]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.data = tiny_gguf.write(tmp_path_factory.mktemp("hub") / "tiny.gguf").read_bytes()
+    folder = tmp_path_factory.mktemp("hub")
+    tiny_gguf.write(folder / "tiny.gguf")
+    tiny_gguf.write(folder / "large.gguf", shard=5)
+    server.files = {path.name: path.read_bytes() for path in folder.iterdir()}
     server.asked = []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -495,7 +573,7 @@ def test_files_come_from_the_hub_once(hub: http.server.ThreadingHTTPServer, tmp_
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     where = "hf://owner/repo/folder/tiny.gguf@v1"
     found = in_a_process(where, tmp_path, HF_ENDPOINT=endpoint)
-    assert Path(found).read_bytes() == hub.data
+    assert Path(found).read_bytes() == hub.files["tiny.gguf"]
     assert any("/resolve/v1/" in path for path in hub.asked)
     hub.asked.clear()
     # From the cache, without a word to the hub.
@@ -503,10 +581,29 @@ def test_files_come_from_the_hub_once(hub: http.server.ThreadingHTTPServer, tmp_
     assert hub.asked == []
 
 
+def test_all_shards_come_from_the_hub(hub: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    found = Path(in_a_process("hf://owner/repo/folder/large-00001-of-00003.gguf", tmp_path, HF_ENDPOINT=endpoint))
+    for number in (1, 2, 3):
+        name = f"large-0000{number}-of-00003.gguf"
+        assert found.with_name(name).read_bytes() == hub.files[name]
+    # One commit, whatever "main" is by then.
+    assert {path.split("/")[4] for path in hub.asked if "large-00001" not in path} == {COMMIT}
+
+
+def test_a_shard_that_the_hub_lacks_is_named(hub: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
+    del hub.files["large-00002-of-00003.gguf"]
+    where, endpoint = "hf://owner/repo/folder/large-00003-of-00003.gguf@v1", f"http://127.0.0.1:{hub.server_port}"
+    said = in_a_process(where, tmp_path, HF_ENDPOINT=endpoint)
+    assert re.match("ModelNotFound the hub has no hf://owner/repo/folder/large-00002-of-00003.gguf@v1", said), said
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [
         ("hf://owner/repo/other.gguf", "ModelNotFound .*the hub has no hf://owner/repo/other.gguf"),
+        ("hf://owner/repo/folder/large.gguf", "ModelNotFound .*in shards: name the first, file-00001-of-00002.gguf"),
+        ("hf://owner/repo/folder/large-00001-of-00009.gguf", "ModelNotFound .*has no .*/large-00001-of-00009.gguf"),
         ("hf://owner/repo/folder/tiny.gguf@v9", "ModelNotFound"),
         ("hf://owner/missing/tiny.gguf", "ModelNotFound"),
         ("hf://owner/private/tiny.gguf", "ModelNotFound"),
@@ -526,7 +623,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
 
 
 def test_a_file_from_the_hub_that_is_no_gguf(hub: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
-    hub.data = b"version https://git-lfs.github.com/spec/v1"
+    hub.files["tiny.gguf"] = b"version https://git-lfs.github.com/spec/v1"
     said = in_a_process("hf://owner/repo/folder/tiny.gguf", tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}")
     assert re.match("ModelFileCorrupt .*not a GGUF file", said), said
 

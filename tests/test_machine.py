@@ -12,6 +12,7 @@ import pytest
 
 from fsgen_router import NotEnoughMemory, machine, reference
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
+from fsgen_router.adapters.transformers import TransformersModel
 from fsgen_router.machine import free_bytes, usable_cores, usable_physical_cores
 
 CORES = 8
@@ -144,8 +145,6 @@ def test_a_model_that_a_container_has_no_room_for(tmp_path: Path, monkeypatch: p
     with pytest.raises(NotEnoughMemory, match=r"0.0 GiB are free.*would fit"):
         LlamaCppModel(reference.path("slow"), n_seq=16)
     with pytest.raises(NotEnoughMemory, match="short"):
-        from fsgen_router.adapters.transformers import TransformersModel
-
         TransformersModel(reference.path("slow"), n_seq=16)
 
 

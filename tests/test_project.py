@@ -93,9 +93,10 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "logs", "machine", "options", "waiting", "acceptance", "reading", "tokenizer", "signals", "policy",
-    "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config", "adapters",
-    "policies", "reference", "resolve", "slots", "router", "fsgen_router", "evaluation", "plots", "calibration", "cli",
+    "_version", "errors", "logs", "machine", "options", "waiting", "acceptance", "reading", "tokenizer", "signals",
+    "policy", "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config",
+    "adapters", "policies", "reference", "resolve", "slots", "router", "fsgen_router", "evaluation", "plots",
+    "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.
 LOOPS = {("records", "report")}

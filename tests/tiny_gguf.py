@@ -28,9 +28,11 @@ def write(
     n_ctx: int = 128,
     seed: int = 0,
     space_prefix: bool | None = None,
+    shard: int = 0,
 ) -> Path:
     """A Qwen2 of one layer: ``specials``, 256 bytes, ``words``, and ``padding`` rows that mean nothing.
 
+    With ``shard`` tensors in each, it is written in shards, and the first one's path is returned.
     With ``space_prefix`` True or False its vocabulary is SentencePiece's, with or without a space before every text.
     """
     rng, width, hidden = np.random.default_rng(seed), 16, 32
@@ -42,7 +44,7 @@ def write(
         meaning = [*specials, *bytes_, *pieces]
         kinds = kinds[: len(specials)] + [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * len(pieces)
     vocabulary = [*meaning, *(f"[PAD{number}]" for number in range(padding))]
-    writer = gguf.GGUFWriter(path, "qwen2" if space_prefix is None else "llama")
+    writer = gguf.GGUFWriter(path, "qwen2" if space_prefix is None else "llama", split_max_tensors=shard)
     writer.add_context_length(n_ctx)
     writer.add_embedding_length(width)
     writer.add_block_count(1)
@@ -88,4 +90,4 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if shard else path
