@@ -13,9 +13,9 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +33,7 @@ from fsgen_router.errors import (
 from fsgen_router.logs import log
 from fsgen_router.machine import free_bytes, usable_physical_cores
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
-from fsgen_router.options import checked
+from fsgen_router.options import TemplateVariables, checked
 from fsgen_router.reading import Floats, Read, Row, reduce_row
 from fsgen_router.tokenizer import Message, encode_conversation
 from fsgen_router.waiting import holding
@@ -41,7 +41,8 @@ from fsgen_router.waiting import holding
 try:
     import psutil
     from llama_cpp import llama_cpp as lib
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    from .chat_template import ChatTemplate, no_template, template_text
 except ImportError as error:
     raise ImportError("the llama_cpp backend needs the extra 'llama': pip install 'fsgen-router[llama]'") from error
 
@@ -75,6 +76,10 @@ class LlamaCppOptions(BaseModel):
     type_k: Literal["f32", "f16", "q8_0"] = "f16"
     type_v: Literal["f32", "f16", "q8_0"] = "f16"
     mmap: bool = True
+    chat_template: str | None = Field(None, min_length=1, description="a Jinja file or text; None: the model's own")
+    chat_template_kwargs: TemplateVariables = Field(
+        default_factory=dict, description="variables for the template: a dict, or the same as JSON"
+    )
 
 
 # --- llama.cpp's log -----------------------------------------------------------------------------
@@ -209,8 +214,11 @@ class LlamaCppTokenizer:
     read, so models of one family that differ in it agree, and no model can write it.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(
+        self, model: Any, name: str, *, template: str | None = None, variables: Mapping[str, Any] | None = None
+    ) -> None:
         self._model, self._name = model, name
+        self._wanted_template, self._variables = template, variables
         self._lock = threading.Lock()
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         while self.n_vocab and lib.llama_vocab_get_attr(self._vocab, self.n_vocab - 1) & _UNUSED:
@@ -276,19 +284,28 @@ class LlamaCppTokenizer:
             size = -count
 
     @cached_property
-    def _formatter(self) -> Jinja2ChatFormatter:
+    def template(self) -> ChatTemplate:
+        """The file's default chat template, or the one that was given instead."""
         with self._lock:
             vocab = self._vocab
-            template = lib.llama_model_chat_template(self._model, None)
-            ends = lib.llama_vocab_eos(vocab), lib.llama_vocab_bos(vocab)
-        if not template:
-            raise ConfigurationError(f"{self._name} has no chat template", hint="use complete() with a raw prompt")
-        names = [self._pieces[token].decode(errors="replace") if 0 <= token < self.n_vocab else "" for token in ends]
-        return Jinja2ChatFormatter(template.decode(), eos_token=names[0], bos_token=names[1])
+            own = lib.llama_model_chat_template(self._model, None) or b""
+            ids = {name: getattr(lib, f"llama_vocab_{name}")(vocab) for name in ("bos", "eos", "pad", "sep")}
+        text = self._wanted_template or own.decode(errors="replace")
+        if not text:
+            raise no_template(self._name)
+        names = {f"{name}_token": self._name_of(token) for name, token in ids.items() if 0 <= token < self.n_vocab}
+        control = {self._name_of(token) for token in self.special_ids}
+        return ChatTemplate(text, self._name, tokens=names, control=control, variables=self._variables)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def _name_of(self, token: int) -> str:
+        return self._pieces[token].decode(errors="replace")
+
+    def encode_chat(
+        self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
-        return encode_conversation(self, messages, self._render, bos=self._bos)
+        render = partial(self.template.render, variables=chat_template_kwargs)
+        return encode_conversation(self, messages, render, bos=self._bos)
 
     @cached_property
     def _bos(self) -> int | None:
@@ -296,14 +313,6 @@ class LlamaCppTokenizer:
         with self._lock:
             vocab = self._vocab
             return int(lib.llama_vocab_bos(vocab)) if lib.llama_vocab_get_add_bos(vocab) else None
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        try:
-            return str(self._formatter(messages=[dict(m) for m in messages]).prompt)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # whatever a template from a file raises
-            raise ConfigurationError(f"the chat template of {self._name} refuses these messages: {error}") from None
 
 
 # --- the model -----------------------------------------------------------------------------------
@@ -314,18 +323,23 @@ class LlamaCppModel:
 
     def __init__(self, where: str | os.PathLike[str], /, **options: Any) -> None:
         self.options = checked(LlamaCppOptions, options, error=ConfigurationError)
+        template = self.options.chat_template and template_text(self.options.chat_template)
         path = locate(os.fspath(where))
         self.name = path.name
         self._lock = threading.Lock()
         self._context: Any = None
         self._model = self._load(path)
         try:
+            self.tokenizer = LlamaCppTokenizer(
+                self._model, self.name, template=template, variables=self.options.chat_template_kwargs
+            )
+            if template or self.options.chat_template_kwargs:
+                _ = self.tokenizer.template  # checked now, and not at the first conversation
             self._context = self._make_context()
         except BaseException:
             lib.llama_model_free(self._model)
             raise
         self._memory = lib.llama_get_memory(self._context)
-        self.tokenizer = LlamaCppTokenizer(self._model, self.name)
         self.n_params: int = lib.llama_model_n_params(self._model)
         self.n_seq = self.options.n_seq
         self.capabilities = Capabilities(

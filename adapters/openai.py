@@ -476,6 +476,9 @@ class OpenAIModel:
             body["prompt"] = f"{request.prompt}{request.answer}"
         else:
             path = "/chat/completions"
+            if request.chat_template_kwargs:
+                own = body.get("chat_template_kwargs") or {}
+                body["chat_template_kwargs"] = {**own, **request.chat_template_kwargs}
             messages: Messages = [dict(message) for message in request.messages]
             if request.answer.strip():
                 dialect = self._find_dialect(patience)

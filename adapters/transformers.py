@@ -32,7 +32,7 @@ from fsgen_router.errors import (
 from fsgen_router.logs import log
 from fsgen_router.machine import free_bytes, usable_cores
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
-from fsgen_router.options import checked
+from fsgen_router.options import TemplateVariables, checked
 from fsgen_router.reading import Read, Row, Scratch, reduce_row
 from fsgen_router.waiting import holding
 
@@ -51,6 +51,8 @@ try:
         PreTrainedTokenizerFast,
     )
     from transformers.utils import cached_file
+
+    from .chat_template import template_text
 except ImportError as error:
     raise ImportError(
         "the transformers backend needs the extra 'transformers': pip install 'fsgen-router[transformers]'"
@@ -100,6 +102,10 @@ class TransformersOptions(BaseModel):
         None, description="handed to transformers: a dict, or the same as JSON"
     )
     gguf_file: str | None = Field(None, description="the file of a folder or hub repository that holds the weights")
+    chat_template: str | None = Field(None, min_length=1, description="a Jinja file or text; None: the model's own")
+    chat_template_kwargs: TemplateVariables = Field(
+        default_factory=dict, description="variables for the template: a dict, or the same as JSON"
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     allow_pickle: bool = Field(False, description="load weights that are no safetensors; these can run code")
 
@@ -435,6 +441,7 @@ class TransformersModel:
 
     def __init__(self, where: str | os.PathLike[str], /, **options: Any) -> None:
         self.options = checked(TransformersOptions, options, error=ConfigurationError)
+        template = self.options.chat_template and template_text(self.options.chat_template)
         source = _locate(os.fspath(where), self.options)
         self.name = source.name
         self.device = device_of(self.options.device)
@@ -457,8 +464,12 @@ class TransformersModel:
                 self.name,
                 width=width,
                 eog_ids=_eog_ids(self._model),
+                template=template,
+                variables=self.options.chat_template_kwargs,
                 **_said_by_gguf(source),
             )
+            if template or self.options.chat_template_kwargs:
+                _ = self.tokenizer.template  # checked now, and not at the first conversation
         self.n_params = int(self._model.num_parameters())
         if not states:
             self._head = None

@@ -34,6 +34,7 @@ from .reading import Mask
 from .records import Finished, Generation, Prices, Span, TextDelta, Token, Usage
 from .router import Router, SmallExtentWarning
 from .signals import Signals
+from .tokenizer import SystemMessageWarning
 
 __all__ = [
     "REST",
@@ -66,6 +67,7 @@ __all__ = [
     "Signals",
     "SmallExtentWarning",
     "Span",
+    "SystemMessageWarning",
     "TextDelta",
     "Token",
     "Usage",

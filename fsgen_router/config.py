@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from .engine import Constraint
 from .errors import InvalidRequest
+from .options import TemplateVariables
 from .reading import Mask, Warp
 
 
@@ -29,6 +30,9 @@ class RequestOptions(BaseModel):
     stop_tokens: tuple[int, ...] = Field((), description="end at any of these token ids")
     logit_bias: Mapping[int, float] = Field(default_factory=dict, description="token id to what is added to its logit")
     constraint: Any = Field(None, description="masks logits: an object with mask(answer_ids)")
+    chat_template_kwargs: TemplateVariables = Field(
+        default_factory=dict, description="variables for the chat templates of both models, such as enable_thinking"
+    )
     max_slow_calls: int | None = Field(None, ge=0, description="cap on escalations")
     max_slow_tokens: int | None = Field(None, ge=0, description="cap on tokens that the slow model writes")
     baseline: bool = Field(False, description="also run the slow model alone, so that savings are measured")

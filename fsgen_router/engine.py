@@ -28,7 +28,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -131,10 +131,11 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPrompt:
-    """A prompt as a slow model that gives text gets it: raw text or messages."""
+    """A prompt as a slow model that gives text gets it: raw text, or messages and variables for their template."""
 
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -759,6 +760,7 @@ class Engine:
         wanted = Continuation(
             prompt=text.prompt,
             messages=text.messages,
+            chat_template_kwargs=text.chat_template_kwargs,
             answer=written,
             max_tokens=min(state.span_left, self.request.max_tokens - len(state.answer)),
             warp=self.request.warp,

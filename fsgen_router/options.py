@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .errors import ConfigurationError, InvalidRequest
+
+_OURS = ("add_generation_prompt", "documents", "messages", "tools")
+
+
+def _template_variables(value: object) -> object:
+    """JSON text or a mapping as a plain dict: templates see data alone, no objects of ours."""
+    try:
+        made = json.loads(value if isinstance(value, str) else json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a JSON object of template variables is wanted: {error}") from None
+    if not isinstance(made, dict):
+        raise ValueError('a JSON object of template variables is wanted, like {"enable_thinking": false}')
+    if taken := [name for name in _OURS if name in made]:
+        raise ValueError(f"{taken[0]} cannot be set from outside")
+    return made
+
+
+TemplateVariables = Annotated[Mapping[str, Any], BeforeValidator(_template_variables)]
+"""Variables for chat templates, by name: a mapping of JSON values, or the same as JSON text."""
 
 T = TypeVar("T", bound=BaseModel)
 

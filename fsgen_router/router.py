@@ -34,6 +34,7 @@ from .tokenizer import (
     Message,
     Tokenizer,
     encode_after,
+    hidden_ids,
     require_messages,
     require_same_vocabulary,
     require_text,
@@ -322,6 +323,23 @@ class Router:
                 )
         return prompts
 
+    def _require_read(self, text: TextPrompt, variables: Mapping[str, Any]) -> None:
+        """Variables that no template reads are a slip: they would change nothing."""
+        if text.messages is None:
+            raise InvalidRequest(
+                "chat_template_kwargs without messages", hint="raw prompts have no template: use chat()"
+            )
+        models = [model for model in self._models.values() if reads_tokens(model)]
+        templates = [getattr(model.tokenizer, "template", None) for model in models]
+        if self._local_slow is None or None in templates:
+            return  # nobody knows what an endpoint's template reads
+        known: set[str] = set().union(*(template.variables for template in templates))
+        if unread := sorted(set(variables) - known):
+            raise InvalidRequest(
+                f"no chat template of {self.fast.name} and {self.slow.name} reads {', '.join(unread)}",
+                hint=f"they read {', '.join(sorted(known))}",
+            )
+
     # --- engines ---
 
     @cached_property
@@ -392,6 +410,9 @@ class Router:
         if parsed.seed is None and self.seed is None:
             # A drawn seed is shared with the baseline and told in the answer.
             parsed = parsed.model_copy(update={"seed": int.from_bytes(os.urandom(6), "big")})
+        if parsed.chat_template_kwargs:
+            self._require_read(text, parsed.chat_template_kwargs)
+            text = replace(text, chat_template_kwargs=parsed.chat_template_kwargs)
         prompts = self._encode(text, needed)
         alone = self._baseline(text, prompts, parsed) if parsed.baseline else None
         return self._engine(text, prompts, parsed), alone
@@ -506,20 +527,20 @@ def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
     if text.prompt is not None:
         return tokenizer.encode(text.prompt, add_bos=True)
     assert text.messages is not None
-    return tokenizer.encode_chat(text.messages)
+    return tokenizer.encode_chat(text.messages, text.chat_template_kwargs)
 
 
 class _Vocabulary:
     """Pieces, classes and ends of generation, shared by both models (checked to be the same)."""
 
     def __init__(self, fast: Tokenizer, slow: Tokenizer | None) -> None:
-        self._tokenizer, self._hidden = fast, fast.special_ids
+        self._tokenizer, self._hidden = fast, hidden_ids(fast)
         self.n_vocab = fast.n_vocab
         self.eog_ids = fast.eog_ids if slow is None else fast.eog_ids | slow.eog_ids
         self._classes = token_classes(fast).tolist()
 
     def piece(self, token: int) -> bytes:
-        """A token's bytes; none for a control token, which is no part of a text."""
+        """A token's bytes; none for a control token, which is no part of a text (unless it marks reasoning)."""
         return b"" if token in self._hidden else self._tokenizer.piece(token)
 
     def class_of(self, token: int) -> int:

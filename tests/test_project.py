@@ -29,7 +29,7 @@ EXPORTS = {
     "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
     "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices",
     "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
-    "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
+    "SystemMessageWarning", "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
@@ -38,7 +38,7 @@ POLICY_EXPORTS = {
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
-    "max_slow_calls", "max_slow_tokens", "baseline",
+    "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "baseline",
 }  # fmt: skip
 ROUTER = {
     "acomplete", "achat", "astream", "astream_chat", "chat", "close", "complete", "measure_steps", "stream",
@@ -108,6 +108,7 @@ HEAVY = {
     "accelerate",
 }  # fmt: skip
 AT_IMPORT = {
+    "adapters/chat_template.py": {"jinja2"},
     "adapters/llama_cpp.py": {"llama_cpp", "psutil"},
     "adapters/openai.py": {"httpx2", "tenacity"},
     "adapters/slot_cache.py": {"torch", "transformers"},
@@ -203,11 +204,13 @@ def test_importing_the_package_loads_no_backend() -> None:
     [
         ("llama_cpp", "llama", "llama_cpp:small.gguf"),
         ("psutil", "llama", "llama_cpp:small.gguf"),
+        ("jinja2", "llama", "llama_cpp:small.gguf"),
         ("huggingface_hub", "hub", "llama_cpp:hf://owner/repo/file.gguf"),
         ("torch", "transformers", "transformers:folder"),
         ("transformers", "transformers", "transformers:folder"),
         ("accelerate", "transformers", "transformers:folder"),
         ("gguf", "transformers", "transformers:folder"),
+        ("jinja2", "transformers", "transformers:folder"),
         ("httpx2", "openai", "openai:name@https://host/v1"),
         ("tenacity", "openai", "openai:name@https://host/v1"),
     ],

@@ -31,7 +31,7 @@ _STYLES: dict[Status, tuple[str, str]] = {
     "fail": ("✗", "bold red"),
 }
 _EXTRAS = {
-    "llama": ("llama-cpp-python", "psutil"),
+    "llama": ("llama-cpp-python", "jinja2", "psutil"),
     "transformers": ("torch", "transformers", "accelerate", "gguf", "jinja2", "psutil"),
     "openai": ("httpx2", "tenacity"),
     "calibrate": ("scikit-learn", "scipy", "matplotlib", "jinja2"),
