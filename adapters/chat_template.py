@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,8 +21,8 @@ from fsgen_router.errors import ConfigurationError
 from fsgen_router.logs import log
 from fsgen_router.tokenizer import Message, SystemMessageWarning
 
-# Control tokens between which some models write their reasoning and their answer, with headings that are plain
-# text or with nothing but these tokens to tell one from the other.
+# Tokens between which some models write their reasoning and their answer, with headings that are plain text or with
+# nothing but these tokens to tell one from the other. Files and loaders differ in which of them are control tokens.
 _CHANNELS = (
     ("<|channel|>", "<|message|>"),  # harmony: gpt-oss
     ("<|think|>", "<|content|>"),  # Solar Open
@@ -31,8 +31,8 @@ _MAX_BYTES = 2**20
 
 
 class ChatTemplate:
-    """The template in ``text``. ``tokens`` are variables like ``bos_token``, ``control`` the vocabulary's control
-    tokens, and ``variables`` what the caller of a model gives to every conversation.
+    """The template in ``text``. ``tokens`` are variables like ``bos_token``, ``is_token`` tells what is one token of
+    the vocabulary, and ``variables`` are what the caller of a model gives to every conversation.
 
     Raises :class:`ConfigurationError` for what is no template, and for variables that it does not read.
     """
@@ -43,7 +43,7 @@ class ChatTemplate:
         owner: str,
         *,
         tokens: Mapping[str, str],
-        control: Set[str] = frozenset(),
+        is_token: Callable[[str], bool] = lambda _: False,
         variables: Mapping[str, Any] | None = None,
     ) -> None:
         self._owner, self._told = owner, False
@@ -69,7 +69,7 @@ class ChatTemplate:
                 f"the chat template of {owner} reads no {', '.join(unread)}",
                 hint=f"it reads {', '.join(sorted(self.variables))}",
             )
-        self._channels = next((pair for pair in _CHANNELS if all(t in text and t in control for t in pair)), None)
+        self._channels = next((pair for pair in _CHANNELS if all(t in text and is_token(t) for t in pair)), None)
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
         """The conversation as text, up to where the assistant begins. ``variables`` go before the model's own.

@@ -294,11 +294,13 @@ class LlamaCppTokenizer:
         if not text:
             raise no_template(self._name)
         names = {f"{name}_token": self._name_of(token) for name, token in ids.items() if 0 <= token < self.n_vocab}
-        control = {self._name_of(token) for token in self.special_ids}
-        return ChatTemplate(text, self._name, tokens=names, control=control, variables=self._variables)
+        return ChatTemplate(text, self._name, tokens=names, is_token=self._is_token, variables=self._variables)
 
     def _name_of(self, token: int) -> str:
         return self._pieces[token].decode(errors="replace")
+
+    def _is_token(self, name: str) -> bool:
+        return len(self.encode(name, add_bos=False, parse_special=True)) == 1
 
     def encode_chat(
         self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any] | None = None

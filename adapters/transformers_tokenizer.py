@@ -104,9 +104,8 @@ class TransformersTokenizer:
     def template(self) -> ChatTemplate:
         """The model's default chat template, or the one that was given instead."""
         text = self._wanted_template or self._own_template()
-        control = {self.pieces[token].decode(errors="replace") for token in self.special_ids}
         names = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
-        return ChatTemplate(text, self._name, tokens=names, control=control, variables=self._variables)
+        return ChatTemplate(text, self._name, tokens=names, is_token=self._is_token, variables=self._variables)
 
     def _own_template(self) -> str:
         own = self._tokenizer.chat_template
@@ -119,6 +118,9 @@ class TransformersTokenizer:
         if not text:
             raise no_template(self._name)
         return str(text)
+
+    def _is_token(self, name: str) -> bool:
+        return len(self.encode(name, add_bos=False, parse_special=True)) == 1
 
     def encode_chat(
         self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -23,7 +23,7 @@ def write(
     words: Sequence[str] = ("lamp", "rope"),
     *,
     padding: int = 0,
-    template: str | None = _TEMPLATE,
+    template: str | Sequence[Mapping[str, str]] | None = _TEMPLATE,
     specials: Sequence[str] = SPECIALS,
     n_ctx: int = 128,
     seed: int = 0,
