@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fsgen_router.errors import (
     BackendError,
@@ -59,6 +59,41 @@ _SPARE_OUTPUTS = 16
 
 _UNUSED, _CONTROL = 2, 8  # llama_token_attr
 
+_SPLIT_MODES = {"none": lib.LLAMA_SPLIT_MODE_NONE, "layer": lib.LLAMA_SPLIT_MODE_LAYER, "row": lib.LLAMA_SPLIT_MODE_ROW}
+_ROPE_SCALING_TYPES = {
+    "none": lib.LLAMA_ROPE_SCALING_TYPE_NONE,
+    "linear": lib.LLAMA_ROPE_SCALING_TYPE_LINEAR,
+    "yarn": lib.LLAMA_ROPE_SCALING_TYPE_YARN,
+    "longrope": lib.LLAMA_ROPE_SCALING_TYPE_LONGROPE,
+}
+# What is handed to llama.cpp as it is; left out, the file decides.
+_ROPE_NUMBERS = (
+    *("rope_freq_base", "rope_freq_scale"),
+    *("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx"),
+)
+
+
+_LORA = re.compile(r"(?P<where>.+?)(?::(?P<scale>[-+]?\d*\.?\d+))?", re.DOTALL)
+
+
+def _scales(value: object) -> object:
+    """``a.gguf:0.5,b.gguf`` as a scale for each adapter; without one it is applied as it was trained."""
+    if not isinstance(value, str | os.PathLike):
+        return value
+    found = [_LORA.fullmatch(part) for part in os.fspath(value).split(",")]
+    if None in found:
+        raise ValueError("adapters are path, or path:scale, several by commas")
+    return {part["where"]: float(part["scale"] or 1.0) for part in found if part}
+
+
+def _listed(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
+
+
+_Share: TypeAlias = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+_Scale: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+_Positive: TypeAlias = Annotated[float | None, Field(gt=0.0, allow_inf_nan=False)]
+
 
 class LlamaCppOptions(BaseModel):
     """How a GGUF model is loaded. Memory grows with ``n_ctx * n_seq``."""
@@ -72,6 +107,24 @@ class LlamaCppOptions(BaseModel):
         None, ge=1, description="threads; None: one for small models, else the physical cores that are ours, minus one"
     )
     n_gpu_layers: int = Field(0, ge=-1, description="layers on the GPU; -1: all")
+    main_gpu: int | None = Field(None, ge=0, description="the device that holds all with split_mode=none")
+    split_mode: Literal["none", "layer", "row"] | None = Field(None, description="how devices share the model")
+    tensor_split: Annotated[tuple[_Share, ...] | None, BeforeValidator(_listed)] = Field(
+        None, description="each device's share: a list, or 0.6,0.4"
+    )
+    lora: Annotated[Mapping[str, _Scale], BeforeValidator(_scales)] = Field(
+        default_factory=dict, description="LoRA adapters (GGUF): path, or path:scale, several by commas; or a dict"
+    )
+    rope_scaling_type: Literal["none", "linear", "yarn", "longrope"] | None = Field(
+        None, description="how positions beyond training are made; None: as the file says, here and below"
+    )
+    rope_freq_base: _Positive = Field(None, description="RoPE's base frequency")
+    rope_freq_scale: _Positive = Field(None, description="positions are multiplied by it: 0.5 for twice the context")
+    yarn_ext_factor: float | None = Field(None, ge=0.0, le=1.0, description="YaRN's mix with extrapolation")
+    yarn_attn_factor: _Positive = Field(None, description="YaRN's factor on attention, where yarn_ext_factor is 0")
+    yarn_beta_fast: _Positive = Field(None, description="YaRN's low correction dimension")
+    yarn_beta_slow: _Positive = Field(None, description="YaRN's high correction dimension")
+    yarn_orig_ctx: int | None = Field(None, ge=1, description="YaRN's context before it was extended, in tokens")
     flash_attn: bool = Field(False, description="flash attention; slows catch-up down on CPU")
     type_k: Literal["f32", "f16", "q8_0"] = "f16"
     type_v: Literal["f32", "f16", "q8_0"] = "f16"
@@ -80,6 +133,20 @@ class LlamaCppOptions(BaseModel):
     chat_template_kwargs: TemplateVariables = Field(
         default_factory=dict, description="variables for the template: a dict, or the same as JSON"
     )
+
+    @model_validator(mode="after")
+    def _devices_fit(self) -> Self:
+        if self.tensor_split is not None:
+            most = lib.llama_max_devices()
+            if not 1 <= len(self.tensor_split) <= most or not any(self.tensor_split):
+                raise ValueError(f"tensor_split is a share for each of 1 to {most} devices, and not all are 0")
+            if self.split_mode == "none":
+                raise ValueError("tensor_split divides a model, and split_mode=none keeps it on one device")
+        return self
+
+    @property
+    def scales_rope(self) -> bool:
+        return self.rope_scaling_type is not None or any(getattr(self, name) is not None for name in _ROPE_NUMBERS)
 
 
 # --- llama.cpp's log -----------------------------------------------------------------------------
@@ -317,6 +384,32 @@ class LlamaCppTokenizer:
             return int(lib.llama_vocab_bos(vocab)) if lib.llama_vocab_get_add_bos(vocab) else None
 
 
+def _model_params(options: LlamaCppOptions) -> Any:
+    """llama.cpp's parameters for loading a model."""
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = options.n_gpu_layers
+    params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if options.mmap else lib.LLAMA_LOAD_MODE_NONE
+    if options.main_gpu is not None:
+        params.main_gpu = options.main_gpu
+    if options.split_mode is not None:
+        params.split_mode = _SPLIT_MODES[options.split_mode]
+    if options.tensor_split is not None:
+        # llama.cpp reads one for every device there could be.
+        shares = (ctypes.c_float * lib.llama_max_devices())(*options.tensor_split)
+        params.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))
+    return params
+
+
+def _require_devices(options: LlamaCppOptions) -> None:
+    """Options that choose among devices are no good where llama.cpp knows none."""
+    chosen = [name for name in ("main_gpu", "split_mode", "tensor_split") if getattr(options, name) is not None]
+    if chosen and not lib.llama_supports_gpu_offload():
+        raise ConfigurationError(
+            f"{chosen[0]} chooses among GPUs, and llama.cpp was built without them",
+            hint="leave it out, or build llama.cpp for your GPU: fsgen-router doctor says how",
+        )
+
+
 # --- the model -----------------------------------------------------------------------------------
 
 
@@ -327,7 +420,10 @@ class LlamaCppModel:
         self.options = checked(LlamaCppOptions, options, error=ConfigurationError)
         template = self.options.chat_template and template_text(self.options.chat_template)
         path = locate(os.fspath(where))
-        self.name = path.name
+        _require_devices(self.options)
+        adapters = {locate(adapter): scale for adapter, scale in self.options.lora.items()}
+        # With an adapter it is another model: a policy is calibrated for the one or the other.
+        self.name = "+".join([path.name, *(adapter.name for adapter in adapters)])
         self._lock = threading.Lock()
         self._context: Any = None
         self._model = self._load(path)
@@ -338,7 +434,12 @@ class LlamaCppModel:
             if template or self.options.chat_template_kwargs:
                 _ = self.tokenizer.template  # checked now, and not at the first conversation
             self._context = self._make_context()
+            if adapters:
+                self._add_lora(adapters)
         except BaseException:
+            if self._context is not None:
+                lib.llama_free(self._context)
+                self._context = None
             lib.llama_model_free(self._model)
             raise
         self._memory = lib.llama_get_memory(self._context)
@@ -361,12 +462,12 @@ class LlamaCppModel:
     def _load(self, path: Path) -> Any:
         _init_backend()
         _last_errors.clear()
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = self.options.n_gpu_layers
-        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if self.options.mmap else lib.LLAMA_LOAD_MODE_NONE
+        params = _model_params(self.options)
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             said = "; ".join(_last_errors) or "no reason given"
+            if "main_gpu" in said:
+                raise ConfigurationError(f"main_gpu={self.options.main_gpu} is no device here: {said}")
             raise ModelFileCorrupt(f"llama.cpp cannot load {path}: {said}", hint="is the download complete?")
         return model
 
@@ -374,7 +475,7 @@ class LlamaCppModel:
         options, model = self.options, self._model
         trained = lib.llama_model_n_ctx_train(model)
         self.n_ctx: int = options.n_ctx or min(trained, 4096)
-        if self.n_ctx > trained:
+        if self.n_ctx > trained and not options.scales_rope:
             log.warning("context_beyond_training", model=self.name, n_ctx=self.n_ctx, n_ctx_train=trained)
         self._require_memory()
         params = lib.llama_context_default_params()
@@ -389,6 +490,11 @@ class LlamaCppModel:
         # A hidden state for every token, also of models that are made to pool them.
         params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
         params.no_perf = True
+        if options.rope_scaling_type is not None:
+            params.rope_scaling_type = _ROPE_SCALING_TYPES[options.rope_scaling_type]
+        for name in _ROPE_NUMBERS:
+            if (value := getattr(options, name)) is not None:
+                setattr(params, name, value)
         _last_errors.clear()
         context = lib.llama_init_from_model(model, params)
         if not context:
@@ -398,6 +504,33 @@ class LlamaCppModel:
                 hint="try a smaller n_ctx or n_seq, or f16 for type_k and type_v",
             )
         return context
+
+    def _add_lora(self, found: Mapping[Path, float]) -> None:
+        """Apply adapters to the context. They are freed with the model."""
+        adapters = []
+        for path in found:
+            _last_errors.clear()
+            adapter = lib.llama_adapter_lora_init(self._model, os.fsencode(path))
+            if not adapter:
+                said = "; ".join(_last_errors) or "no reason given"
+                raise ModelFileCorrupt(
+                    f"llama.cpp cannot apply the LoRA adapter {path} to {self.name}: {said}",
+                    hint="it has to be made for this model, and converted by llama.cpp's convert_lora_to_gguf",
+                )
+            if lib.llama_adapter_get_alora_n_invocation_tokens(adapter):
+                raise ConfigurationError(
+                    f"{path} is an activated LoRA, which is on behind its invocation tokens alone",
+                    hint="merge it into the model, or take a plain LoRA",
+                )
+            adapters.append(ctypes.cast(adapter, ctypes.c_void_p).value)
+        pointers = ctypes.cast(
+            (ctypes.c_void_p * len(adapters))(*adapters), ctypes.POINTER(ctypes.POINTER(ctypes.c_void_p))
+        )
+        status = lib.llama_set_adapters_lora(
+            self._context, pointers, len(adapters), (ctypes.c_float * len(adapters))(*found.values())
+        )
+        if status:
+            raise ModelLoadError(f"llama.cpp cannot apply {', '.join(map(str, found))} to {self.name}")
 
     def _default_threads(self) -> int:
         # Two pools on the same cores are far slower than one: leave a core to the rest.

@@ -329,12 +329,11 @@ class Router:
             raise InvalidRequest(
                 "chat_template_kwargs without messages", hint="raw prompts have no template: use chat()"
             )
-        models = [model for model in self._models.values() if reads_tokens(model)]
-        templates = [getattr(model.tokenizer, "template", None) for model in models]
-        if self._local_slow is None or None in templates:
+        if self._local_slow is None:
             return  # nobody knows what an endpoint's template reads
-        known: set[str] = set().union(*(template.variables for template in templates))
-        if unread := sorted(set(variables) - known):
+        templates = [getattr(model.tokenizer, "template", None) for model in (self.fast, self._local_slow)]
+        known: set[str] = set().union(*(template.variables for template in templates if template is not None))
+        if None not in templates and (unread := sorted(set(variables) - known)):
             raise InvalidRequest(
                 f"no chat template of {self.fast.name} and {self.slow.name} reads {', '.join(unread)}",
                 hint=f"they read {', '.join(sorted(known))}",

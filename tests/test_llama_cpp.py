@@ -7,11 +7,13 @@ import http.server
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
@@ -447,6 +449,152 @@ def test_names_that_only_look_like_shards(tmp_path: Path) -> None:
     for name in ("a-00003-of-00002.gguf", "a-00000-of-00002.gguf", "a-1-of-2.gguf", "a-00001-of-00001.gguf"):
         path = tiny_gguf.write(tmp_path / name)
         LlamaCppModel(path).shutdown()
+
+
+# --- LoRA, RoPE, devices -------------------------------------------------------------------------
+
+QUERY, OUT = "blk.0.attn_q.weight", "blk.0.ffn_down.weight"
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> tuple[Path, Path, dict[str, np.ndarray]]:
+    """A model, an adapter of rank 2 and alpha 6 for two of its weights, and what it adds to them."""
+    rng = np.random.default_rng(1)
+    ab = {QUERY: (rng.normal(size=(2, 16)), rng.normal(size=(16, 2)))}
+    ab[OUT] = rng.normal(size=(2, 32)), rng.normal(size=(16, 2))
+    adapter = tiny_gguf.write_lora(tmp_path / "adapter.gguf", ab, alpha=6.0)
+    return tiny_gguf.write(tmp_path / "tiny.gguf"), adapter, {name: 3.0 * b @ a for name, (a, b) in ab.items()}
+
+
+def test_a_lora_is_what_merging_it_gives(lora: tuple[Path, Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    base, adapter, change = lora
+    plain = logits_of(base)
+    for wanted, scale in (
+        (adapter, 1.0),
+        (str(adapter), 1.0),
+        (f"{adapter}:0.5", 0.5),
+        (f"{adapter}:-2", -2.0),
+        ({str(adapter): 0.25}, 0.25),
+        (f"{adapter}:0", 0.0),
+    ):
+        merged = tiny_gguf.write(tmp_path / "merged.gguf", change={name: scale * more for name, more in change.items()})
+        expected = logits_of(merged)
+        assert np.allclose(logits_of(base, lora=wanted), expected, atol=1e-3)
+        assert (scale == 0.0) == np.allclose(expected, plain, atol=1e-3)
+
+
+def test_several_loras_add_up(lora: tuple[Path, Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    base, adapter, _ = lora
+    second = Path(shutil.copy(adapter, tmp_path / "second.gguf"))
+    model = make_model(f"llama_cpp:{base}?lora={adapter}:0.25,{second}:0.5")
+    assert model.name == "tiny.gguf+adapter.gguf+second.gguf"
+    model.shutdown()
+    both, once = logits_of(base, lora=f"{adapter}:0.25,{second}:0.5"), logits_of(base, lora=f"{adapter}:.75")
+    assert np.allclose(both, once, atol=1e-3)
+
+
+def test_loras_that_do_not_fit(lora: tuple[Path, Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    base, _, _ = lora
+    wide = {QUERY: (np.ones((2, 24)), np.ones((24, 2)))}
+    other = tiny_gguf.write_lora(tmp_path / "other.gguf", wide, alpha=1.0, architecture="llama")
+    wrong = tiny_gguf.write_lora(tmp_path / "wrong.gguf", wide, alpha=1.0)
+    for wanted, kind, words in (
+        (tmp_path / "missing.gguf", ModelNotFound, "no model file .*missing.gguf"),
+        (wrong, ModelFileCorrupt, "cannot apply the LoRA adapter .*wrong.gguf to tiny.gguf.*convert_lora_to_gguf"),
+        (other, ModelFileCorrupt, "cannot apply the LoRA adapter .*other.gguf"),
+        (base, ModelFileCorrupt, "cannot apply the LoRA adapter .*tiny.gguf"),
+        ("", ConfigurationError, "path:scale"),
+        ({str(base): float("nan")}, ConfigurationError, "lora"),
+        (7, ConfigurationError, "lora"),
+    ):
+        with pytest.raises(kind, match=words):
+            LlamaCppModel(base, lora=wanted)
+    still_loads()
+
+
+def test_rope_is_scaled(tmp_path: Path) -> None:
+    path = tiny_gguf.write(tmp_path / "tiny.gguf")
+    plain = logits_of(path)
+    seen = [plain]
+    for options in (
+        {"rope_freq_base": 100.0},
+        {"rope_freq_scale": 0.25},
+        {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_orig_ctx": 32, "yarn_ext_factor": 1.0},
+        {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_ext_factor": 0.0, "yarn_attn_factor": 4.0},
+        {
+            **{"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_orig_ctx": 32, "yarn_ext_factor": 1.0},
+            **{"yarn_beta_fast": 0.02, "yarn_beta_slow": 0.01},
+        },
+    ):
+        logits = logits_of(path, **options)
+        assert not any(np.allclose(logits, other, atol=1e-4) for other in seen), options
+        seen.append(logits)
+    # As the file says, said aloud.
+    assert np.allclose(logits_of(path, rope_scaling_type="none", rope_freq_scale=1.0, rope_freq_base=10_000), plain)
+    in_a_string = make_model(f"llama_cpp:{path}?rope_scaling_type=linear&rope_freq_scale=0.25")
+    in_a_string.shutdown()
+    for name, value in (
+        *(
+            ("rope_freq_base", 0.0),
+            ("rope_freq_base", "inf"),
+            ("rope_freq_scale", -1.0),
+            ("rope_scaling_type", "linea"),
+        ),
+        *(("yarn_ext_factor", 2.0), ("yarn_orig_ctx", 0), ("yarn_beta_fast", "nan")),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{name}={value!r}"):
+            LlamaCppModel(path, **{name: value})
+
+
+def test_a_scaled_context_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", n_ctx=64)
+    for options, events in (({}, 1), ({"rope_freq_scale": 0.5}, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "fsgen_router"):
+            LlamaCppModel(path, n_ctx=128, **options).shutdown()
+        assert caplog.text.count("context_beyond_training") == events
+
+
+def test_devices_are_told_to_llama_cpp() -> None:
+    """What it is given; what it makes of several devices takes a machine that has them."""
+    options = dict(parse_qsl("main_gpu=1&split_mode=row&tensor_split=0.6,0.4,0&n_gpu_layers=-1"))
+    params = llama_cpp._model_params(llama_cpp.LlamaCppOptions(**options))
+    lib = llama_cpp.lib
+    assert (params.main_gpu, params.split_mode, params.n_gpu_layers) == (1, lib.LLAMA_SPLIT_MODE_ROW, -1)
+    assert np.allclose([params.tensor_split[at] for at in range(lib.llama_max_devices())][:4], [0.6, 0.4, 0, 0])
+    for mode in ("none", "layer", "row"):
+        assert llama_cpp._model_params(llama_cpp.LlamaCppOptions(split_mode=mode)).split_mode == getattr(
+            lib, f"LLAMA_SPLIT_MODE_{mode.upper()}"
+        )
+    unset, default = llama_cpp._model_params(llama_cpp.LlamaCppOptions()), lib.llama_model_default_params()
+    assert (unset.main_gpu, unset.split_mode) == (default.main_gpu, default.split_mode)
+    assert not unset.tensor_split
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"main_gpu": -1}, "main_gpu=-1"),
+        ({"split_mode": "rows"}, "'none', 'layer' or 'row'"),
+        ({"tensor_split": "0.6,x"}, r"tensor_split\.1='x'"),
+        ({"tensor_split": [0.5, -0.5]}, r"tensor_split\.1=-0\.5"),
+        ({"tensor_split": "0,0"}, "not all are 0"),
+        ({"tensor_split": [1.0] * 200}, "each of 1 to"),
+        ({"tensor_split": []}, "each of 1 to"),
+        ({"tensor_split": "1,1", "split_mode": "none"}, "keeps it on one device"),
+    ],
+)
+def test_devices_that_are_none(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        LlamaCppModel(FAST, **options)
+
+
+def test_devices_where_llama_cpp_knows_none() -> None:
+    if llama_cpp.lib.llama_supports_gpu_offload():
+        pytest.skip("llama.cpp was built for a GPU here")
+    for options in ({"main_gpu": 0}, {"split_mode": "layer"}, {"tensor_split": "1"}):
+        with pytest.raises(ConfigurationError, match=rf"{next(iter(options))} chooses among GPUs.*built without them"):
+            LlamaCppModel(FAST, **options)
 
 
 # --- the hub -------------------------------------------------------------------------------------

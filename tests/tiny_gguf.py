@@ -29,9 +29,11 @@ def write(
     seed: int = 0,
     space_prefix: bool | None = None,
     shard: int = 0,
+    change: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """A Qwen2 of one layer: ``specials``, 256 bytes, ``words``, and ``padding`` rows that mean nothing.
 
+    ``change`` is added to weights of that name.
     With ``shard`` tensors in each, it is written in shards, and the first one's path is returned.
     With ``space_prefix`` True or False its vocabulary is SentencePiece's, with or without a space before every text.
     """
@@ -72,7 +74,8 @@ def write(
         writer.add_chat_template(template)
 
     def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, rng.normal(0, 0.3, shape).astype(np.float32))
+        drawn = rng.normal(0, 0.3, shape) + (change or {}).get(name, 0.0)
+        writer.add_tensor(name, drawn.astype(np.float32))
 
     add("token_embd.weight", len(vocabulary), width)
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
@@ -91,3 +94,21 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if shard else path
+
+
+def write_lora(
+    path: Path, weights: Mapping[str, tuple[np.ndarray, np.ndarray]], *, alpha: float, architecture: str = "qwen2"
+) -> Path:
+    """A LoRA adapter: for each weight of a model its A, shape (rank, inputs), and B, shape (outputs, rank)."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    for name, (a, b) in weights.items():
+        writer.add_tensor(f"{name}.lora_a", a.astype(np.float32))
+        writer.add_tensor(f"{name}.lora_b", b.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
