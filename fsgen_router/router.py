@@ -72,8 +72,10 @@ class Router:
 
     ::
 
-        with Router(fast="llama_cpp:small.gguf", slow="llama_cpp:large.gguf", policy="entropy>1.2") as router:
-            print(router.complete("...").report())
+        fast = "llama_cpp:hf://Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q8_0.gguf"
+        slow = "llama_cpp:hf://Qwen/Qwen2.5-1.5B-Instruct-GGUF/qwen2.5-1.5b-instruct-q8_0.gguf"
+        with Router(fast, slow, policy="entropy>1.2") as router:
+            print(router.chat([{"role": "user", "content": "..."}]).report())
 
     ``fast`` and ``slow`` are model strings (``backend:where``) or models; without both, the embedded
     reference pair is loaded, which comes with a certified policy and the method that goes with it.
