@@ -42,7 +42,7 @@ class ChatTemplate:
         text: str,
         owner: str,
         *,
-        tokens: Mapping[str, str],
+        tokens: Mapping[str, Any],
         is_token: Callable[[str], bool] = lambda _: False,
         variables: Mapping[str, Any] | None = None,
     ) -> None:

@@ -194,7 +194,8 @@ def locate(where: str) -> Path:
         raise ModelNotFound(f"{where!r} is no path: {error}") from None
     shards = [path.with_name(name) for name in shards_of(path.name)]
     if path.is_dir():
-        inside = sorted(p.name for p in path.glob("*.gguf"))
+        names = sorted(p.name for p in path.glob("*.gguf"))
+        inside = [name for name in names if name in (shards_of(name) or [name])[:1]]
         raise ModelNotFound(
             f"{path} is a folder", hint=f"name a file in it: {', '.join(inside)}" if inside else "no GGUF file is in it"
         )
@@ -468,7 +469,10 @@ class LlamaCppModel:
             said = "; ".join(_last_errors) or "no reason given"
             if "main_gpu" in said:
                 raise ConfigurationError(f"main_gpu={self.options.main_gpu} is no device here: {said}")
-            raise ModelFileCorrupt(f"llama.cpp cannot load {path}: {said}", hint="is the download complete?")
+            hint = "is the download complete?"
+            if " split file " in said:
+                hint = "it is one of several shards, which llama.cpp finds by the names they were published with"
+            raise ModelFileCorrupt(f"llama.cpp cannot load {path}: {said}", hint=hint)
         return model
 
     def _make_context(self) -> Any:

@@ -104,8 +104,13 @@ class TransformersTokenizer:
     def template(self) -> ChatTemplate:
         """The model's default chat template, or the one that was given instead."""
         text = self._wanted_template or self._own_template()
-        names = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
-        return ChatTemplate(text, self._name, tokens=names, is_token=self._is_token, variables=self._variables)
+        return ChatTemplate(
+            text,
+            self._name,
+            tokens=self._tokenizer.special_tokens_map,
+            is_token=self._is_token,
+            variables=self._variables,
+        )
 
     def _own_template(self) -> str:
         own = self._tokenizer.chat_template

@@ -333,7 +333,7 @@ PUBLISHED = {
     ("Qwen/Qwen2.5-1.5B-Instruct-GGUF", "qwen2.5-1.5b-instruct-q8_0.gguf"),
     ("Qwen/Qwen2.5-7B-Instruct-GGUF", "qwen2.5-7b-instruct-q4_k_m-00001-of-00002.gguf"),
 }
-PLACEHOLDERS = {("owner/repo", "file.gguf"), ("owner/repo", "file-00001-of-00002.gguf"), ("owner/repo", None)}
+PLACEHOLDERS = {("owner/repo", "file.gguf"), ("owner/repo", None)}
 LOCAL = {"a", "b", "base", "file", "large", "model", "small"}  # names of files that stand for the reader's own
 
 
