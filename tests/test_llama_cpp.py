@@ -437,7 +437,7 @@ def test_the_name_without_a_number_says_where_the_shards_are(shards: list[Path])
 def test_shards_under_other_names(shards: list[Path], tmp_path: Path) -> None:
     for shard in (shards[0], shards[1]):
         renamed = Path(shutil.copy(shard, tmp_path / "renamed.gguf"))
-        with pytest.raises(ModelFileCorrupt, match="one of several shards, which llama.cpp finds by the names"):
+        with pytest.raises(ModelFileCorrupt, match=r"one of several shards, which llama\.cpp finds by the names"):
             LlamaCppModel(renamed)
     renamed.unlink()
     with pytest.raises(ModelNotFound, match=r"is a folder \(name a file in it: tiny-00001-of-00003\.gguf\)"):
