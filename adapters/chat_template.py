@@ -6,7 +6,6 @@ Templates are programs that come with a model: they run in Jinja's sandbox.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +17,8 @@ import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.logs import log
-from fsgen_router.tokenizer import Message, SystemMessageWarning
+from fsgen_router.logs import warn
+from fsgen_router.tokenizer import SystemMessageWarning, Turn
 
 # Tokens between which some models write their reasoning and their answer, with headings that are plain text or with
 # nothing but these tokens to tell one from the other. Files and loaders differ in which of them are control tokens.
@@ -71,7 +70,7 @@ class ChatTemplate:
             )
         self._channels = next((pair for pair in _CHANNELS if all(t in text and is_token(t) for t in pair)), None)
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
+    def render(self, messages: Sequence[Turn], variables: Mapping[str, Any] | None = None) -> str:
         """The conversation as text, up to where the assistant begins. ``variables`` go before the model's own.
 
         A system message that the template refuses, or leaves out, is put before the user's next one, as llama.cpp
@@ -92,7 +91,7 @@ class ChatTemplate:
             )
         return text
 
-    def _text(self, messages: Sequence[Message], values: Mapping[str, Any]) -> str:
+    def _text(self, messages: Sequence[Turn], values: Mapping[str, Any]) -> str:
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages], add_generation_prompt=True, **values
@@ -100,7 +99,7 @@ class ChatTemplate:
         except Exception as error:  # whatever a template from a file raises
             raise ConfigurationError(f"the chat template of {self._owner} refuses these messages: {error}") from None
 
-    def _with_system_shown(self, messages: Sequence[Message], values: Mapping[str, Any]) -> Sequence[Message]:
+    def _with_system_shown(self, messages: Sequence[Turn], values: Mapping[str, Any]) -> Sequence[Turn]:
         """The first way to put system messages at which every one of them can be seen in what comes out.
 
         Marks stand for them: a template may trim a text, or take switches out of it.
@@ -125,15 +124,15 @@ class ChatTemplate:
     def _tell(self) -> None:
         if not self._told:
             self._told = True
-            log.warning("system_merged", model=self._owner)
-            warnings.warn(
-                f"the chat template of {self._owner} takes no such system message: it is put before the user's text",
+            warn(
                 SystemMessageWarning,
-                stacklevel=2,
+                f"the chat template of {self._owner} takes no such system message: it is put before the user's text",
+                event="system_merged",
+                model=self._owner,
             )
 
 
-def _ways(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+def _ways(messages: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
     """As they are; with the first system message alone left where it is; with none."""
     yield messages
     if messages[0]["role"] == "system":
@@ -141,9 +140,9 @@ def _ways(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     yield _merged(messages)
 
 
-def _merged(messages: Sequence[Message]) -> list[Message]:
+def _merged(messages: Sequence[Turn]) -> list[Turn]:
     """System messages as the beginning of the user turns that follow them; behind the last, as one of their own."""
-    merged: list[Message] = []
+    merged: list[Turn] = []
     waiting: list[str] = []
     for message in messages:
         if message["role"] == "system":

@@ -35,7 +35,7 @@ from fsgen_router.machine import free_bytes, usable_physical_cores
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import TemplateVariables, checked
 from fsgen_router.reading import Floats, Read, Row, reduce_row
-from fsgen_router.tokenizer import Message, encode_conversation
+from fsgen_router.tokenizer import Turn, encode_conversation
 from fsgen_router.waiting import holding
 
 try:
@@ -370,9 +370,7 @@ class LlamaCppTokenizer:
     def _is_token(self, name: str) -> bool:
         return len(self.encode(name, add_bos=False, parse_special=True)) == 1
 
-    def encode_chat(
-        self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any] | None = None
-    ) -> list[int]:
+    def encode_chat(self, messages: Sequence[Turn], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
         render = partial(self.template.render, variables=chat_template_kwargs)
         return encode_conversation(self, messages, render, bos=self._bos)

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.tokenizer import Message, encode_conversation
+from fsgen_router.tokenizer import Turn, encode_conversation
 
 try:
     from tokenizers import AddedToken, Tokenizer
@@ -127,9 +127,7 @@ class TransformersTokenizer:
     def _is_token(self, name: str) -> bool:
         return len(self.encode(name, add_bos=False, parse_special=True)) == 1
 
-    def encode_chat(
-        self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any] | None = None
-    ) -> list[int]:
+    def encode_chat(self, messages: Sequence[Turn], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
         render = partial(self.template.render, variables=chat_template_kwargs)
         return encode_conversation(self, messages, render, bos=self._bos)

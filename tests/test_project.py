@@ -25,11 +25,13 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 # --- exports -------------------------------------------------------------------------------------
 
 EXPORTS = {
-    "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
-    "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
-    "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices",
-    "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
-    "SystemMessageWarning", "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
+    "REST", "BackendError", "CalibrationError", "CheckerFailed", "Comparison", "ConfigurationError", "Constraint",
+    "Context", "Decision", "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "Message",
+    "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence",
+    "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "Report",
+    "RequestKeywords", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
+    "StreamEvent", "SystemMessageWarning", "TextDelta", "TextPart", "Token", "Usage",
+    "VocabularyMismatch", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
@@ -38,10 +40,10 @@ POLICY_EXPORTS = {
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
-    "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "baseline",
+    "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "baseline", "policy", "method", "request_id",
 }  # fmt: skip
 ROUTER = {
-    "acomplete", "achat", "astream", "astream_chat", "chat", "close", "complete", "measure_steps", "stream",
+    "achat", "aclose", "acomplete", "astream", "astream_chat", "chat", "close", "complete", "measure_steps", "stream",
     "stream_chat", "with_policy",
 }  # fmt: skip
 
@@ -93,7 +95,8 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "logs", "machine", "options", "waiting", "acceptance", "reading", "tokenizer", "signals",
+    "_version", "errors", "json_forms", "logs", "machine", "options", "waiting", "acceptance", "reading", "tokenizer",
+    "signals",
     "policy", "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config",
     "adapters", "policies", "reference", "resolve", "slots", "router", "fsgen_router", "evaluation", "plots",
     "calibration", "cli",
