@@ -33,7 +33,7 @@ from fsgen_router.errors import (
 from fsgen_router.logs import log
 from fsgen_router.machine import free_bytes, usable_physical_cores
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
-from fsgen_router.options import TemplateVariables, checked
+from fsgen_router.options import TemplateVariables, as_text, checked
 from fsgen_router.reading import Floats, Read, Row, reduce_row
 from fsgen_router.tokenizer import Turn, encode_conversation
 from fsgen_router.waiting import holding
@@ -78,9 +78,12 @@ _LORA = re.compile(r"(?P<where>.+?)(?::(?P<scale>[-+]?\d*\.?\d+))?", re.DOTALL)
 
 def _scales(value: object) -> object:
     """``a.gguf:0.5,b.gguf`` as a scale for each adapter; without one it is applied as it was trained."""
-    if not isinstance(value, str | os.PathLike):
+    if isinstance(value, Mapping):
+        return {as_text(where): scale for where, scale in value.items()}
+    text = as_text(value)
+    if not isinstance(text, str):
         return value
-    found = [_LORA.fullmatch(part) for part in os.fspath(value).split(",")]
+    found = [_LORA.fullmatch(part) for part in text.split(",")]
     if None in found:
         raise ValueError("adapters are path, or path:scale, several by commas")
     return {part["where"]: float(part["scale"] or 1.0) for part in found if part}
@@ -129,7 +132,9 @@ class LlamaCppOptions(BaseModel):
     type_k: Literal["f32", "f16", "q8_0"] = "f16"
     type_v: Literal["f32", "f16", "q8_0"] = "f16"
     mmap: bool = True
-    chat_template: str | None = Field(None, min_length=1, description="a Jinja file or text; None: the model's own")
+    chat_template: Annotated[str | None, BeforeValidator(as_text)] = Field(
+        None, min_length=1, description="a Jinja file or text; None: the model's own"
+    )
     chat_template_kwargs: TemplateVariables = Field(
         default_factory=dict, description="variables for the template: a dict, or the same as JSON"
     )

@@ -32,7 +32,7 @@ from fsgen_router.errors import (
 from fsgen_router.logs import log
 from fsgen_router.machine import free_bytes, usable_cores
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
-from fsgen_router.options import TemplateVariables, checked
+from fsgen_router.options import TemplateVariables, as_text, checked
 from fsgen_router.reading import Read, Row, Scratch, reduce_row
 from fsgen_router.waiting import holding
 
@@ -102,7 +102,9 @@ class TransformersOptions(BaseModel):
         None, description="handed to transformers: a dict, or the same as JSON"
     )
     gguf_file: str | None = Field(None, description="the file of a folder or hub repository that holds the weights")
-    chat_template: str | None = Field(None, min_length=1, description="a Jinja file or text; None: the model's own")
+    chat_template: Annotated[str | None, BeforeValidator(as_text)] = Field(
+        None, min_length=1, description="a Jinja file or text; None: the model's own"
+    )
     chat_template_kwargs: TemplateVariables = Field(
         default_factory=dict, description="variables for the template: a dict, or the same as JSON"
     )

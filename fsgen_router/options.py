@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
@@ -25,6 +26,11 @@ def _template_variables(value: object) -> object:
     if taken := [name for name in _OURS if name in made]:
         raise ValueError(f"{taken[0]} cannot be set from outside")
     return made
+
+
+def as_text(value: object) -> object:
+    """A path as the text that a model string would have."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 TemplateVariables = Annotated[Mapping[str, Any], BeforeValidator(_template_variables)]

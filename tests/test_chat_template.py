@@ -59,7 +59,7 @@ def test_a_base_model_chats_with_a_given_template(load: Load, tmp_path: Path) ->
     base = tiny_gguf.write(tmp_path / "base.gguf", template=None)
     file = tmp_path / "chatml.jinja"
     file.write_text(CHATML, encoding="utf-8-sig")
-    for given in (CHATML, str(file)):
+    for given in (CHATML, str(file), file):
         with loaded(load, base, chat_template=given) as model:
             assert spelled(model, HELLO) == "<|bos|><|user|>hello<|end|><|assistant|>"
     with loaded(load, base) as model:

@@ -484,7 +484,7 @@ def test_a_lora_is_what_merging_it_gives(lora: tuple[Path, Path, dict[str, np.nd
         (str(adapter), 1.0),
         (f"{adapter}:0.5", 0.5),
         (f"{adapter}:-2", -2.0),
-        ({str(adapter): 0.25}, 0.25),
+        ({adapter: 0.25}, 0.25),
         (f"{adapter}:0", 0.0),
     ):
         merged = tiny_gguf.write(tmp_path / "merged.gguf", change={name: scale * more for name, more in change.items()})
