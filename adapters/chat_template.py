@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fsgen_router.errors import ConfigurationError
 from fsgen_router.logs import warn
+from fsgen_router.options import SET_BY_US
 from fsgen_router.tokenizer import SystemMessageWarning, Turn
 
 # Tokens between which some models write their reasoning and their answer, with headings that are plain text or with
@@ -57,7 +58,7 @@ class ChatTemplate:
         environment = _environment()
         try:
             self._template = environment.from_string(text)
-            self.variables = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(text)))
+            self.variables = jinja2.meta.find_undeclared_variables(environment.parse(text)) - set(SET_BY_US)
         except (jinja2.TemplateError, RecursionError) as error:
             line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise ConfigurationError(
@@ -66,7 +67,7 @@ class ChatTemplate:
         if unread := sorted(set(variables or ()) - self.variables):
             raise ConfigurationError(
                 f"the chat template of {owner} reads no {', '.join(unread)}",
-                hint=f"it reads {', '.join(sorted(self.variables))}",
+                hint=f"it reads {', '.join(sorted(self.variables)) or 'none'}",
             )
         self._channels = next((pair for pair in _CHANNELS if all(t in text and is_token(t) for t in pair)), None)
 

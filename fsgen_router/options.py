@@ -12,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .errors import ConfigurationError, InvalidRequest
 
-_OURS = ("add_generation_prompt", "documents", "messages", "tools")
+SET_BY_US: Final = ("add_generation_prompt", "documents", "messages", "tools")
+"""Variables of chat templates that no caller sets."""
 
 
 def _template_variables(value: object) -> object:
@@ -23,7 +24,7 @@ def _template_variables(value: object) -> object:
         raise ValueError(f"a JSON object of template variables is wanted: {error}") from None
     if not isinstance(made, dict):
         raise ValueError('a JSON object of template variables is wanted, like {"enable_thinking": false}')
-    if taken := [name for name in _OURS if name in made]:
+    if taken := [name for name in SET_BY_US if name in made]:
         raise ValueError(f"{taken[0]} cannot be set from outside")
     return made
 

@@ -371,7 +371,7 @@ class Router:
         if None not in templates and (unread := sorted(set(variables) - known)):
             raise InvalidRequest(
                 f"no chat template of {self.fast.name} and {self.slow.name} reads {', '.join(unread)}",
-                hint=f"they read {', '.join(sorted(known))}",
+                hint=f"they read {', '.join(sorted(known)) or 'none'}",
             )
 
     # --- engines ---
