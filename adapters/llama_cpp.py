@@ -8,18 +8,19 @@ place.
 from __future__ import annotations
 
 import ctypes
+import glob
 import operator
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fsgen_router.errors import (
     BackendError,
@@ -30,8 +31,9 @@ from fsgen_router.errors import (
     NotEnoughMemory,
 )
 from fsgen_router.logs import log
+from fsgen_router.machine import free_bytes, usable_physical_cores
 from fsgen_router.models import Capabilities, Opened, Rows, SequencePool, Work
-from fsgen_router.options import checked
+from fsgen_router.options import TemplateVariables, as_text, checked
 from fsgen_router.reading import UNREADABLE, Floats, Read, Row, reduce_row
 from fsgen_router.tokenizer import Turn, encode_conversation
 from fsgen_router.waiting import holding
@@ -39,11 +41,13 @@ from fsgen_router.waiting import holding
 try:
     import psutil
     from llama_cpp import llama_cpp as lib
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    from .chat_template import ChatTemplate, no_template, template_text
 except ImportError as error:
     raise ImportError("the llama_cpp backend needs the extra 'llama': pip install 'fsgen-router[llama]'") from error
 
 from .ggml import make_scratch
+from .shards import shards_of
 
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
@@ -55,6 +59,44 @@ _SPARE_OUTPUTS = 16
 
 _UNUSED, _CONTROL = 2, 8  # llama_token_attr
 
+_SPLIT_MODES = {"none": lib.LLAMA_SPLIT_MODE_NONE, "layer": lib.LLAMA_SPLIT_MODE_LAYER, "row": lib.LLAMA_SPLIT_MODE_ROW}
+_ROPE_SCALING_TYPES = {
+    "none": lib.LLAMA_ROPE_SCALING_TYPE_NONE,
+    "linear": lib.LLAMA_ROPE_SCALING_TYPE_LINEAR,
+    "yarn": lib.LLAMA_ROPE_SCALING_TYPE_YARN,
+    "longrope": lib.LLAMA_ROPE_SCALING_TYPE_LONGROPE,
+}
+# What is handed to llama.cpp as it is; left out, the file decides.
+_ROPE_NUMBERS = (
+    *("rope_freq_base", "rope_freq_scale"),
+    *("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx"),
+)
+
+
+_LORA = re.compile(r"(?P<where>.+?)(?::(?P<scale>[-+]?\d*\.?\d+))?", re.DOTALL)
+
+
+def _scales(value: object) -> object:
+    """``a.gguf:0.5,b.gguf`` as a scale for each adapter; without one it is applied as it was trained."""
+    if isinstance(value, Mapping):
+        return {as_text(where): scale for where, scale in value.items()}
+    text = as_text(value)
+    if not isinstance(text, str):
+        return value
+    found = [_LORA.fullmatch(part) for part in text.split(",")]
+    if None in found:
+        raise ValueError("adapters are path, or path:scale, several by commas")
+    return {part["where"]: float(part["scale"] or 1.0) for part in found if part}
+
+
+def _listed(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
+
+
+_Share: TypeAlias = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+_Scale: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+_Positive: TypeAlias = Annotated[float | None, Field(gt=0.0, allow_inf_nan=False)]
+
 
 class LlamaCppOptions(BaseModel):
     """How a GGUF model is loaded. Memory grows with ``n_ctx * n_seq``."""
@@ -65,13 +107,51 @@ class LlamaCppOptions(BaseModel):
     n_seq: int = Field(1, ge=1, le=256, description="sequences (concurrent requests) held at once")
     n_batch: int = Field(512, ge=1, le=16_384, description="tokens per decode")
     n_threads: int | None = Field(
-        None, ge=1, description="threads; None: one for small models, else physical cores minus one"
+        None, ge=1, description="threads; None: one for small models, else the physical cores that are ours, minus one"
     )
     n_gpu_layers: int = Field(0, ge=-1, description="layers on the GPU; -1: all")
+    main_gpu: int | None = Field(None, ge=0, description="the device that holds all with split_mode=none")
+    split_mode: Literal["none", "layer", "row"] | None = Field(None, description="how devices share the model")
+    tensor_split: Annotated[tuple[_Share, ...] | None, BeforeValidator(_listed)] = Field(
+        None, description="each device's share: a list, or 0.6,0.4"
+    )
+    lora: Annotated[Mapping[str, _Scale], BeforeValidator(_scales)] = Field(
+        default_factory=dict, description="LoRA adapters (GGUF): path, or path:scale, several by commas; or a dict"
+    )
+    rope_scaling_type: Literal["none", "linear", "yarn", "longrope"] | None = Field(
+        None, description="how positions beyond training are made; None: as the file says, here and below"
+    )
+    rope_freq_base: _Positive = Field(None, description="RoPE's base frequency")
+    rope_freq_scale: _Positive = Field(None, description="positions are multiplied by it: 0.5 for twice the context")
+    yarn_ext_factor: float | None = Field(None, ge=0.0, le=1.0, description="YaRN's mix with extrapolation")
+    yarn_attn_factor: _Positive = Field(None, description="YaRN's factor on attention, where yarn_ext_factor is 0")
+    yarn_beta_fast: _Positive = Field(None, description="YaRN's low correction dimension")
+    yarn_beta_slow: _Positive = Field(None, description="YaRN's high correction dimension")
+    yarn_orig_ctx: int | None = Field(None, ge=1, description="YaRN's context before it was extended, in tokens")
     flash_attn: bool = Field(False, description="flash attention; slows catch-up down on CPU")
     type_k: Literal["f32", "f16", "q8_0"] = "f16"
     type_v: Literal["f32", "f16", "q8_0"] = "f16"
     mmap: bool = True
+    chat_template: Annotated[str | None, BeforeValidator(as_text)] = Field(
+        None, min_length=1, description="a Jinja file or text; None: the model's own"
+    )
+    chat_template_kwargs: TemplateVariables = Field(
+        default_factory=dict, description="variables for the template: a dict, or the same as JSON"
+    )
+
+    @model_validator(mode="after")
+    def _devices_fit(self) -> Self:
+        if self.tensor_split is not None:
+            most = lib.llama_max_devices()
+            if not 1 <= len(self.tensor_split) <= most or not any(self.tensor_split):
+                raise ValueError(f"tensor_split is a share for each of 1 to {most} devices, and not all are 0")
+            if self.split_mode == "none":
+                raise ValueError("tensor_split divides a model, and split_mode=none keeps it on one device")
+        return self
+
+    @property
+    def scales_rope(self) -> bool:
+        return self.rope_scaling_type is not None or any(getattr(self, name) is not None for name in _ROPE_NUMBERS)
 
 
 # --- llama.cpp's log -----------------------------------------------------------------------------
@@ -107,7 +187,8 @@ _HUB = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+?)(?:@(?P<revisio
 def locate(where: str) -> Path:
     """The local file behind ``where``: a path, or ``hf://owner/repo/file.gguf@revision``.
 
-    Hub files come through the hub client's cache; ``HF_HUB_OFFLINE=1`` keeps it off the network.
+    Of a model in shards this is the first, whichever was named: llama.cpp finds the others beside it, and they
+    are there. Hub files come through the hub client's cache; ``HF_HUB_OFFLINE=1`` keeps it off the network.
     """
     if where.startswith("hf://"):
         return _from_hub(where)
@@ -116,13 +197,38 @@ def locate(where: str) -> Path:
         exists = path.exists()
     except (OSError, RuntimeError) as error:  # too long for a name, or ~nobody
         raise ModelNotFound(f"{where!r} is no path: {error}") from None
-    if not exists:
-        raise ModelNotFound(f"there is no model file {path}", hint="check the path, or use hf://owner/repo/file.gguf")
+    shards = [path.with_name(name) for name in shards_of(path.name)]
     if path.is_dir():
-        inside = sorted(p.name for p in path.glob("*.gguf"))
+        names = sorted(p.name for p in path.glob("*.gguf"))
+        inside = [name for name in names if name in (shards_of(name) or [name])[:1]]
         raise ModelNotFound(
             f"{path} is a folder", hint=f"name a file in it: {', '.join(inside)}" if inside else "no GGUF file is in it"
         )
+    if not exists and not any(shard.exists() for shard in shards):
+        raise ModelNotFound(f"there is no model file {path}", hint=_instead_of(path))
+    if missing := [shard.name for shard in shards if not shard.exists()]:
+        raise ModelNotFound(
+            f"{path} is one of {len(shards)} shards, and {len(missing)} are not beside it: {_few(missing)}",
+            hint="fetch them into the same folder",
+        )
+    for file in shards or [path]:
+        _require_gguf(file)
+    return shards[0] if shards else path
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _instead_of(path: Path) -> str:
+    """What to do about a file that is not there."""
+    first = next(iter(sorted(path.parent.glob(f"{glob.escape(path.stem)}-00001-of-*.gguf"))), None)
+    if first is not None:
+        return f"it is here in shards: name {first.name}"
+    return "check the path, or use hf://owner/repo/file.gguf"
+
+
+def _require_gguf(path: Path) -> None:
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -133,7 +239,6 @@ def locate(where: str) -> Path:
             f"{path} is not a GGUF file (it begins with {magic!r})",
             hint="convert it with llama.cpp's convert_hf_to_gguf",
         )
-    return path
 
 
 def _from_hub(where: str) -> Path:
@@ -145,16 +250,31 @@ def _from_hub(where: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
         raise ImportError("hub models need the extra 'hub': pip install 'fsgen-router[hub]'") from error
+    first, *others = shards_of(found["file"]) or [found["file"]]
+    wanted = first
     try:
-        return locate(hf_hub_download(found["repo"], found["file"], revision=found["revision"]))
+        path = Path(hf_hub_download(found["repo"], first, revision=found["revision"]))
+        commit = path.parents[first.count("/")].name  # one commit for all, whatever is published meanwhile
+        for wanted in others:
+            hf_hub_download(found["repo"], wanted, revision=commit)
     except LocalEntryNotFoundError:
         raise ModelNotFound(
-            f"{where} is not in the local cache and the hub was not reached", hint="unset HF_HUB_OFFLINE, or use a path"
+            f"{_named(found, wanted)} is not in the local cache and the hub was not reached",
+            hint="unset HF_HUB_OFFLINE, or use a path",
         ) from None
     except (HfHubHTTPError, HFValidationError) as error:
-        raise ModelNotFound(f"the hub has no {where}: {str(error).splitlines()[0]}") from None
+        raise ModelNotFound(
+            f"the hub has no {_named(found, wanted)}: {str(error).splitlines()[0]}",
+            hint=None if others else "a large model may lie there in shards: name the first, file-00001-of-00002.gguf",
+        ) from None
     except OSError as error:
-        raise ModelLoadError(f"{where} could not be fetched: {error}") from None
+        raise ModelLoadError(f"{_named(found, wanted)} could not be fetched: {error}") from None
+    return locate(str(path))
+
+
+def _named(found: re.Match[str], file: str) -> str:
+    revision = f"@{found['revision']}" if found["revision"] else ""
+    return f"hf://{found['repo']}/{file}{revision}"
 
 
 # --- the tokenizer -------------------------------------------------------------------------------
@@ -167,8 +287,11 @@ class LlamaCppTokenizer:
     read, so models of one family that differ in it agree, and no model can write it.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(
+        self, model: Any, name: str, *, template: str | None = None, variables: Mapping[str, Any] | None = None
+    ) -> None:
         self._model, self._name = model, name
+        self._wanted_template, self._variables = template, variables
         self._lock = threading.Lock()
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         while self.n_vocab and lib.llama_vocab_get_attr(self._vocab, self.n_vocab - 1) & _UNUSED:
@@ -234,19 +357,28 @@ class LlamaCppTokenizer:
             size = -count
 
     @cached_property
-    def _formatter(self) -> Jinja2ChatFormatter:
+    def template(self) -> ChatTemplate:
+        """The file's default chat template, or the one that was given instead."""
         with self._lock:
             vocab = self._vocab
-            template = lib.llama_model_chat_template(self._model, None)
-            ends = lib.llama_vocab_eos(vocab), lib.llama_vocab_bos(vocab)
-        if not template:
-            raise ConfigurationError(f"{self._name} has no chat template", hint="use complete() with a raw prompt")
-        names = [self._pieces[token].decode(errors="replace") if 0 <= token < self.n_vocab else "" for token in ends]
-        return Jinja2ChatFormatter(template.decode(), eos_token=names[0], bos_token=names[1])
+            own = lib.llama_model_chat_template(self._model, None) or b""
+            ids = {name: getattr(lib, f"llama_vocab_{name}")(vocab) for name in ("bos", "eos", "pad", "sep")}
+        text = self._wanted_template or own.decode(errors="replace")
+        if not text:
+            raise no_template(self._name)
+        names = {f"{name}_token": self._name_of(token) for name, token in ids.items() if 0 <= token < self.n_vocab}
+        return ChatTemplate(text, self._name, tokens=names, is_token=self._is_token, variables=self._variables)
 
-    def encode_chat(self, messages: Sequence[Turn]) -> list[int]:
+    def _name_of(self, token: int) -> str:
+        return self._pieces[token].decode(errors="replace")
+
+    def _is_token(self, name: str) -> bool:
+        return len(self.encode(name, add_bos=False, parse_special=True)) == 1
+
+    def encode_chat(self, messages: Sequence[Turn], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
-        return encode_conversation(self, messages, self._render, bos=self._bos)
+        render = partial(self.template.render, variables=chat_template_kwargs)
+        return encode_conversation(self, messages, render, bos=self._bos)
 
     @cached_property
     def _bos(self) -> int | None:
@@ -255,13 +387,31 @@ class LlamaCppTokenizer:
             vocab = self._vocab
             return int(lib.llama_vocab_bos(vocab)) if lib.llama_vocab_get_add_bos(vocab) else None
 
-    def _render(self, messages: Sequence[Turn]) -> str:
-        try:
-            return str(self._formatter(messages=[dict(m) for m in messages]).prompt)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # whatever a template from a file raises
-            raise ConfigurationError(f"the chat template of {self._name} refuses these messages: {error}") from None
+
+def _model_params(options: LlamaCppOptions) -> Any:
+    """llama.cpp's parameters for loading a model."""
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = options.n_gpu_layers
+    params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if options.mmap else lib.LLAMA_LOAD_MODE_NONE
+    if options.main_gpu is not None:
+        params.main_gpu = options.main_gpu
+    if options.split_mode is not None:
+        params.split_mode = _SPLIT_MODES[options.split_mode]
+    if options.tensor_split is not None:
+        # llama.cpp reads one for every device there could be.
+        shares = (ctypes.c_float * lib.llama_max_devices())(*options.tensor_split)
+        params.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))
+    return params
+
+
+def _require_devices(options: LlamaCppOptions) -> None:
+    """Options that choose among devices are no good where llama.cpp knows none."""
+    chosen = [name for name in ("main_gpu", "split_mode", "tensor_split") if getattr(options, name) is not None]
+    if chosen and not lib.llama_supports_gpu_offload():
+        raise ConfigurationError(
+            f"{chosen[0]} chooses among GPUs, and llama.cpp was built without them",
+            hint="leave it out, or build llama.cpp for your GPU: fsgen-router doctor says how",
+        )
 
 
 # --- the model -----------------------------------------------------------------------------------
@@ -272,18 +422,31 @@ class LlamaCppModel:
 
     def __init__(self, where: str | os.PathLike[str], /, **options: Any) -> None:
         self.options = checked(LlamaCppOptions, options, error=ConfigurationError)
+        template = self.options.chat_template and template_text(self.options.chat_template)
         path = locate(os.fspath(where))
-        self.name = path.name
+        _require_devices(self.options)
+        adapters = {locate(adapter): scale for adapter, scale in self.options.lora.items()}
+        # With an adapter it is another model: a policy is calibrated for the one or the other.
+        self.name = "+".join([path.name, *(adapter.name for adapter in adapters)])
         self._lock = threading.Lock()
         self._context: Any = None
         self._model = self._load(path)
         try:
+            self.tokenizer = LlamaCppTokenizer(
+                self._model, self.name, template=template, variables=self.options.chat_template_kwargs
+            )
+            if template or self.options.chat_template_kwargs:
+                _ = self.tokenizer.template  # checked now, and not at the first conversation
             self._context = self._make_context()
+            if adapters:
+                self._add_lora(adapters)
         except BaseException:
+            if self._context is not None:
+                lib.llama_free(self._context)
+                self._context = None
             lib.llama_model_free(self._model)
             raise
         self._memory = lib.llama_get_memory(self._context)
-        self.tokenizer = LlamaCppTokenizer(self._model, self.name)
         self.n_params: int = lib.llama_model_n_params(self._model)
         self.n_seq = self.options.n_seq
         self.capabilities = Capabilities(
@@ -303,20 +466,23 @@ class LlamaCppModel:
     def _load(self, path: Path) -> Any:
         _init_backend()
         _last_errors.clear()
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = self.options.n_gpu_layers
-        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if self.options.mmap else lib.LLAMA_LOAD_MODE_NONE
+        params = _model_params(self.options)
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             said = "; ".join(_last_errors) or "no reason given"
-            raise ModelFileCorrupt(f"llama.cpp cannot load {path}: {said}", hint="is the download complete?")
+            if "main_gpu" in said:
+                raise ConfigurationError(f"main_gpu={self.options.main_gpu} is no device here: {said}")
+            hint = "is the download complete?"
+            if " split file " in said:
+                hint = "it is one of several shards, which llama.cpp finds by the names they were published with"
+            raise ModelFileCorrupt(f"llama.cpp cannot load {path}: {said}", hint=hint)
         return model
 
     def _make_context(self) -> Any:
         options, model = self.options, self._model
         trained = lib.llama_model_n_ctx_train(model)
         self.n_ctx: int = options.n_ctx or min(trained, 4096)
-        if self.n_ctx > trained:
+        if self.n_ctx > trained and not options.scales_rope:
             log.warning("context_beyond_training", model=self.name, n_ctx=self.n_ctx, n_ctx_train=trained)
         self._require_memory()
         params = lib.llama_context_default_params()
@@ -333,6 +499,11 @@ class LlamaCppModel:
         # A hidden state for every token, also of models that are made to pool them.
         params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
         params.no_perf = True
+        if options.rope_scaling_type is not None:
+            params.rope_scaling_type = _ROPE_SCALING_TYPES[options.rope_scaling_type]
+        for name in _ROPE_NUMBERS:
+            if (value := getattr(options, name)) is not None:
+                setattr(params, name, value)
         _last_errors.clear()
         context = lib.llama_init_from_model(model, params)
         if not context:
@@ -343,11 +514,39 @@ class LlamaCppModel:
             )
         return context
 
+    def _add_lora(self, found: Mapping[Path, float]) -> None:
+        """Apply adapters to the context. They are freed with the model."""
+        adapters = []
+        for path in found:
+            _last_errors.clear()
+            adapter = lib.llama_adapter_lora_init(self._model, os.fsencode(path))
+            if not adapter:
+                said = "; ".join(_last_errors) or "no reason given"
+                raise ModelFileCorrupt(
+                    f"llama.cpp cannot apply the LoRA adapter {path} to {self.name}: {said}",
+                    hint="it has to be made for this model, and converted by llama.cpp's convert_lora_to_gguf",
+                )
+            if lib.llama_adapter_get_alora_n_invocation_tokens(adapter):
+                raise ConfigurationError(
+                    f"{path} is an activated LoRA, which is on behind its invocation tokens alone",
+                    hint="merge it into the model, or take a plain LoRA",
+                )
+            adapters.append(ctypes.cast(adapter, ctypes.c_void_p).value)
+        pointers = ctypes.cast(
+            (ctypes.c_void_p * len(adapters))(*adapters), ctypes.POINTER(ctypes.POINTER(ctypes.c_void_p))
+        )
+        status = lib.llama_set_adapters_lora(
+            self._context, pointers, len(adapters), (ctypes.c_float * len(adapters))(*found.values())
+        )
+        if status:
+            raise ModelLoadError(f"llama.cpp cannot apply {', '.join(map(str, found))} to {self.name}")
+
     def _default_threads(self) -> int:
         # Two pools on the same cores are far slower than one: leave a core to the rest.
         if lib.llama_model_n_params(self._model) < _SMALL_MODEL:
             return 1
-        return max((psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1, 1)
+        usable = usable_physical_cores()
+        return max(min(psutil.cpu_count(logical=False) or usable, usable) - 1, 1)
 
     def _require_memory(self) -> None:
         model, options = self._model, self.options
@@ -358,8 +557,8 @@ class LlamaCppModel:
         )
         per_token = lib.llama_model_n_layer(model) * width * (_KV_BYTES[options.type_k] + _KV_BYTES[options.type_v])
         needed = per_token * self.n_ctx * options.n_seq
-        available = psutil.virtual_memory().available
-        if needed > available:
+        available = free_bytes()
+        if available is not None and needed > available:
             fits = int(available * 0.8 / per_token / options.n_seq) if per_token else 0
             raise NotEnoughMemory(
                 f"the KV cache of {self.name} needs {needed / 2**30:.1f} GiB for {options.n_seq} x {self.n_ctx} "

@@ -547,6 +547,9 @@ class OpenAIModel:
             body["prompt"] = f"{request.prompt}{request.answer}"
         else:
             path = "/chat/completions"
+            if request.chat_template_kwargs:
+                own = body.get("chat_template_kwargs") or {}
+                body["chat_template_kwargs"] = {**own, **request.chat_template_kwargs}
             messages: Messages = [dict(message) for message in request.messages or _as_messages(request.prompt)]
             continues = False
             if request.answer.strip():

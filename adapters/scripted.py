@@ -19,8 +19,9 @@ with them fails on a real backend only for the backend's own reasons.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ class ScriptedTokenizer:
                 raise InvalidRequest(f"the scripted vocabulary has no piece for {data[at : at + 1]!r}")
         return ids
 
-    def encode_chat(self, messages: Sequence[Turn]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Turn], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         return [token for m in messages for token in self.encode(m["content"], add_bos=False)]
 
 

@@ -30,15 +30,16 @@ from fsgen_router.errors import (
     NotEnoughMemory,
 )
 from fsgen_router.logs import log
+from fsgen_router.machine import free_bytes, usable_cores
 from fsgen_router.models import Capabilities, Opened, Rows, SequencePool, Work
-from fsgen_router.options import checked
+from fsgen_router.options import TemplateVariables, as_text, checked
 from fsgen_router.reading import UNREADABLE, Read, Row, Scratch, reduce_row
 from fsgen_router.waiting import holding
 
 try:
     import accelerate  # noqa: F401  # transformers loads onto a device, and reads GGUF files, through it
     import gguf
-    import psutil
+    import psutil  # noqa: F401  # free_bytes reads the memory through it
     import torch
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
     from transformers import (
@@ -50,11 +51,14 @@ try:
         PreTrainedTokenizerFast,
     )
     from transformers.utils import cached_file
+
+    from .chat_template import template_text
 except ImportError as error:
     raise ImportError(
         "the transformers backend needs the extra 'transformers': pip install 'fsgen-router[transformers]'"
     ) from error
 
+from .shards import shards_of
 from .slot_cache import Share, SlotCache, bytes_per_token, is_plain
 from .torch_reading import reduce_rows
 from .transformers_tokenizer import TransformersTokenizer
@@ -85,7 +89,9 @@ class TransformersOptions(BaseModel):
     n_seq: int = Field(1, ge=1, le=256, description="sequences (concurrent requests) held at once")
     n_batch: int = Field(512, ge=1, le=65_536, description="tokens per forward")
     n_threads: int | None = Field(
-        None, ge=1, description="torch's threads on the CPU, for the whole process; None: as they are set"
+        None,
+        ge=1,
+        description="torch's threads on the CPU, for the whole process; None: as they are set, at most our cores",
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, ...; auto: CUDA where there is one, else CPU")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -96,6 +102,12 @@ class TransformersOptions(BaseModel):
         None, description="handed to transformers: a dict, or the same as JSON"
     )
     gguf_file: str | None = Field(None, description="the file of a folder or hub repository that holds the weights")
+    chat_template: Annotated[str | None, BeforeValidator(as_text)] = Field(
+        None, min_length=1, description="a Jinja file or text; None: the model's own"
+    )
+    chat_template_kwargs: TemplateVariables = Field(
+        default_factory=dict, description="variables for the template: a dict, or the same as JSON"
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     allow_pickle: bool = Field(False, description="load weights that are no safetensors; these can run code")
 
@@ -123,6 +135,7 @@ def _locate(where: str, options: TransformersOptions) -> _Source:
     except (OSError, RuntimeError, ValueError) as error:  # too long for a name, or ~nobody
         raise ModelNotFound(f"{where!r} is no path: {error}") from None
     remote = {"trust_remote_code": options.trust_remote_code}
+    _require_whole(path.name if is_file else options.gguf_file)
     if is_file:
         _require_gguf(path)
         return _Source(path.name, str(path.parent), {**remote, "gguf_file": path.name}, on_hub=False)
@@ -138,6 +151,15 @@ def _locate(where: str, options: TransformersOptions) -> _Source:
         )
     revision = {"revision": found["revision"]} if found["revision"] else {}
     return _Source(where, found["repo"], {**remote, **gguf_file, **revision}, on_hub=True)
+
+
+def _require_whole(gguf_file: str | None) -> None:
+    """transformers reads one file, and would take a shard for a model without most of its weights."""
+    if gguf_file is not None and len(shards := shards_of(gguf_file)) > 1:
+        raise ConfigurationError(
+            f"{gguf_file} is one of {len(shards)} shards, and transformers reads a model from one GGUF file",
+            hint="load it as llama_cpp:, or merge the shards with llama.cpp's llama-gguf-split",
+        )
 
 
 def _require_gguf(path: Path) -> None:
@@ -226,10 +248,18 @@ def device_of(wanted: str) -> torch.device:
     return device
 
 
+def _set_threads(wanted: int | None, device: torch.device) -> None:
+    """As many as wanted. Torch counts the machine's cores where a container's quota allows fewer."""
+    if wanted is None and device.type == "cpu" and torch.get_num_threads() > usable_cores():
+        wanted = usable_cores()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+
+
 def _free_bytes(device: torch.device) -> int | None:
     """What the device still has; None where nobody can say."""
     if device.type == "cpu":
-        return int(psutil.virtual_memory().available)
+        return free_bytes()
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
@@ -413,11 +443,11 @@ class TransformersModel:
 
     def __init__(self, where: str | os.PathLike[str], /, **options: Any) -> None:
         self.options = checked(TransformersOptions, options, error=ConfigurationError)
+        template = self.options.chat_template and template_text(self.options.chat_template)
         source = _locate(os.fspath(where), self.options)
         self.name = source.name
         self.device = device_of(self.options.device)
-        if self.options.n_threads is not None:
-            torch.set_num_threads(self.options.n_threads)
+        _set_threads(self.options.n_threads, self.device)
         self._lock = threading.Lock()
         self.n_seq = self.options.n_seq
         with _errors_of_loading(source):
@@ -436,8 +466,12 @@ class TransformersModel:
                 self.name,
                 width=width,
                 eog_ids=_eog_ids(self._model),
+                template=template,
+                variables=self.options.chat_template_kwargs,
                 **_said_by_gguf(source),
             )
+            if template or self.options.chat_template_kwargs:
+                _ = self.tokenizer.template  # checked now, and not at the first conversation
         self.n_params = int(self._model.num_parameters())
         if not states:
             self._head = None

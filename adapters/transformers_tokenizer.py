@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import cached_property, partial
 from typing import Any
 
 from fsgen_router.errors import ConfigurationError
@@ -14,6 +14,8 @@ from fsgen_router.tokenizer import Turn, encode_conversation
 
 try:
     from tokenizers import AddedToken, Tokenizer
+
+    from .chat_template import ChatTemplate, no_template
 except ImportError as error:
     raise ImportError(
         "the transformers backend needs the extra 'transformers': pip install 'fsgen-router[transformers]'"
@@ -48,6 +50,8 @@ class TransformersTokenizer:
         bos_id: int | None = None,
         whole_words: bool = False,
         space_prefix: bool | None = None,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -55,6 +59,7 @@ class TransformersTokenizer:
                 f"{name} has no fast tokenizer", hint="a tokenizer.json is needed: convert it with transformers"
             )
         self._tokenizer, self._name = tokenizer, name
+        self._wanted_template, self._variables = template, variables
         vocabulary = {token: text for text, token in backend.get_vocab().items() if token < width}
         added = {token: entry for token, entry in backend.get_added_tokens_decoder().items() if token < width}
         meant = {token for token, text in vocabulary.items() if not _PADDING.fullmatch(text)} - unused_ids
@@ -95,21 +100,37 @@ class TransformersTokenizer:
 
     # --- chat ---
 
-    def encode_chat(self, messages: Sequence[Turn]) -> list[int]:
-        """A user's text never becomes a control token, whatever it contains."""
-        return encode_conversation(self, messages, self._render, bos=self._bos)
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The model's default chat template, or the one that was given instead."""
+        text = self._wanted_template or self._own_template()
+        return ChatTemplate(
+            text,
+            self._name,
+            tokens=self._tokenizer.special_tokens_map,
+            is_token=self._is_token,
+            variables=self._variables,
+        )
 
-    def _render(self, messages: Sequence[Turn]) -> str:
-        if not self._tokenizer.chat_template:
-            raise ConfigurationError(f"{self._name} has no chat template", hint="use complete() with a raw prompt")
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-                )
+    def _own_template(self) -> str:
+        own = self._tokenizer.chat_template
+        if isinstance(own, dict) and own and "default" not in own:
+            raise ConfigurationError(
+                f"{self._name} has chat templates for {', '.join(sorted(own))}, and none that is the default",
+                hint="load it with chat_template=file.jinja",
             )
-        except Exception as error:  # whatever a template from a file raises
-            raise ConfigurationError(f"the chat template of {self._name} refuses these messages: {error}") from None
+        text = own.get("default") if isinstance(own, dict) else own
+        if not text:
+            raise no_template(self._name)
+        return str(text)
+
+    def _is_token(self, name: str) -> bool:
+        return len(self.encode(name, add_bos=False, parse_special=True)) == 1
+
+    def encode_chat(self, messages: Sequence[Turn], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+        """A user's text never becomes a control token, whatever it contains."""
+        render = partial(self.template.render, variables=chat_template_kwargs)
+        return encode_conversation(self, messages, render, bos=self._bos)
 
 
 def _control_tokens(added: dict[int, AddedToken], tokenizer: Any) -> Iterator[int]:

@@ -55,7 +55,7 @@ from .report import Comparison, Report
 from .router import RewindWarning, Router, SmallExtentWarning, VocabularyWarning
 from .signals import Signals
 from .text_models import WrappedPromptWarning
-from .tokenizer import Message, TextPart
+from .tokenizer import Message, SystemMessageWarning, TextPart
 
 __all__ = [
     "REST",
@@ -98,6 +98,7 @@ __all__ = [
     "SmallExtentWarning",
     "Span",
     "StreamEvent",
+    "SystemMessageWarning",
     "TextDelta",
     "TextPart",
     "Token",

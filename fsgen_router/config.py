@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from .engine import Constraint
 from .errors import InvalidRequest
 from .methods import Method
+from .options import TemplateVariables
 from .policy import Policy
 from .reading import Mask, Warp
 
@@ -33,6 +34,7 @@ class RequestKeywords(TypedDict, total=False):
     stop_tokens: Sequence[int]
     logit_bias: Mapping[int, float]
     constraint: Constraint | None
+    chat_template_kwargs: Mapping[str, Any]
     max_slow_calls: int | None
     max_slow_tokens: int | None
     baseline: bool
@@ -58,6 +60,9 @@ class RequestOptions(BaseModel):
     stop_tokens: tuple[int, ...] = Field(default=(), description="end at any of these token ids")
     logit_bias: Mapping[int, float] = Field(default_factory=dict, description="token id to what is added to its logit")
     constraint: Any = Field(default=None, description="masks logits: an object with mask(answer_ids)")
+    chat_template_kwargs: TemplateVariables = Field(
+        default_factory=dict, description="variables for the chat templates of both models, such as enable_thinking"
+    )
     max_slow_calls: int | None = Field(default=None, ge=0, description="cap on escalations")
     max_slow_tokens: int | None = Field(default=None, ge=0, description="cap on tokens that the slow model writes")
     baseline: bool = Field(default=False, description="also run the slow model alone, so that savings are measured")

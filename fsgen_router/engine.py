@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -138,10 +138,11 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPrompt:
-    """A prompt as a slow model that gives text gets it: raw text or messages."""
+    """A prompt as a slow model that gives text gets it: raw text, or messages and variables for their template."""
 
     prompt: str | None = None
     messages: tuple[Turn, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -826,6 +827,7 @@ class Engine:
         wanted = Continuation(
             prompt=text.prompt,
             messages=text.messages,
+            chat_template_kwargs=text.chat_template_kwargs,
             answer=written,
             max_tokens=self._limit(),
             warp=self.request.warp,

@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .errors import ConfigurationError, InvalidRequest
+
+SET_BY_US: Final = ("add_generation_prompt", "documents", "messages", "tools")
+"""Variables of chat templates that no caller sets."""
+
+
+def _template_variables(value: object) -> object:
+    """JSON text or a mapping as a plain dict: templates see data alone, no objects of ours."""
+    try:
+        made = json.loads(value if isinstance(value, str) else json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a JSON object of template variables is wanted: {error}") from None
+    if not isinstance(made, dict):
+        raise ValueError('a JSON object of template variables is wanted, like {"enable_thinking": false}')
+    if taken := [name for name in SET_BY_US if name in made]:
+        raise ValueError(f"{taken[0]} cannot be set from outside")
+    return made
+
+
+def as_text(value: object) -> object:
+    """A path as the text that a model string would have."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+TemplateVariables = Annotated[Mapping[str, Any], BeforeValidator(_template_variables)]
+"""Variables for chat templates, by name: a mapping of JSON values, or the same as JSON text."""
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -19,8 +46,9 @@ OF_REQUEST: Final = (
     "stop_tokens", "temperature", "top_k", "top_p",
 )  # fmt: skip
 OF_MODEL: Final = (
-    "api_key_env", "attn_implementation", "device", "dtype", "extra_body", "flash_attn", "n_batch", "n_ctx",
-    "n_gpu_layers", "n_seq", "n_threads", "quantization_config", "sampling", "type_k", "type_v",
+    "api_key_env", "attn_implementation", "chat_template", "device", "dtype", "extra_body", "flash_attn", "lora",
+    "main_gpu", "n_batch", "n_ctx", "n_gpu_layers", "n_seq", "n_threads", "quantization_config", "sampling",
+    "split_mode", "tensor_split", "type_k", "type_v",
 )  # fmt: skip
 
 _OWNERS: Final = (

@@ -47,6 +47,7 @@ EXAMPLES = (
     "llama_cpp:small.gguf",
     "llama_cpp:small.gguf?n_ctx=8192&n_seq=4",
     "llama_cpp:hf://owner/repo/file.gguf@revision",
+    "llama_cpp:hf://Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q8_0.gguf",
     "openai:model-name@https://host/v1",
     "reference:fast",
     "reference:slow",

@@ -36,6 +36,7 @@ from .tokenizer import (
     SharedVocabulary,
     Tokenizer,
     encode_after,
+    hidden_ids,
     require_messages,
     require_text,
     share_vocabulary,
@@ -81,8 +82,10 @@ class Router:
 
     ::
 
-        with Router(fast="llama_cpp:small.gguf", slow="llama_cpp:large.gguf", policy="entropy>1.2") as router:
-            print(router.complete("...").report())
+        fast = "llama_cpp:hf://Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q8_0.gguf"
+        slow = "llama_cpp:hf://Qwen/Qwen2.5-1.5B-Instruct-GGUF/qwen2.5-1.5b-instruct-q8_0.gguf"
+        with Router(fast, slow, policy="entropy>1.2") as router:
+            print(router.chat([{"role": "user", "content": "..."}]).report())
 
     ``fast`` and ``slow`` are model strings (``backend:where``) or models; without both, the embedded
     reference pair is loaded, which comes with a certified policy and the method that goes with it.
@@ -383,6 +386,22 @@ class Router:
                 )
         return prompts
 
+    def _require_read(self, text: TextPrompt, variables: Mapping[str, Any]) -> None:
+        """Variables that no template reads are a slip: they would change nothing."""
+        if text.messages is None:
+            raise InvalidRequest(
+                "chat_template_kwargs without messages", hint="raw prompts have no template: use chat()"
+            )
+        if self._local_slow is None:
+            return  # nobody knows what an endpoint's template reads
+        templates = [getattr(model.tokenizer, "template", None) for model in (self.fast, self._local_slow)]
+        known: set[str] = set().union(*(template.variables for template in templates if template is not None))
+        if None not in templates and (unread := sorted(set(variables) - known)):
+            raise InvalidRequest(
+                f"no chat template of {self.fast.name} and {self.slow.name} reads {', '.join(unread)}",
+                hint=f"they read {', '.join(sorted(known)) or 'none'}",
+            )
+
     # --- engines ---
 
     @cached_property
@@ -471,6 +490,9 @@ class Router:
         if parsed.seed is None and self.seed is None:
             # A drawn seed is shared with the baseline and told in the answer.
             parsed = parsed.model_copy(update={"seed": int.from_bytes(os.urandom(6), "big")})
+        if parsed.chat_template_kwargs:
+            self._require_read(text, parsed.chat_template_kwargs)
+            text = replace(text, chat_template_kwargs=parsed.chat_template_kwargs)
         prompts = self._encode(text, needed)
         alone = self._baseline(text, prompts, parsed) if parsed.baseline else None
         return self._engine(text, prompts, parsed, policy, method), alone
@@ -613,7 +635,7 @@ def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
     if text.prompt is not None:
         return tokenizer.encode(text.prompt, add_bos=True)
     assert text.messages is not None
-    return tokenizer.encode_chat(text.messages)
+    return tokenizer.encode_chat(text.messages, text.chat_template_kwargs)
 
 
 def _event(emit: Emit) -> StreamEvent:
@@ -625,12 +647,12 @@ class _Vocabulary:
 
     def __init__(self, fast: Tokenizer, shared: SharedVocabulary | None) -> None:
         alike: Tokenizer | SharedVocabulary = shared or fast
-        self._tokenizer, self._hidden = fast, alike.special_ids
+        self._tokenizer, self._hidden = fast, hidden_ids(fast, alike.special_ids)
         self.n_vocab, self.eog_ids = alike.n_vocab, alike.eog_ids
         self._classes = token_classes(fast, alike.special_ids).tolist()
 
     def piece(self, token: int) -> bytes:
-        """A token's bytes; none for a control token, which is no part of a text."""
+        """A token's bytes; none for a control token, which is no part of a text (unless it marks reasoning)."""
         return b"" if token in self._hidden else self._tokenizer.piece(token)
 
     def class_of(self, token: int) -> int:

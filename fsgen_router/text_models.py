@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, TypeGuard
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, TypeGuard
 
 from .models import TokenModel
 from .reading import GREEDY, Warp
@@ -32,11 +32,12 @@ class WrappedPromptWarning(UserWarning):
 class Continuation:
     """A text to go on with: one of ``prompt`` (raw text) and ``messages``, and the ``answer`` so far.
 
-    ``max_tokens`` counts the endpoint's own tokens.
+    ``max_tokens`` counts the endpoint's own tokens; ``chat_template_kwargs`` are variables for its chat template.
     """
 
     prompt: str | None = None
     messages: tuple[Turn, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     answer: str = ""
     max_tokens: int
     warp: Warp = GREEDY

@@ -37,6 +37,10 @@ Turn: TypeAlias = Mapping[str, str]
 """A checked message: ``role`` (system, user or assistant) and ``content``, a text."""
 
 
+class SystemMessageWarning(UserWarning):
+    """A model's chat template takes no such system message: it was put before the user's text instead."""
+
+
 class TokenClass(enum.IntEnum):
     """What kind of text a token is; a signal for policies."""
 
@@ -74,8 +78,31 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_bos: bool, parse_special: bool = False) -> list[int]:
         """Ids of ``text``. ``parse_special`` only for text that no user wrote."""
 
-    def encode_chat(self, messages: Sequence[Turn]) -> list[int]:
-        """Ids of a conversation in this model's template, up to where the assistant begins."""
+    def encode_chat(self, messages: Sequence[Turn], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+        """Ids of a conversation in this model's template, up to where the assistant begins.
+
+        ``chat_template_kwargs`` are variables for the template, such as ``enable_thinking``.
+        """
+
+
+# What opens and closes reasoning. Where one is a control token it still is part of the text: without it, what was
+# thought would read as the answer's beginning.
+_THINKING = frozenset(
+    name.encode()
+    for name in (
+        *("<think>", "</think>", "<seed:think>", "</seed:think>"),
+        *("[THINK]", "[/THINK]"),  # Magistral
+        *("<|START_THINKING|>", "<|END_THINKING|>"),  # Command
+        *("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+        *("<|channel>", "<channel|>"),  # Gemma 4
+    )
+)
+
+
+def hidden_ids(tokenizer: Tokenizer, special_ids: frozenset[int] | None = None) -> frozenset[int]:
+    """Control tokens (None: the tokenizer's own) that are not shown in a text: all but those around reasoning."""
+    special = tokenizer.special_ids if special_ids is None else special_ids
+    return frozenset(token for token in special if tokenizer.piece(token) not in _THINKING)
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
@@ -383,6 +386,225 @@ def test_padding_is_never_written(tmp_path: Path, slow_padding: int) -> None:
                 assert all(token.id < meant for token in answer.tokens)
 
 
+# --- shards --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    """A tiny model in three files."""
+    tiny_gguf.write(tmp_path / "tiny.gguf", shard=5)
+    found = sorted(tmp_path.glob("*.gguf"))
+    assert [path.name for path in found] == [f"tiny-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    return found
+
+
+def logits_of(where: Path, **options: object) -> np.ndarray:
+    model = LlamaCppModel(where, **options)
+    try:
+        work = Work(model.open([]).sequence, 0, [0, 9, 8, 7, 5], [(4, Read(full=True))])
+        return model.forward([work])[0][0].logits.copy()
+    finally:
+        model.shutdown()
+
+
+def test_any_shard_names_the_whole_model(shards: list[Path], tmp_path: Path) -> None:
+    whole = logits_of(tiny_gguf.write(tmp_path / "whole.gguf"))
+    for named in shards:
+        assert locate(str(named)) == shards[0]
+        assert np.array_equal(logits_of(named), whole)
+
+
+def test_shards_that_are_missing_are_named(shards: list[Path]) -> None:
+    shards[1].rename(shards[1].with_suffix(".part"))
+    for named in shards:
+        with pytest.raises(ModelNotFound, match=r"one of 3 shards, and 1 are not beside it: tiny-00002-of-00003\.gguf"):
+            LlamaCppModel(named)
+    shards[0].unlink()
+    with pytest.raises(ModelNotFound, match=r"2 are not beside it: tiny-00001-of-00003\.gguf, tiny-00002-of"):
+        LlamaCppModel(shards[2])
+    shards[2].unlink()
+    with pytest.raises(ModelNotFound, match="there is no model file"):
+        LlamaCppModel(shards[2])
+
+
+def test_the_name_without_a_number_says_where_the_shards_are(shards: list[Path]) -> None:
+    with pytest.raises(ModelNotFound, match=r"in shards: name tiny-00001-of-00003\.gguf"):
+        LlamaCppModel(shards[0].with_name("tiny.gguf"))
+
+
+def test_shards_under_other_names(shards: list[Path], tmp_path: Path) -> None:
+    for shard in (shards[0], shards[1]):
+        renamed = Path(shutil.copy(shard, tmp_path / "renamed.gguf"))
+        with pytest.raises(ModelFileCorrupt, match=r"one of several shards, which llama\.cpp finds by the names"):
+            LlamaCppModel(renamed)
+    renamed.unlink()
+    with pytest.raises(ModelNotFound, match=r"is a folder \(name a file in it: tiny-00001-of-00003\.gguf\)"):
+        LlamaCppModel(tmp_path)
+
+
+def test_a_shard_that_is_no_gguf_or_cut_off(shards: list[Path]) -> None:
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelFileCorrupt, match="cannot load"):
+        LlamaCppModel(shards[0])
+    shards[1].write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelFileCorrupt, match=r"tiny-00002-of-00003\.gguf is not a GGUF file"):
+        LlamaCppModel(shards[0])
+    still_loads()
+
+
+def test_names_that_only_look_like_shards(tmp_path: Path) -> None:
+    for name in ("a-00003-of-00002.gguf", "a-00000-of-00002.gguf", "a-1-of-2.gguf", "a-00001-of-00001.gguf"):
+        path = tiny_gguf.write(tmp_path / name)
+        LlamaCppModel(path).shutdown()
+
+
+# --- LoRA, RoPE, devices -------------------------------------------------------------------------
+
+QUERY, OUT = "blk.0.attn_q.weight", "blk.0.ffn_down.weight"
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> tuple[Path, Path, dict[str, np.ndarray]]:
+    """A model, an adapter of rank 2 and alpha 6 for two of its weights, and what it adds to them."""
+    rng = np.random.default_rng(1)
+    ab = {QUERY: (rng.normal(size=(2, 16)), rng.normal(size=(16, 2)))}
+    ab[OUT] = rng.normal(size=(2, 32)), rng.normal(size=(16, 2))
+    adapter = tiny_gguf.write_lora(tmp_path / "adapter.gguf", ab, alpha=6.0)
+    return tiny_gguf.write(tmp_path / "tiny.gguf"), adapter, {name: 3.0 * b @ a for name, (a, b) in ab.items()}
+
+
+def test_a_lora_is_what_merging_it_gives(lora: tuple[Path, Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    base, adapter, change = lora
+    plain = logits_of(base)
+    for wanted, scale in (
+        (adapter, 1.0),
+        (str(adapter), 1.0),
+        (f"{adapter}:0.5", 0.5),
+        (f"{adapter}:-2", -2.0),
+        ({adapter: 0.25}, 0.25),
+        (f"{adapter}:0", 0.0),
+    ):
+        merged = tiny_gguf.write(tmp_path / "merged.gguf", change={name: scale * more for name, more in change.items()})
+        expected = logits_of(merged)
+        assert np.allclose(logits_of(base, lora=wanted), expected, atol=1e-3)
+        assert (scale == 0.0) == np.allclose(expected, plain, atol=1e-3)
+
+
+def test_several_loras_add_up(lora: tuple[Path, Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    base, adapter, _ = lora
+    second = Path(shutil.copy(adapter, tmp_path / "second.gguf"))
+    model = make_model(f"llama_cpp:{base}?lora={adapter}:0.25,{second}:0.5")
+    assert model.name == "tiny.gguf+adapter.gguf+second.gguf"
+    model.shutdown()
+    both, once = logits_of(base, lora=f"{adapter}:0.25,{second}:0.5"), logits_of(base, lora=f"{adapter}:.75")
+    assert np.allclose(both, once, atol=1e-3)
+
+
+def test_loras_that_do_not_fit(lora: tuple[Path, Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    base, _, _ = lora
+    wide = {QUERY: (np.ones((2, 24)), np.ones((24, 2)))}
+    other = tiny_gguf.write_lora(tmp_path / "other.gguf", wide, alpha=1.0, architecture="llama")
+    wrong = tiny_gguf.write_lora(tmp_path / "wrong.gguf", wide, alpha=1.0)
+    for wanted, kind, words in (
+        (tmp_path / "missing.gguf", ModelNotFound, "no model file .*missing.gguf"),
+        (wrong, ModelFileCorrupt, "cannot apply the LoRA adapter .*wrong.gguf to tiny.gguf.*convert_lora_to_gguf"),
+        (other, ModelFileCorrupt, "cannot apply the LoRA adapter .*other.gguf"),
+        (base, ModelFileCorrupt, "cannot apply the LoRA adapter .*tiny.gguf"),
+        ("", ConfigurationError, "path:scale"),
+        ({str(base): float("nan")}, ConfigurationError, "lora"),
+        (7, ConfigurationError, "lora"),
+    ):
+        with pytest.raises(kind, match=words):
+            LlamaCppModel(base, lora=wanted)
+    still_loads()
+
+
+def test_rope_is_scaled(tmp_path: Path) -> None:
+    path = tiny_gguf.write(tmp_path / "tiny.gguf")
+    plain = logits_of(path)
+    seen = [plain]
+    for options in (
+        {"rope_freq_base": 100.0},
+        {"rope_freq_scale": 0.25},
+        {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_orig_ctx": 32, "yarn_ext_factor": 1.0},
+        {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_ext_factor": 0.0, "yarn_attn_factor": 4.0},
+        {
+            **{"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_orig_ctx": 32, "yarn_ext_factor": 1.0},
+            **{"yarn_beta_fast": 0.02, "yarn_beta_slow": 0.01},
+        },
+    ):
+        logits = logits_of(path, **options)
+        assert not any(np.allclose(logits, other, atol=1e-4) for other in seen), options
+        seen.append(logits)
+    # As the file says, said aloud.
+    assert np.allclose(logits_of(path, rope_scaling_type="none", rope_freq_scale=1.0, rope_freq_base=10_000), plain)
+    in_a_string = make_model(f"llama_cpp:{path}?rope_scaling_type=linear&rope_freq_scale=0.25")
+    in_a_string.shutdown()
+    for name, value in (
+        *(
+            ("rope_freq_base", 0.0),
+            ("rope_freq_base", "inf"),
+            ("rope_freq_scale", -1.0),
+            ("rope_scaling_type", "linea"),
+        ),
+        *(("yarn_ext_factor", 2.0), ("yarn_orig_ctx", 0), ("yarn_beta_fast", "nan")),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{name}={value!r}"):
+            LlamaCppModel(path, **{name: value})
+
+
+def test_a_scaled_context_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", n_ctx=64)
+    for options, events in (({}, 1), ({"rope_freq_scale": 0.5}, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "fsgen_router"):
+            LlamaCppModel(path, n_ctx=128, **options).shutdown()
+        assert caplog.text.count("context_beyond_training") == events
+
+
+def test_devices_are_told_to_llama_cpp() -> None:
+    """What it is given; what it makes of several devices takes a machine that has them."""
+    options = dict(parse_qsl("main_gpu=1&split_mode=row&tensor_split=0.6,0.4,0&n_gpu_layers=-1"))
+    params = llama_cpp._model_params(llama_cpp.LlamaCppOptions(**options))
+    lib = llama_cpp.lib
+    assert (params.main_gpu, params.split_mode, params.n_gpu_layers) == (1, lib.LLAMA_SPLIT_MODE_ROW, -1)
+    assert np.allclose([params.tensor_split[at] for at in range(lib.llama_max_devices())][:4], [0.6, 0.4, 0, 0])
+    for mode in ("none", "layer", "row"):
+        assert llama_cpp._model_params(llama_cpp.LlamaCppOptions(split_mode=mode)).split_mode == getattr(
+            lib, f"LLAMA_SPLIT_MODE_{mode.upper()}"
+        )
+    unset, default = llama_cpp._model_params(llama_cpp.LlamaCppOptions()), lib.llama_model_default_params()
+    assert (unset.main_gpu, unset.split_mode) == (default.main_gpu, default.split_mode)
+    assert not unset.tensor_split
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"main_gpu": -1}, "main_gpu=-1"),
+        ({"split_mode": "rows"}, "'none', 'layer' or 'row'"),
+        ({"tensor_split": "0.6,x"}, r"tensor_split\.1='x'"),
+        ({"tensor_split": [0.5, -0.5]}, r"tensor_split\.1=-0\.5"),
+        ({"tensor_split": "0,0"}, "not all are 0"),
+        ({"tensor_split": [1.0] * 200}, "each of 1 to"),
+        ({"tensor_split": []}, "each of 1 to"),
+        ({"tensor_split": "1,1", "split_mode": "none"}, "keeps it on one device"),
+    ],
+)
+def test_devices_that_are_none(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        LlamaCppModel(FAST, **options)
+
+
+def test_devices_where_llama_cpp_knows_none() -> None:
+    if llama_cpp.lib.llama_supports_gpu_offload():
+        pytest.skip("llama.cpp was built for a GPU here")
+    for options in ({"main_gpu": 0}, {"split_mode": "layer"}, {"tensor_split": "1"}):
+        with pytest.raises(ConfigurationError, match=rf"{next(iter(options))} chooses among GPUs.*built without them"):
+            LlamaCppModel(FAST, **options)
+
+
 # --- the hub -------------------------------------------------------------------------------------
 
 
@@ -438,10 +660,20 @@ def test_offline_mode_is_respected(cache: Path) -> None:
         assert re.match("ModelNotFound .*not in the local cache.*HF_HUB_OFFLINE", said), said
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The few answers of a hub that downloading one file needs."""
+def test_shards_of_the_cache(cache: Path) -> None:
+    """The client gives the first where it lies; the others lie beside it."""
+    snapshot = cache / "hub" / "models--owner--repo" / "snapshots" / COMMIT
+    first = tiny_gguf.write(snapshot / "large.gguf", shard=5)
+    where = "hf://owner/repo/large-00002-of-00003.gguf"
+    assert in_a_process(where, cache, HF_HUB_OFFLINE="1") == str(first)
+    (snapshot / "large-00003-of-00003.gguf").unlink()
+    said = in_a_process(where, cache, HF_HUB_OFFLINE="1")
+    assert re.match("ModelNotFound hf://owner/repo/large-00003-of-00003.gguf is not in the local cache", said), said
 
-    data = b""
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The few answers of a hub that downloading files needs: ``tiny.gguf``, and ``large.gguf`` in shards."""
+
     asked: list[str]
 
     def do_HEAD(self) -> None:
@@ -452,22 +684,23 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, send: bool) -> None:
         self.server.asked.append(self.path)
-        found = re.fullmatch(r"/owner/repo/resolve/(?P<revision>[\w.]+)/folder/tiny\.gguf", self.path)
+        found = re.fullmatch(r"/owner/repo/resolve/(?P<revision>[\w.]+)/folder/(?P<file>[\w.-]+)", self.path)
+        data = self.server.files.get(found["file"]) if found else None
         if self.path.startswith("/owner/private/"):
             self.send_response(401)
             self.send_header("X-Error-Code", "GatedRepo")
             self.send_header("X-Error-Message", "Access to this model is restricted")
-        elif found is None or found["revision"] not in ("main", "v1"):
+        elif data is None or found["revision"] not in ("main", "v1", COMMIT):
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound" if "/repo/" in self.path else "RepoNotFound")
         else:
             self.send_response(200)
-            self.send_header("ETag", '"0123456789"')
+            self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(len(self.server.data)))
+            self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if send:
-                self.wfile.write(self.server.data)
+                self.wfile.write(data)
             return
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -479,7 +712,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[http.server.ThreadingHTTPServer]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.data = tiny_gguf.write(tmp_path_factory.mktemp("hub") / "tiny.gguf").read_bytes()
+    folder = tmp_path_factory.mktemp("hub")
+    tiny_gguf.write(folder / "tiny.gguf")
+    tiny_gguf.write(folder / "large.gguf", shard=5)
+    server.files = {path.name: path.read_bytes() for path in folder.iterdir()}
     server.asked = []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -493,7 +729,7 @@ def test_files_come_from_the_hub_once(hub: http.server.ThreadingHTTPServer, tmp_
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     where = "hf://owner/repo/folder/tiny.gguf@v1"
     found = in_a_process(where, tmp_path, HF_ENDPOINT=endpoint)
-    assert Path(found).read_bytes() == hub.data
+    assert Path(found).read_bytes() == hub.files["tiny.gguf"]
     assert any("/resolve/v1/" in path for path in hub.asked)
     hub.asked.clear()
     # From the cache, without a word to the hub.
@@ -501,10 +737,29 @@ def test_files_come_from_the_hub_once(hub: http.server.ThreadingHTTPServer, tmp_
     assert hub.asked == []
 
 
+def test_all_shards_come_from_the_hub(hub: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    found = Path(in_a_process("hf://owner/repo/folder/large-00001-of-00003.gguf", tmp_path, HF_ENDPOINT=endpoint))
+    for number in (1, 2, 3):
+        name = f"large-0000{number}-of-00003.gguf"
+        assert found.with_name(name).read_bytes() == hub.files[name]
+    # One commit, whatever "main" is by then.
+    assert {path.split("/")[4] for path in hub.asked if "large-00001" not in path} == {COMMIT}
+
+
+def test_a_shard_that_the_hub_lacks_is_named(hub: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
+    del hub.files["large-00002-of-00003.gguf"]
+    where, endpoint = "hf://owner/repo/folder/large-00003-of-00003.gguf@v1", f"http://127.0.0.1:{hub.server_port}"
+    said = in_a_process(where, tmp_path, HF_ENDPOINT=endpoint)
+    assert re.match("ModelNotFound the hub has no hf://owner/repo/folder/large-00002-of-00003.gguf@v1", said), said
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [
         ("hf://owner/repo/other.gguf", "ModelNotFound .*the hub has no hf://owner/repo/other.gguf"),
+        ("hf://owner/repo/folder/large.gguf", "ModelNotFound .*in shards: name the first, file-00001-of-00002.gguf"),
+        ("hf://owner/repo/folder/large-00001-of-00009.gguf", "ModelNotFound .*has no .*/large-00001-of-00009.gguf"),
         ("hf://owner/repo/folder/tiny.gguf@v9", "ModelNotFound"),
         ("hf://owner/missing/tiny.gguf", "ModelNotFound"),
         ("hf://owner/private/tiny.gguf", "ModelNotFound"),
@@ -524,7 +779,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
 
 
 def test_a_file_from_the_hub_that_is_no_gguf(hub: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
-    hub.data = b"version https://git-lfs.github.com/spec/v1"
+    hub.files["tiny.gguf"] = b"version https://git-lfs.github.com/spec/v1"
     said = in_a_process("hf://owner/repo/folder/tiny.gguf", tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}")
     assert re.match("ModelFileCorrupt .*not a GGUF file", said), said
 

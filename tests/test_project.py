@@ -30,8 +30,8 @@ EXPORTS = {
     "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence",
     "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull",
     "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "RewindWarning", "Router", "RouterClosed",
-    "Signals", "SmallExtentWarning", "Span", "StreamEvent", "TextDelta", "TextPart", "Token", "Usage",
-    "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
+    "Signals", "SmallExtentWarning", "Span", "StreamEvent", "SystemMessageWarning", "TextDelta", "TextPart", "Token",
+    "Usage", "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
@@ -40,7 +40,7 @@ POLICY_EXPORTS = {
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
-    "max_slow_calls", "max_slow_tokens", "baseline", "policy", "method", "request_id",
+    "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "baseline", "policy", "method", "request_id",
 }  # fmt: skip
 ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "chat", "close", "complete", "measure_steps", "stream",
@@ -142,7 +142,8 @@ def test_log_events_are_the_documented_ones() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "json_forms", "logs", "options", "waiting", "acceptance", "reading", "tokenizer", "signals",
+    "_version", "errors", "json_forms", "logs", "machine", "options", "waiting", "acceptance", "reading", "tokenizer",
+    "signals",
     "policy", "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config",
     "adapters", "policies", "reference", "resolve", "slots", "router", "fsgen_router", "evaluation", "plots",
     "calibration", "cli",
@@ -157,6 +158,7 @@ HEAVY = {
     "accelerate",
 }  # fmt: skip
 AT_IMPORT = {
+    "adapters/chat_template.py": {"jinja2"},
     "adapters/llama_cpp.py": {"llama_cpp", "psutil"},
     "adapters/openai.py": {"httpx2", "tenacity"},
     "adapters/slot_cache.py": {"torch", "transformers"},
@@ -169,7 +171,8 @@ WHEN_CALLED = {
     "fsgen_router/calibration/report.py": {"jinja2"},
     "adapters/llama_cpp.py": {"huggingface_hub"},
     "fsgen_router/evaluation/intervals.py": {"scipy"},
-    "fsgen_router/cli/doctor.py": {"llama_cpp", "huggingface_hub", "psutil", "torch"},
+    "fsgen_router/cli/doctor.py": {"llama_cpp", "huggingface_hub", "torch"},
+    "fsgen_router/machine.py": {"psutil"},
     "fsgen_router/plots.py": {"matplotlib"},
     "policies/certify.py": {"scipy"},
     "policies/files.py": {"safetensors"},
@@ -251,11 +254,13 @@ def test_importing_the_package_loads_no_backend() -> None:
     [
         ("llama_cpp", "llama", "llama_cpp:small.gguf"),
         ("psutil", "llama", "llama_cpp:small.gguf"),
+        ("jinja2", "llama", "llama_cpp:small.gguf"),
         ("huggingface_hub", "hub", "llama_cpp:hf://owner/repo/file.gguf"),
         ("torch", "transformers", "transformers:folder"),
         ("transformers", "transformers", "transformers:folder"),
         ("accelerate", "transformers", "transformers:folder"),
         ("gguf", "transformers", "transformers:folder"),
+        ("jinja2", "transformers", "transformers:folder"),
         ("httpx2", "openai", "openai:name@https://host/v1"),
         ("tenacity", "openai", "openai:name@https://host/v1"),
     ],
@@ -368,6 +373,45 @@ def test_the_readmes_first_lines_run(capsys: pytest.CaptureFixture[str]) -> None
     assert isinstance(router, fsgen_router.Router)
     router.close()
     assert "sequential slow steps" in capsys.readouterr().out
+
+
+# What repositories of the hub publish, checked on 2026-11-25 against what public programs fetch from there (with
+# revision, size and SHA-256): the 0.5B's q8_0 has 675,710,816 bytes, the 1.5B's 1,894,532,128 (repository at
+# 91cad511); the 7B's q4_k_m is two shards at bb5d59e0, and no single file. All three are under Apache 2.0.
+PUBLISHED = {
+    ("Qwen/Qwen2.5-0.5B-Instruct-GGUF", "qwen2.5-0.5b-instruct-q8_0.gguf"),
+    ("Qwen/Qwen2.5-1.5B-Instruct-GGUF", "qwen2.5-1.5b-instruct-q8_0.gguf"),
+    ("Qwen/Qwen2.5-7B-Instruct-GGUF", "qwen2.5-7b-instruct-q4_k_m-00001-of-00002.gguf"),
+}
+PLACEHOLDERS = {("owner/repo", "file.gguf"), ("owner/repo", None)}
+LOCAL = {"a", "b", "base", "file", "large", "model", "small"}  # names of files that stand for the reader's own
+
+
+def shown_models() -> Iterator[tuple[str, str, str | None]]:
+    """(where it is shown, repository or ``""``, file) of every model string that people read."""
+    documents = [*ROOT.glob("*.md"), *SOURCES, *(ROOT / "examples").rglob("*.py"), *(ROOT / "examples").rglob("*.md")]
+    for path in documents:
+        text, where = path.read_text(), str(path.relative_to(ROOT))
+        for repository, file in re.findall(r"hf://([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)", text):
+            yield where, repository, file
+        for repository in re.findall(r"transformers:([\w-][\w.-]*/[\w.-]+)", text):
+            yield where, repository, None
+        for file in re.findall(r"(?:llama_cpp|transformers):([\w./-]+\.gguf)", text):
+            yield where, "", file
+
+
+def test_every_model_that_is_shown_can_be_had() -> None:
+    shown = list(shown_models())
+    for where, repository, file in shown:
+        if repository:
+            assert (repository, file) in PUBLISHED | PLACEHOLDERS, f"{where}: {repository}/{file}"
+        else:
+            assert file is not None
+            assert Path(file).stem in LOCAL, f"{where}: {file} is a file of whose?"
+    for document in ("README.md", "fsgen_router/router.py", "fsgen_router/cli/complete.py"):
+        named = {(repository, file) for where, repository, file in shown if where == document}
+        assert len(named & PUBLISHED) >= 2, f"{document} shows no pair that can be fetched"
+    assert {(repository, file) for _, repository, file in shown if repository} >= PUBLISHED
 
 
 def test_commands_that_documents_name_exist() -> None:

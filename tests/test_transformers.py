@@ -838,3 +838,17 @@ def test_a_control_tokens_name_changes_no_space_around_a_message(tmp_path: Path,
         assert text("<|end|>").count(b"<|end|>") == 3
         assert text("<|end|>").replace(b"lamp <|end|> lamp", b"lamp xxx lamp") == text("xxx")
         one.shutdown()
+
+
+def test_gguf_shards_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    """transformers reads one file, and would miss the tensors of the others."""
+    first = tiny_gguf.write(tmp_path / "tiny.gguf", shard=5)
+    for where, options in (
+        (first, {}),
+        (tmp_path, {"gguf_file": first.name}),
+        ("owner/repo", {"gguf_file": "large-00001-of-00002.gguf"}),
+    ):
+        with pytest.raises(ConfigurationError, match=r"one of \d shards.*load it as llama_cpp:, or merge"):
+            TransformersModel(where, **options)
+    whole = tiny_gguf.write(tmp_path / "tiny-00001-of-00001.gguf")
+    TransformersModel(whole).shutdown()

@@ -26,7 +26,7 @@ def write(
     words: Sequence[str] = ("lamp", "rope"),
     *,
     padding: int = 0,
-    template: str | None = _TEMPLATE,
+    template: str | Sequence[Mapping[str, str]] | None = _TEMPLATE,
     specials: Sequence[str] = SPECIALS,
     n_ctx: int = 128,
     seed: int = 0,
@@ -35,9 +35,13 @@ def write(
     eos: int = 1,
     loud: Sequence[str] = (),
     memory: str = "attention",
+    shard: int = 0,
+    change: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """A Qwen2 of one layer: ``specials``, 256 bytes, ``words``, and ``padding`` rows that mean nothing.
 
+    ``change`` is added to weights of that name.
+    With ``shard`` tensors in each, it is written in shards, and the first one's path is returned.
     With ``space_prefix`` True or False its vocabulary is SentencePiece's, with or without a space before every text.
     ``types`` are those of tokens that are not what their place says, ``loud`` ones win often. ``memory`` makes it
     another model: "recurrent" (a Mamba), "hybrid" (an LFM2, with one layer of each kind) or "window" (a Gemma 3).
@@ -55,7 +59,7 @@ def write(
     architecture = _ARCHITECTURES[memory]
     if space_prefix is not None:
         architecture = "llama"
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=shard)
     writer.add_context_length(n_ctx)
     writer.add_embedding_length(width)
     writer.add_block_count(2 if memory == "hybrid" else 1)
@@ -92,7 +96,8 @@ def write(
         writer.add_chat_template(template)
 
     def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, rng.normal(0, 0.3, shape).astype(np.float32))
+        drawn = rng.normal(0, 0.3, shape) + (change or {}).get(name, 0.0)
+        writer.add_tensor(name, drawn.astype(np.float32))
 
     def norm(name: str, size: int = width) -> None:
         writer.add_tensor(name, np.ones(size, np.float32))
@@ -144,6 +149,24 @@ def write(
         attention("blk.1", bias=False)
         norm("blk.1.attn_q_norm.weight", width // 2)
         norm("blk.1.attn_k_norm.weight", width // 2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if shard else path
+
+
+def write_lora(
+    path: Path, weights: Mapping[str, tuple[np.ndarray, np.ndarray]], *, alpha: float, architecture: str = "qwen2"
+) -> Path:
+    """A LoRA adapter: for each weight of a model its A, shape (rank, inputs), and B, shape (outputs, rank)."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    for name, (a, b) in weights.items():
+        writer.add_tensor(f"{name}.lora_a", a.astype(np.float32))
+        writer.add_tensor(f"{name}.lora_b", b.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

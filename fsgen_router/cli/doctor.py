@@ -18,6 +18,7 @@ from rich.text import Text
 
 from .. import __version__
 from ..errors import BackendError, ConfigurationError, FsgenError, VocabularyMismatch
+from ..machine import free_bytes, usable_cores
 from ..reference import world
 from ..text_models import Continuation, TextModel, reads_tokens
 from . import options as o
@@ -34,7 +35,7 @@ _STYLES: dict[Status, tuple[str, str]] = {
     "fail": ("✗", "bold red"),
 }
 _EXTRAS = {
-    "llama": ("llama-cpp-python", "psutil"),
+    "llama": ("llama-cpp-python", "jinja2", "psutil"),
     "transformers": ("torch", "transformers", "accelerate", "gguf", "jinja2", "psutil"),
     "openai": ("httpx2", "tenacity"),
     "calibrate": ("scikit-learn", "scipy", "matplotlib", "jinja2"),
@@ -156,16 +157,6 @@ def _transformers() -> Iterator[Check]:
 # --- the machine ---------------------------------------------------------------------------------
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: affinity and the container's quota counted."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup, or no quota ("max")
-        return cores
-
-
 def _processor() -> Iterator[Check]:
     cores = usable_cores()
     yield Check("cores", "ok", f"{cores} usable of {os.cpu_count()}")
@@ -194,25 +185,11 @@ def _threads() -> Iterator[Check]:
 
 
 def _memory() -> Iterator[Check]:
-    available = _available_bytes()
+    available = free_bytes()
     if available is None:
         yield Check("memory", "missing", "unknown", "pip install 'fsgen-router[llama]' brings psutil, which reads it")
     else:
         yield Check("memory", "ok" if available > 2**29 else "note", f"{available / 2**30:.1f} GiB free")
-
-
-def _available_bytes() -> int | None:
-    if util.find_spec("psutil") is None:
-        return None
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    try:  # a container's own limit is below the machine's
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return min(free, max(limit - used, 0))
-    except (OSError, ValueError):
-        return free
 
 
 def _accelerator() -> Iterator[Check]:
