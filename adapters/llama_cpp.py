@@ -12,7 +12,9 @@ import operator
 import os
 import re
 import threading
+import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +36,7 @@ from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import checked
 from fsgen_router.reading import Floats, Read, Row, reduce_row
 from fsgen_router.tokenizer import Message, encode_conversation
-from fsgen_router.waiting import holding
+from fsgen_router.waiting import Home, holding
 
 try:
     import psutil
@@ -157,6 +159,44 @@ def _from_hub(where: str) -> Path:
         raise ModelLoadError(f"{where} could not be fetched: {error}") from None
 
 
+# --- memory --------------------------------------------------------------------------------------
+
+
+class _Native:
+    """What llama.cpp allocated for a model: freed once, when it is shut down, dropped, or the interpreter ends.
+
+    A tokenizer that outlives its model keeps it. At the interpreter's end, too, because some GPU backends end the
+    process with an error where that was forgotten.
+    """
+
+    def __init__(self, model: Any, context: Any, name: str) -> None:
+        self._model, self._name = model, name
+        self.forwards, self.vocabulary = threading.RLock(), threading.RLock()
+        """Whoever uses the context, or the vocabulary, holds these: not to be freed under them."""
+        self.free = weakref.finalize(self, _free, model, context, (self.forwards, self.vocabulary), Home())
+
+    @property
+    def model(self) -> Any:
+        self.require()
+        return self._model
+
+    def require(self) -> None:
+        if not self.free.alive:
+            raise BackendError(f"{self._name} was shut down")
+
+
+def _free(model: Any, context: Any, locks: Sequence[threading.RLock], home: Home) -> None:
+    if home.forked:
+        return  # the parent's, as are its threads and its GPU
+    with ExitStack() as held:
+        for lock in locks:
+            if not lock.acquire(blocking=False):
+                return  # the interpreter ends, and a thread is still in there
+            held.callback(lock.release)
+        lib.llama_free(context)
+        lib.llama_model_free(model)
+
+
 # --- the tokenizer -------------------------------------------------------------------------------
 
 
@@ -167,23 +207,16 @@ class LlamaCppTokenizer:
     read, so models of one family that differ in it agree, and no model can write it.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
-        self._model, self._name = model, name
-        self._lock = threading.Lock()
+    def __init__(self, native: _Native, name: str) -> None:
+        self._native, self._name = native, name
+        self._lock = native.vocabulary
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         while self.n_vocab and lib.llama_vocab_get_attr(self._vocab, self.n_vocab - 1) & _UNUSED:
             self.n_vocab -= 1
 
     @property
     def _vocab(self) -> Any:
-        if self._model is None:
-            raise BackendError(f"{self._name} was shut down")
-        return lib.llama_model_get_vocab(self._model)
-
-    def release(self) -> None:
-        """The model is about to be freed: what would read of it raises from now on."""
-        with self._lock:
-            self._model = None
+        return lib.llama_model_get_vocab(self._native.model)
 
     @cached_property
     def _pieces(self) -> list[bytes]:
@@ -237,7 +270,7 @@ class LlamaCppTokenizer:
     def _formatter(self) -> Jinja2ChatFormatter:
         with self._lock:
             vocab = self._vocab
-            template = lib.llama_model_chat_template(self._model, None)
+            template = lib.llama_model_chat_template(self._native.model, None)
             ends = lib.llama_vocab_eos(vocab), lib.llama_vocab_bos(vocab)
         if not template:
             raise ConfigurationError(f"{self._name} has no chat template", hint="use complete() with a raw prompt")
@@ -274,16 +307,17 @@ class LlamaCppModel:
         self.options = checked(LlamaCppOptions, options, error=ConfigurationError)
         path = locate(os.fspath(where))
         self.name = path.name
-        self._lock = threading.Lock()
-        self._context: Any = None
+        self._home = Home()
         self._model = self._load(path)
         try:
-            self._context = self._make_context()
+            self._context: Any = self._make_context()
         except BaseException:
             lib.llama_model_free(self._model)
             raise
+        self._native = _Native(self._model, self._context, self.name)
+        self._lock = self._native.forwards
         self._memory = lib.llama_get_memory(self._context)
-        self.tokenizer = LlamaCppTokenizer(self._model, self.name)
+        self.tokenizer = LlamaCppTokenizer(self._native, self.name)
         self.n_params: int = lib.llama_model_n_params(self._model)
         self.n_seq = self.options.n_seq
         self.capabilities = Capabilities(
@@ -369,30 +403,26 @@ class LlamaCppModel:
     # --- sequences ---
 
     def open(self, ids: Sequence[int]) -> Opened:
+        self._home.require(self.name)
         with holding(self._lock):
-            self._require_alive()
+            self._native.require()
             return self._pool.open(ids)
 
     def close(self, sequence: int) -> None:
         self._pool.close(sequence)  # without the lock, which others' forwards hold
 
     def shutdown(self) -> None:
-        with holding(self._lock):
-            if self._context is not None:
-                self.tokenizer.release()
-                lib.llama_free(self._context)
-                lib.llama_model_free(self._model)
-                self._context = None
-
-    def _require_alive(self) -> None:
-        if self._context is None:
-            raise BackendError(f"{self.name} was shut down")
+        if self._home.left:
+            return
+        with holding(self._native.forwards), holding(self._native.vocabulary):
+            self._native.free()
 
     # --- forward ---
 
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+        self._home.require(self.name)
         with holding(self._lock):
-            self._require_alive()
+            self._native.require()
             rows: list[list[Any]] = [[None] * len(work.reads) for work in works]
             try:
                 segments: list[_Segment] = []

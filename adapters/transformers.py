@@ -33,7 +33,7 @@ from fsgen_router.logs import log
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import checked
 from fsgen_router.reading import Read, Row, Scratch, reduce_row
-from fsgen_router.waiting import holding
+from fsgen_router.waiting import Home, holding
 
 try:
     import accelerate  # noqa: F401  # transformers loads onto a device, and reads GGUF files, through it
@@ -418,7 +418,7 @@ class TransformersModel:
         self.device = device_of(self.options.device)
         if self.options.n_threads is not None:
             torch.set_num_threads(self.options.n_threads)
-        self._lock = threading.Lock()
+        self._lock, self._home = threading.Lock(), Home()
         self.n_seq = self.options.n_seq
         with _errors_of_loading(source):
             self._config = AutoConfig.from_pretrained(source.where, **source.arguments)
@@ -523,6 +523,7 @@ class TransformersModel:
     # --- sequences ---
 
     def open(self, ids: Sequence[int]) -> Opened:
+        self._home.require(self.name)
         with holding(self._lock):
             self._require_alive()
             return self._pool.open(ids)
@@ -531,6 +532,8 @@ class TransformersModel:
         self._pool.close(sequence)  # without the lock, which others' forwards hold
 
     def shutdown(self) -> None:
+        if self._home.left:
+            return
         with holding(self._lock):
             if self._model is not None:
                 self._model = self._memory = self._head = None  # type: ignore[assignment]
@@ -543,6 +546,7 @@ class TransformersModel:
     # --- forward ---
 
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+        self._home.require(self.name)
         with holding(self._lock), torch.inference_mode():
             self._require_alive()
             rows: list[list[Any]] = [[None] * len(work.reads) for work in works]

@@ -15,6 +15,7 @@ from .errors import (
     CalibrationError,
     CheckerFailed,
     ConfigurationError,
+    ForkedProcess,
     FsgenError,
     InvalidRequest,
     ModelFileCorrupt,
@@ -32,7 +33,7 @@ from .errors import (
 from .policy import REST, Context, Decision, Ledger, Policy
 from .reading import Mask
 from .records import Finished, Generation, Prices, Span, TextDelta, Token, Usage
-from .router import Router, SmallExtentWarning
+from .router import Router, SmallExtentWarning, SwappedModelsWarning
 from .signals import Signals
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Context",
     "Decision",
     "Finished",
+    "ForkedProcess",
     "FsgenError",
     "Generation",
     "InvalidRequest",
@@ -66,6 +68,7 @@ __all__ = [
     "Signals",
     "SmallExtentWarning",
     "Span",
+    "SwappedModelsWarning",
     "TextDelta",
     "Token",
     "Usage",

@@ -1,7 +1,8 @@
 """Log events with stable names, through the standard library's logging: silent until it is configured.
 
 Events: ``answered``, ``degraded``, ``context_beyond_training``, ``endpoint_retry``, ``endpoint_parameter``,
-``prefill_probed``, ``policy_pair``, ``policy_drift``, ``small_extent``. Prompts and keys are never in them.
+``prefill_probed``, ``policy_pair``, ``policy_drift``, ``small_extent``,
+``swapped_models``. Prompts and keys are never in them.
 """
 
 from __future__ import annotations
