@@ -26,10 +26,10 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 
 EXPORTS = {
     "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
-    "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
+    "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
     "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices",
     "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
-    "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
+    "SwappedModelsWarning", "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
@@ -41,8 +41,9 @@ OPTIONS = {
     "max_slow_calls", "max_slow_tokens", "baseline",
 }  # fmt: skip
 ROUTER = {
-    "acomplete", "achat", "astream", "astream_chat", "chat", "close", "complete", "measure_steps", "stream",
-    "stream_chat", "with_policy",
+    "acomplete", "achat", "astream", "astream_chat", "audit", "batching", "chat", "close", "complete", "fast", "ledger",
+    "max_waiting", "measure_steps", "method", "policy", "prices", "read_ahead", "seed", "slow", "stream", "stream_chat",
+    "with_policy",
 }  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 ORDER = (
     "_version", "errors", "logs", "options", "waiting", "acceptance", "reading", "tokenizer", "signals", "policy",
     "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config", "adapters",
-    "policies", "reference", "resolve", "slots", "router", "fsgen_router", "evaluation", "plots", "calibration", "cli",
+    "policies", "reference", "resolve", "slots", "streams", "router", "fsgen_router", "evaluation", "plots", "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.
 LOOPS = {("records", "report")}
