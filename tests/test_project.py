@@ -26,9 +26,9 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 
 EXPORTS = {
     "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
-    "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
-    "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices",
-    "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
+    "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt",
+    "ModelLoadError", "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError",
+    "Prices", "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
     "SwappedModelsWarning", "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
@@ -96,7 +96,8 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 ORDER = (
     "_version", "errors", "logs", "options", "waiting", "acceptance", "reading", "tokenizer", "signals", "policy",
     "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config", "adapters",
-    "policies", "reference", "resolve", "slots", "streams", "router", "fsgen_router", "evaluation", "plots", "calibration", "cli",
+    "policies", "reference", "resolve", "slots", "streams", "router", "fsgen_router", "evaluation", "plots",
+    "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.
 LOOPS = {("records", "report")}
