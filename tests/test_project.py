@@ -27,9 +27,9 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 EXPORTS = {
     "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
     "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt",
-    "ModelLoadError", "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError",
-    "Prices", "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
-    "SwappedModelsWarning", "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
+    "ModelLoadError", "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy",
+    "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals",
+    "SmallExtentWarning", "Span", "SwappedModelsWarning", "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
