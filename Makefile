@@ -9,25 +9,43 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDI
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help install demo test check bench wheel clean
+.PHONY: help install demo test test-fast check bench wheel clean
 
 help:  ## what there is to make
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-install: $(VENV)/installed  ## everything, pinned, in .venv (compiles llama.cpp: minutes)
+install: $(VENV)/linked  ## everything, pinned, in .venv (compiles llama.cpp: minutes)
+
+# A strict editable install: links laid out as a wheel is, which type checkers follow too.
+EDITABLE := --config-settings editable_mode=strict --editable
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[llama,transformers,openai,hub,eval,calibrate,train,test,bench,check]'
+	$(PIP) --constraint constraints.txt $(EDITABLE) \
+		'.[llama,transformers,openai,hub,eval,calibrate,train,test,bench,check]'
 	@touch $@
+
+# Linked anew where modules came or went; changes in them need nothing.
+$(VENV)/modules: FORCE
+	@mkdir -p $(VENV) && find fsgen_router adapters policies -type f -not -name '*.pyc' | sort > $@.now
+	@cmp -s $@.now $@ && rm $@.now || mv $@.now $@
+
+$(VENV)/linked: $(VENV)/installed $(VENV)/modules
+	@$(PIP) --no-deps --no-build-isolation $(EDITABLE) .
+	@touch $@
+
+FORCE:
 
 demo: install  ## the main job on the embedded pair: a small model answers, a large one steps in
 	@$(BIN)/fsgen-router demo
 
 test: install  ## all tests
 	$(BIN)/python -m pytest
+
+test-fast: install  ## those tests that need no model files
+	$(BIN)/python -m pytest $$(cat .ci/tests_without_models)
 
 check: install wheel  ## lint, formatting, and types of the installed wheel
 	$(BIN)/ruff check .

@@ -35,7 +35,7 @@ from fsgen_router.logs import log
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.options import checked
 from fsgen_router.reading import Floats, Read, Row, reduce_row
-from fsgen_router.tokenizer import Message, encode_conversation
+from fsgen_router.tokenizer import Turn, encode_conversation
 from fsgen_router.waiting import Home, holding
 
 try:
@@ -277,7 +277,7 @@ class LlamaCppTokenizer:
         names = [self._pieces[token].decode(errors="replace") if 0 <= token < self.n_vocab else "" for token in ends]
         return Jinja2ChatFormatter(template.decode(), eos_token=names[0], bos_token=names[1])
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Turn]) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
         return encode_conversation(self, messages, self._render, bos=self._bos)
 
@@ -288,7 +288,7 @@ class LlamaCppTokenizer:
             vocab = self._vocab
             return int(lib.llama_vocab_bos(vocab)) if lib.llama_vocab_get_add_bos(vocab) else None
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Turn]) -> str:
         try:
             return str(self._formatter(messages=[dict(m) for m in messages]).prompt)
         except ConfigurationError:

@@ -28,7 +28,7 @@ from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
 from fsgen_router.models import Capabilities, Opened, SequencePool, Work
 from fsgen_router.reading import Floats, Read, Row, Scratch, reduce_row
 from fsgen_router.text_models import Continuation, TextCapabilities, TextChunk, TextEnd, TextEvent
-from fsgen_router.tokenizer import Message
+from fsgen_router.tokenizer import Turn
 from fsgen_router.waiting import Home, holding
 
 Script = Callable[[Sequence[int]], Floats]
@@ -69,7 +69,7 @@ class ScriptedTokenizer:
                 raise InvalidRequest(f"the scripted vocabulary has no piece for {data[at : at + 1]!r}")
         return ids
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Turn]) -> list[int]:
         return [token for m in messages for token in self.encode(m["content"], add_bos=False)]
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.tokenizer import Message, encode_conversation
+from fsgen_router.tokenizer import Turn, encode_conversation
 
 try:
     from tokenizers import AddedToken, Tokenizer
@@ -95,11 +95,11 @@ class TransformersTokenizer:
 
     # --- chat ---
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Turn]) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
         return encode_conversation(self, messages, self._render, bos=self._bos)
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Turn]) -> str:
         if not self._tokenizer.chat_template:
             raise ConfigurationError(f"{self._name} has no chat template", hint="use complete() with a raw prompt")
         try:

@@ -183,8 +183,8 @@ def compete(
 
 def reference_part(args: argparse.Namespace) -> dict[str, Any]:
     options = {"device": "cpu", "dtype": "float32", "n_ctx": 512, "n_threads": args.threads}
-    fast, slow = (TransformersModel(reference.path(which), **options) for which in (reference.FAST, reference.SLOW))
-    native = [reference.load(which, n_seq=1, n_threads=args.threads) for which in (reference.FAST, reference.SLOW)]
+    fast, slow = (TransformersModel(reference.path(which), **options) for which in ("fast", "slow"))
+    native = [reference.load(which, n_seq=1, n_threads=args.threads) for which in ("fast", "slow")]
     eog_ids = slow.tokenizer.eog_ids | fast.tokenizer.eog_ids
     contenders = {
         OURS: routed(Router(fast=fast, slow=slow, policy="never")),

@@ -8,8 +8,15 @@
 Importing this package loads no backend.
 """
 
+from pkgutil import extend_path
+
+# adapters/ and policies/ lie beside this folder in a checkout. Whoever stands in its root imports this folder from
+# there, and finds those two where the editable install links them.
+__path__ = extend_path(__path__, __name__)
+
 from ._version import __version__
-from .config import RequestOptions
+from .config import RequestKeywords, RequestOptions
+from .engine import Constraint
 from .errors import (
     BackendError,
     CalibrationError,
@@ -32,16 +39,20 @@ from .errors import (
 )
 from .policy import REST, Context, Decision, Ledger, Policy
 from .reading import Mask
-from .records import Finished, Generation, Prices, Span, TextDelta, Token, Usage
+from .records import Finished, Generation, ModelCard, ModelUsage, Prices, Span, StreamEvent, TextDelta, Token, Usage
+from .report import Comparison, Report
 from .router import Router, SmallExtentWarning, SwappedModelsWarning
 from .signals import Signals
+from .tokenizer import Message, TextPart
 
 __all__ = [
     "REST",
     "BackendError",
     "CalibrationError",
     "CheckerFailed",
+    "Comparison",
     "ConfigurationError",
+    "Constraint",
     "Context",
     "Decision",
     "Finished",
@@ -51,9 +62,12 @@ __all__ = [
     "InvalidRequest",
     "Ledger",
     "Mask",
+    "Message",
+    "ModelCard",
     "ModelFileCorrupt",
     "ModelLoadError",
     "ModelNotFound",
+    "ModelUsage",
     "NoFreeSequence",
     "NotEnoughMemory",
     "NothingToGain",
@@ -62,14 +76,18 @@ __all__ = [
     "Prices",
     "PromptTooLong",
     "QueueFull",
+    "Report",
+    "RequestKeywords",
     "RequestOptions",
     "Router",
     "RouterClosed",
     "Signals",
     "SmallExtentWarning",
     "Span",
+    "StreamEvent",
     "SwappedModelsWarning",
     "TextDelta",
+    "TextPart",
     "Token",
     "Usage",
     "VocabularyMismatch",

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from .engine import Constraint
 from .errors import InvalidRequest
+from .methods import Method
+from .policy import Policy
 from .reading import Mask, Warp
+
+
+class RequestKeywords(TypedDict, total=False):
+    """The fields of :class:`RequestOptions` as keyword arguments: what ``**options`` of a request takes.
+
+    A wrapper's own ``**options: Unpack[RequestKeywords]`` is checked like the Router's.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_tokens: Sequence[int]
+    logit_bias: Mapping[int, float]
+    constraint: Constraint | None
+    max_slow_calls: int | None
+    max_slow_tokens: int | None
+    baseline: bool
+    policy: Policy | str | Path | None
+    method: Method | str | None
+    request_id: str | None
 
 
 class RequestOptions(BaseModel):
@@ -19,19 +46,26 @@ class RequestOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    max_tokens: int = Field(256, ge=1, description="tokens to write at most")
-    temperature: float = Field(0.0, ge=0.0, le=100.0, allow_inf_nan=False, description="0 is greedy")
-    top_k: int = Field(0, ge=0, description="sample among the k best; 0: all")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="sample among the best that hold this probability")
-    min_p: float = Field(0.0, ge=0.0, le=1.0, description="sample above this share of the best probability")
-    seed: int | None = Field(None, description="same seed and prompt, same text; None: the Router's, or a new one")
-    stop: tuple[str, ...] = Field((), description="end before any of these strings")
-    stop_tokens: tuple[int, ...] = Field((), description="end at any of these token ids")
+    max_tokens: int = Field(default=256, ge=1, description="tokens to write at most")
+    temperature: float = Field(default=0.0, ge=0.0, le=100.0, allow_inf_nan=False, description="0 is greedy")
+    top_k: int = Field(default=0, ge=0, description="sample among the k best; 0: all")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="sample among the best that hold this probability")
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="sample above this share of the best probability")
+    seed: int | None = Field(
+        default=None, description="same seed and prompt, same text; None: the Router's, or a new one"
+    )
+    stop: tuple[str, ...] = Field(default=(), description="end before any of these strings")
+    stop_tokens: tuple[int, ...] = Field(default=(), description="end at any of these token ids")
     logit_bias: Mapping[int, float] = Field(default_factory=dict, description="token id to what is added to its logit")
-    constraint: Any = Field(None, description="masks logits: an object with mask(answer_ids)")
-    max_slow_calls: int | None = Field(None, ge=0, description="cap on escalations")
-    max_slow_tokens: int | None = Field(None, ge=0, description="cap on tokens that the slow model writes")
-    baseline: bool = Field(False, description="also run the slow model alone, so that savings are measured")
+    constraint: Any = Field(default=None, description="masks logits: an object with mask(answer_ids)")
+    max_slow_calls: int | None = Field(default=None, ge=0, description="cap on escalations")
+    max_slow_tokens: int | None = Field(default=None, ge=0, description="cap on tokens that the slow model writes")
+    baseline: bool = Field(default=False, description="also run the slow model alone, so that savings are measured")
+    policy: Any = Field(default=None, description="for this request: an object, a short form or a file")
+    method: Any = Field(default=None, description="for this request: an object or a short form")
+    request_id: str | None = Field(
+        default=None, pattern=r"^[\x21-\x7e]{1,128}$", description="its name in log events; None: a new one"
+    )
 
     @field_validator("stop", mode="before")
     @classmethod

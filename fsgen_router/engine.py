@@ -41,7 +41,7 @@ from .reading import Mask, Read, Row, Warp, hashed_uniform
 from .records import FinishReason, Generation, ModelUsage, Role, Token, Usage
 from .signals import TOP_K, Signals, make_signals
 from .text_models import Continuation, TextEnd
-from .tokenizer import Message, TextStream
+from .tokenizer import TextStream, Turn
 from .waiting import holding
 
 # --- commands and events -------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class TextPrompt:
     """A prompt as a slow model that gives text gets it: raw text or messages."""
 
     prompt: str | None = None
-    messages: tuple[Message, ...] | None = None
+    messages: tuple[Turn, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +144,8 @@ class Request:
     ``text`` is given where the slow model gives text; ``prompts`` then has the fast one's alone.
     """
 
+    id: str = ""
+    """Its name in log events."""
     prompts: Mapping[Role, Sequence[int]]
     text: TextPrompt | None = None
     key: str

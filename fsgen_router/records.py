@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, overload
 
+from .json_forms import AnswerJson, GenerationJson, SpanJson, TokenJson, UsageJson, dumps, finite
 from .policy import Decision
 from .signals import Signals
 
@@ -17,7 +18,7 @@ Verdict: TypeAlias = Literal["written", "accepted", "unchecked"]
 FinishReason: TypeAlias = Literal["eog", "stop", "length", "context"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Token:
     """One emitted token: what it is, who wrote it and why.
 
@@ -47,6 +48,16 @@ class Token:
     def text(self) -> str:
         return self.piece.decode(errors="replace")
 
+    def __repr__(self) -> str:
+        return f"Token({self.piece!r}, id={self.id}, source={self.source!r}, verdict={self.verdict!r})"
+
+    def to_dict(self) -> TokenJson:
+        record = {"id": self.id, "text": self.text, "bytes": self.piece.hex()}
+        record |= {name: getattr(self, name) for name in ("source", "verdict", "logprob", "fast_choice", "slow_choice")}
+        record["decision"] = None if self.decision is None else asdict(self.decision)
+        record["signals"] = None if self.signals is None else self.signals.to_dict()
+        return cast(TokenJson, finite(record))
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -59,6 +70,9 @@ class Span:
     stop: int
     source: Role
     verdict: Verdict
+
+    def to_dict(self) -> SpanJson:
+        return {"start": self.start, "stop": self.stop, "source": self.source, "verdict": self.verdict}
 
 
 @dataclass(slots=True)
@@ -156,16 +170,17 @@ class Usage:
         """
         return self.disagreements / self.compared if self.tokens and self.compared == self.tokens else None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> UsageJson:
         rates = ("escalation_rate", "slow_token_share", "slow_position_share", "disagreement_rate")
-        return asdict(self) | {
+        record = asdict(self) | {
             "slow_forwards": self.slow_forwards,
             "slow_positions": self.slow_positions,
             **{name: getattr(self, name) for name in rates},
         }
+        return cast(UsageJson, record)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Generation:
     """A finished answer. ``tokens`` ends with the end-of-generation token where there was one."""
 
@@ -185,7 +200,14 @@ class Generation:
     (temperature above 0), or a slow model that failed."""
     baseline: Generation | None = None
     """The slow model's own answer to the same prompt, where it was asked for."""
-    models: Mapping[str, ModelCard] = field(default_factory=dict)
+    models: Mapping[Role, ModelCard] = field(default_factory=dict)
+    request_id: str = ""
+    """What log events call this request."""
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else f"{self.text[:60]}..."
+        wrote = f"{self.usage.slow_tokens} of {self.usage.tokens} tokens by the slow model"
+        return f"Generation({text!r}, {wrote}, finish_reason={self.finish_reason!r})"
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -204,6 +226,42 @@ class Generation:
 
         return make_report(self)
 
+    @overload
+    def to_dict(self, *, tokens: Literal[True] = True) -> GenerationJson: ...
+
+    @overload
+    def to_dict(self, *, tokens: Literal[False]) -> AnswerJson: ...
+
+    def to_dict(self, *, tokens: bool = True) -> GenerationJson | AnswerJson:
+        """The answer for JSON, with its report; :mod:`fsgen_router.json_forms` has the schema.
+
+        ``tokens=False`` leaves tokens, spans and the baseline out.
+        """
+        answer: AnswerJson = {
+            "request_id": self.request_id,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "seed": self.seed,
+            "policy": self.policy,
+            "method": self.method,
+            "degraded": self.degraded,
+            "guarantee": self.guarantee,
+            "usage": self.usage.to_dict(),
+            "report": self.report().to_dict(),
+        }
+        if not tokens:
+            return answer
+        return {
+            **answer,
+            "tokens": [token.to_dict() for token in self.tokens],
+            "spans": [span.to_dict() for span in self.spans],
+            "baseline": None if self.baseline is None else self.baseline.to_dict(tokens=False),
+        }
+
+    def to_json(self, *, tokens: bool = True, indent: int | None = None) -> str:
+        """:meth:`to_dict` as a text."""
+        return dumps(self.to_dict() if tokens else self.to_dict(tokens=False), indent=indent)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
@@ -214,6 +272,8 @@ class ModelCard:
     step_seconds: float | None = None
     """Measured time of a forward with one new token of each request in it (median), where any was seen."""
     prices: Prices | None = None
+    gives_rows: bool = True
+    """False behind an endpoint, which gives text."""
 
 
 @dataclass(frozen=True, slots=True)

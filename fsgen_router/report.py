@@ -6,8 +6,7 @@ the slow model reads of the fast one's text is in its positions, FLOPs, seconds 
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any, Literal
 
@@ -15,10 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .json_forms import ComparisonJson, FsgenJson, ReportJson, dumps
 from .records import Generation, ModelCard, ModelUsage, Prices, Usage
 
 FSGEN_RATE = 0.2
 FSGEN_SOURCE = "arXiv 2406.12295"
+_AUDIT = "Router(audit=1.0), or --audit 1 on the command line, has the slow model read every answer afterwards"
+_NO_AUDIT = "the slow model gives text and no logits, so its choices cannot be compared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,14 @@ class Comparison:
         if self.routed is None or not self.slow_only:
             return None
         return 1 - self.routed / self.slow_only
+
+    def to_dict(self) -> ComparisonJson:
+        return {
+            "routed": self.routed,
+            "slow_only": self.slow_only,
+            "baseline": self.baseline,
+            "saving": self.saving,
+        }
 
 
 def flops(usage: ModelUsage, n_params: int | None) -> float | None:
@@ -57,7 +67,7 @@ def cost_usd(usage: ModelUsage, *, written: int, calls: int, prices: Prices) -> 
     return (usage.cached * cached + read * prices.input + written * prices.output) / 1e6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """The report of one answer. ``str()`` is text for a terminal, ``to_dict()`` is for JSON."""
 
@@ -74,9 +84,15 @@ class Report:
     """Emitted tokens of the fast model's that the slow one judged, and that stand."""
     guarantee: str | None = None
     """Whether a policy's certificate holds: see :attr:`~fsgen_router.Generation.guarantee`."""
+    auditable: bool = True
+    """Whether the slow model gives rows, from which an audit learns its choices; an endpoint gives text."""
+
+    def __repr__(self) -> str:
+        steps = f"{self.slow_forwards.routed} slow steps, alone {self.slow_forwards.slow_only}"
+        return f"Report({self.policy!r}, {self.method!r}, {self.usage.tokens} tokens, {steps})"
 
     @property
-    def fsgen(self) -> dict[str, Any]:
+    def fsgen(self) -> FsgenJson:
         """FS-GEN's finding beside the rate that compares to it, and what each of them is."""
         own = self.usage.disagreement_rate
         note = (
@@ -85,16 +101,15 @@ class Report:
             "or slow_token_share."
         )
         if own is None:
-            note += " This answer's is unknown: audit it (audit=1.0) to see it."
+            note += f" This answer's is unknown: {_AUDIT if self.auditable else _NO_AUDIT}."
         return {"published_rate": FSGEN_RATE, "disagreement_rate": own, "source": FSGEN_SOURCE, "note": note}
 
-    def to_dict(self) -> dict[str, Any]:
-        compared = {}
-        for name in ("slow_forwards", "seconds", "flops", "money_usd"):
-            comparison: Comparison = getattr(self, name)
-            compared[name] = asdict(comparison) | {"saving": comparison.saving}
+    def to_dict(self) -> ReportJson:
         return {
-            **compared,
+            "slow_forwards": self.slow_forwards.to_dict(),
+            "seconds": self.seconds.to_dict(),
+            "flops": self.flops.to_dict(),
+            "money_usd": self.money_usd.to_dict(),
             "usage": self.usage.to_dict(),
             "fsgen": self.fsgen,
             "policy": self.policy,
@@ -106,7 +121,7 @@ class Report:
         }
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict())
+        return dumps(self.to_dict())
 
     def __str__(self) -> str:
         out = StringIO()
@@ -159,7 +174,10 @@ class Report:
                 "slow_position_share",
                 f"the slow model read {usage.slow_positions} positions, {usage.slow.catchup} to catch up",
             ),
-            ("disagreement_rate", "greedy choices that differ (FS-GEN's CoF); needs an audit"),
+            (
+                "disagreement_rate",
+                f"greedy choices that differ (FS-GEN's CoF); {'needs an audit' if self.auditable else 'needs logits'}",
+            ),
         ):
             table.add_row(name, _show(getattr(usage, name), "{:.1%}"), meaning)
         for name, count, meaning in self._counts():
@@ -212,6 +230,7 @@ def make_report(answer: Generation) -> Report:
         degraded=answer.degraded,
         verified_tokens=sum(token.verified for token in answer.tokens),
         guarantee=answer.guarantee,
+        auditable=slow is None or slow.gives_rows,
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from .errors import ConfigurationError
 from .models import TokenModel
+from .records import Role
 from .text_models import TextModel, reads_tokens
 
 
@@ -21,7 +22,7 @@ def _llama_cpp(where: str, options: dict[str, Any]) -> TokenModel:
 def _reference(where: str, options: dict[str, Any]) -> TokenModel:
     from . import reference
 
-    return reference.load(where, **options)
+    return reference.load(cast(Role, where), **options)  # which checks it
 
 
 def _openai(where: str, options: dict[str, Any]) -> TextModel:

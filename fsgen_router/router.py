@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import hashlib
 import os
 import statistics
-import warnings
+import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
@@ -14,13 +15,13 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Never, Self, TypeAlias, TypeVar, overload
+from typing import Any, Generic, Never, Self, TypeAlias, TypeVar, Unpack, overload
 
 from . import drivers, reference
-from .config import RequestOptions
+from .config import RequestKeywords, RequestOptions
 from .engine import Emit, Engine, Request, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
-from .logs import log
+from .logs import log, warn
 from .methods import Method, Replace, Verify, make_method
 from .models import TokenModel, Work
 from .options import checked
@@ -122,8 +123,8 @@ class Router:
     it: in a forked child every method but :meth:`close` raises :class:`ForkedProcess`.
 
     ``audit``, ``prices`` and ``seed`` may be changed later, for the requests that follow, and so may
-    ``read_ahead`` with batching. All else is fixed: :meth:`with_policy` gives a Router over the same models with
-    another policy or method. A slow model with fewer parameters than the fast one is warned of
+    ``read_ahead`` with batching. All else is fixed: a request may name another policy and method, and
+    :meth:`with_policy` gives a Router over the same models that has them. A slow model with fewer parameters than the fast one is warned of
     (:class:`SwappedModelsWarning`).
 
     Raises :class:`ConfigurationError` for parts that do not exist or do not fit together (its
@@ -134,9 +135,14 @@ class Router:
     _another = "make another Router"
     fast = _Fixed[TokenModel]("The model that writes.", instead=_another)
     slow = _Fixed[AnyModel]("The model that is asked.", instead=_another)
-    policy = _Fixed[Policy]("When the slow model is asked.", instead="router.with_policy(...) gives one with another")
+    policy = _Fixed[Policy](
+        "When the slow model is asked.",
+        instead="name another for one request, complete(..., policy=...), or for all of a twin: router.with_policy(...)",
+    )
     method = _Fixed[Method](
-        "What its rows do.", instead="router.with_policy(router.policy, method=...) gives one with another"
+        "What its rows do.",
+        instead="name another for one request, complete(..., method=...), or for all of a twin: "
+        "router.with_policy(router.policy, method=...)",
     )
     ledger = _Fixed[Ledger](
         "Totals of all requests, and policies' memory across them.",
@@ -198,7 +204,7 @@ class Router:
                 require_same_vocabulary(
                     self.fast.tokenizer, self._local_slow.tokenizer, fast_name=self.fast.name, slow_name=self.slow.name
                 )
-            self._choose(wanted_policy, wanted_method)
+            self._policy, self._method = self._chosen(wanted_policy, wanted_method)
             _warn_of_swapped(self.fast, self.slow)
         except BaseException:
             self.close()
@@ -219,27 +225,38 @@ class Router:
             self._owned.append(loaded)
         return loaded
 
-    def _choose(self, policy: Policy | None, method: Method | None) -> None:
-        """Take a policy and a method, or this pair's defaults; refuse what the pair cannot do."""
+    def _chosen(self, policy: Policy | None, method: Method | None) -> tuple[Policy, Method]:
+        """A policy and a method, or this pair's defaults; refuses what the pair cannot do."""
         from .policies import Capped, check_pair, make_policy
 
         if method is None:
             # A learned policy knows the method that it was calibrated with.
             learned_with: str | None = getattr(policy, "method", None)
             method = make_method(learned_with or (Replace() if self._local_slow is None else Verify()))
-        self._method = method
         if self._local_slow is None:
             policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
-            if self.method.rule is not None:
+            if method.rule is not None:
                 raise ConfigurationError(
-                    f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {self.method.name}",
-                    hint="use method='replace'",
+                    f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {method.name}",
+                    hint="use the method replace",
                 )
             self._require_auditor(self.audit)
             _warn_of_small_extents(policy, self.slow.name)
         else:
             policy = policy or make_policy(DEFAULT_POLICY)
-        self._policy = check_pair(policy, self.fast, self.slow, method=method)
+        return check_pair(policy, self.fast, self.slow, method=method), method
+
+    def _instead(self, policy: Policy | str | Path | None, method: Method | str | None) -> tuple[Policy, Method]:
+        """This Router's policy and method, or another of either in its place."""
+        from .policies import make_policy
+
+        if policy is None and method is None:
+            return self.policy, self.method
+        chosen = self.policy if policy is None else make_policy(policy)
+        if method is None:
+            learned_with: str | None = getattr(chosen, "method", None)
+            method = learned_with or self.method
+        return self._chosen(chosen, make_method(method))
 
     # --- what may be changed later ---
 
@@ -292,59 +309,61 @@ class Router:
 
     def _require_auditor(self, share: float) -> None:
         if share and self._local_slow is None:
-            raise ConfigurationError(f"{self.slow.name} gives text, no logits, so it cannot audit answers")
+            raise ConfigurationError(
+                f"{self.slow.name} gives text, no logits, so it cannot audit answers", hint="leave audit out"
+            )
 
     # --- what users call ---
 
-    def complete(self, prompt: str, **options: Any) -> Generation:
+    def complete(self, prompt: str, **options: Unpack[RequestKeywords]) -> Generation:
         """Continue ``prompt`` as raw text. ``options`` are :class:`~fsgen_router.RequestOptions`.
 
         Raises :class:`InvalidRequest` for a prompt or an option that cannot be served.
         """
         return _last(self.stream(prompt, **options))
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[StreamEvent]:
+    def stream(self, prompt: str, **options: Unpack[RequestKeywords]) -> Iterator[StreamEvent]:
         """Like :meth:`complete`, as :class:`TextDelta` events and one :class:`Finished`."""
         return self._stream(TextPrompt(prompt=require_text(prompt)), options)
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
+    def chat(self, messages: Sequence[Message], **options: Unpack[RequestKeywords]) -> Generation:
         """Answer a conversation, each model in its own chat template.
 
         The next turn (these messages, the answer's text, a new message) finds both KV caches.
         """
         return _last(self.stream_chat(messages, **options))
 
-    def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[StreamEvent]:
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[RequestKeywords]) -> Iterator[StreamEvent]:
         """Like :meth:`chat`, as events."""
         return self._stream(TextPrompt(messages=tuple(require_messages(messages))), options)
 
-    async def acomplete(self, prompt: str, **options: Any) -> Generation:
+    async def acomplete(self, prompt: str, **options: Unpack[RequestKeywords]) -> Generation:
         """The asynchronous :meth:`complete`; the same text."""
         return await _alast(self.astream(prompt, **options))
 
-    def astream(self, prompt: str, **options: Any) -> AsyncIterator[StreamEvent]:
+    def astream(self, prompt: str, **options: Unpack[RequestKeywords]) -> AsyncIterator[StreamEvent]:
         """The asynchronous :meth:`stream`."""
         return self._astream(TextPrompt(prompt=require_text(prompt)), options)
 
-    async def achat(self, messages: Sequence[Message], **options: Any) -> Generation:
+    async def achat(self, messages: Sequence[Message], **options: Unpack[RequestKeywords]) -> Generation:
         """The asynchronous :meth:`chat`."""
         return await _alast(self.astream_chat(messages, **options))
 
-    def astream_chat(self, messages: Sequence[Message], **options: Any) -> AsyncIterator[StreamEvent]:
+    def astream_chat(
+        self, messages: Sequence[Message], **options: Unpack[RequestKeywords]
+    ) -> AsyncIterator[StreamEvent]:
         """The asynchronous :meth:`stream_chat`."""
         return self._astream(TextPrompt(messages=tuple(require_messages(messages))), options)
 
     def with_policy(self, policy: Policy | str | Path, *, method: Method | str | None = None) -> Router:
         """A Router over the same models with another policy, and a ledger of its own.
 
-        Loads and checks nothing again. The models stay this Router's: keep it open meanwhile, and
-        closing the twin frees nothing.
+        ``method`` left out is the one that a learned policy was calibrated with, else this Router's. Loads
+        nothing again. The models stay this Router's: keep it open meanwhile, and closing the twin frees nothing.
         """
-        from .policies import make_policy
-
         self._require_open()
         twin = copy.copy(self)
-        twin._choose(make_policy(policy), self.method if method is None else make_method(method))
+        twin._policy, twin._method = self._instead(policy, method)
         twin._ledger, twin._owned = Ledger(), []
         # Its own threads, so that closing one leaves the other's; the slots count the models' sequences
         # and stay shared.
@@ -397,6 +416,25 @@ class Router:
     ) -> None:
         self.close()
 
+    async def aclose(self) -> None:
+        """:meth:`close` for a coroutine: its event loop runs on while the models come to rest."""
+        await asyncio.to_thread(self.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return (
+            f"Router(fast={self.fast.name!r}, slow={self.slow.name!r}, policy={self.policy.name!r}, "
+            f"method={self.method.name!r}{closed})"
+        )
+
     # --- prompts ---
 
     def _require_open(self) -> None:
@@ -426,10 +464,11 @@ class Router:
     def _vocabulary(self) -> _Vocabulary:
         return _Vocabulary(self.fast.tokenizer, None if self._local_slow is None else self._local_slow.tokenizer)
 
-    def _engine(self, text: TextPrompt, prompts: _Prompts, options: RequestOptions) -> Engine:
+    def _engine(
+        self, text: TextPrompt, prompts: _Prompts, options: RequestOptions, policy: Policy, method: Method
+    ) -> Engine:
         from .policies import Capped
 
-        policy = self.policy
         if options.max_slow_calls is not None or options.max_slow_tokens is not None:
             policy = Capped(policy, options.max_slow_calls, options.max_slow_tokens)
         roles: list[Role] = ["fast", "slow"] if policy.asks or self.audit else ["fast"]
@@ -438,7 +477,7 @@ class Router:
         return Engine(
             replace(request, audit=audit),
             policy=policy,
-            method=self.method,
+            method=method,
             vocabulary=self._vocabulary,
             contexts=self._contexts(roles),
             ledger=self.ledger,
@@ -472,6 +511,7 @@ class Router:
         seed = options.seed if options.seed is not None else self.seed
         ids = prompts["fast"]
         return Request(
+            id=options.request_id or uuid.uuid4().hex,
             prompts=prompts,
             text=text if self._local_slow is None else None,
             key=hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest(),
@@ -486,13 +526,14 @@ class Router:
     def _prepare(self, text: TextPrompt, options: Mapping[str, Any]) -> tuple[Engine, Engine | None]:
         self._require_open()
         parsed = checked(RequestOptions, options, error=InvalidRequest)
-        needed: list[Role] = ["fast", "slow"] if self.policy.asks or self.audit or parsed.baseline else ["fast"]
+        policy, method = self._instead(parsed.policy, parsed.method)
+        needed: list[Role] = ["fast", "slow"] if policy.asks or self.audit or parsed.baseline else ["fast"]
         if parsed.seed is None and self.seed is None:
             # A drawn seed is shared with the baseline and told in the answer.
             parsed = parsed.model_copy(update={"seed": int.from_bytes(os.urandom(6), "big")})
         prompts = self._encode(text, needed)
         alone = self._baseline(text, prompts, parsed) if parsed.baseline else None
-        return self._engine(text, prompts, parsed), alone
+        return self._engine(text, prompts, parsed, policy, method), alone
 
     # --- running them ---
 
@@ -582,12 +623,18 @@ class Router:
         assert engine.generation is not None
         answer = replace(
             engine.generation,
+            request_id=engine.request.id,
             baseline=baseline,
             guarantee=_guarantee(engine, self.ledger),
             models={"fast": self._card("fast", None), "slow": self._card("slow", self.prices)},
         )
         log.info(
             "answered",
+            request_id=answer.request_id,
+            fast=self.fast.name,
+            slow=self.slow.name,
+            policy=answer.policy,
+            method=answer.method,
             tokens=answer.usage.tokens,
             slow_forwards=answer.usage.slow_forwards,
             escalation_rate=answer.usage.escalation_rate,
@@ -599,7 +646,8 @@ class Router:
     def _card(self, role: Role, prices: Prices | None) -> ModelCard:
         steps = self._steps[role]
         model = self._models[role]
-        return ModelCard(model.name, model.n_params, statistics.median(steps) if steps else None, prices)
+        step_seconds = statistics.median(steps) if steps else None
+        return ModelCard(model.name, model.n_params, step_seconds, prices, gives_rows=reads_tokens(model))
 
 
 def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
@@ -653,15 +701,15 @@ def _require_count(name: str, value: object) -> None:
 
 
 def _warn_of_swapped(fast: TokenModel, slow: AnyModel) -> None:
-    if slow.n_params is None or slow.n_params >= fast.n_params:
-        return
-    warnings.warn(
-        f"the slow model {slow.name} has {slow.n_params:,} parameters, the fast model {fast.name} {fast.n_params:,}: "
-        f"are they swapped? fast= is the small one",
-        SwappedModelsWarning,
-        stacklevel=3,  # the line that made the Router
-    )
-    log.warning("swapped_models", fast=fast.name, slow=slow.name)
+    if slow.n_params is not None and slow.n_params < fast.n_params:
+        warn(
+            SwappedModelsWarning,
+            f"the slow model {slow.name} has {slow.n_params:,} parameters, the fast model {fast.name} "
+            f"{fast.n_params:,}: are they swapped? fast= is the small one",
+            event="swapped_models",
+            fast=fast.name,
+            slow=slow.name,
+        )
 
 
 def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:
@@ -673,13 +721,15 @@ def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:
     extent: int | None = getattr(policy, "extent", None)
     if extent is None or extent == REST or extent >= SMALL_EXTENT:
         return
-    warnings.warn(
+    warn(
+        SmallExtentWarning,
         f"{policy.name} asks {endpoint} for {extent} token{'s' * (extent != 1)} at a time, and every call reads the "
         f"whole text so far: that costs more than the slow model alone. Add ,span={4 * SMALL_EXTENT} or ,span=rest",
-        SmallExtentWarning,
-        stacklevel=4,  # the line that made the Router, through _choose
+        event="small_extent",
+        policy=policy.name,
+        endpoint=endpoint,
+        extent=extent,
     )
-    log.warning("small_extent", policy=policy.name, endpoint=endpoint, extent=extent)
 
 
 def _level(alone: Engine, routed: Engine) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
+from .json_forms import SignalsJson, finite
 from .reading import Row
 
 TOP_K = 8
@@ -39,6 +41,11 @@ class Signals:
     @property
     def argmax(self) -> int:
         return self.top_ids[0]
+
+    def to_dict(self) -> SignalsJson:
+        """For JSON, without the hidden state."""
+        record = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "hidden"}
+        return cast(SignalsJson, finite(record))
 
     def without_hidden(self) -> Signals:
         """These signals as a record keeps them: n_embd numbers for every token of every answer are too many."""

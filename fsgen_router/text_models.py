@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias, TypeGuard
 
 from .models import TokenModel
 from .reading import GREEDY, Warp
-from .tokenizer import Message
+from .tokenizer import Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Continuation:
     """
 
     prompt: str | None = None
-    messages: tuple[Message, ...] | None = None
+    messages: tuple[Turn, ...] | None = None
     answer: str = ""
     max_tokens: int
     warp: Warp = GREEDY

@@ -7,16 +7,31 @@ import enum
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias, TypedDict, get_args
 
 import numpy as np
 
 from .errors import ConfigurationError, InvalidRequest, VocabularyMismatch
 
-Message = Mapping[str, str]
-"""One chat message: ``role`` (system, user or assistant) and ``content``."""
+ChatRole: TypeAlias = Literal["system", "developer", "user", "assistant"]
 
-ROLES = ("system", "user", "assistant")
+
+class TextPart(TypedDict):
+    """A piece of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(TypedDict):
+    """One chat message. ``developer`` is the newer name of ``system``; parts of a content are joined as they are."""
+
+    role: ChatRole
+    content: str | Sequence[TextPart]
+
+
+Turn: TypeAlias = Mapping[str, str]
+"""A checked message: ``role`` (system, user or assistant) and ``content``, a text."""
 
 
 class TokenClass(enum.IntEnum):
@@ -56,7 +71,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_bos: bool, parse_special: bool = False) -> list[int]:
         """Ids of ``text``. ``parse_special`` only for text that no user wrote."""
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Turn]) -> list[int]:
         """Ids of a conversation in this model's template, up to where the assistant begins."""
 
 
@@ -125,7 +140,7 @@ def _encode_within(tokenizer: Tokenizer, text: str, *, parse_special: bool = Fal
 
 
 def encode_conversation(
-    tokenizer: Tokenizer, messages: Sequence[Message], render: Callable[[Sequence[Message]], str], *, bos: int | None
+    tokenizer: Tokenizer, messages: Sequence[Turn], render: Callable[[Sequence[Turn]], str], *, bos: int | None
 ) -> list[int]:
     """Ids of messages in the template that ``render`` puts them in, behind ``bos`` where there is one.
 
@@ -140,9 +155,7 @@ def encode_conversation(
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
-def _encode_apart(
-    tokenizer: Tokenizer, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]
-) -> list[int]:
+def _encode_apart(tokenizer: Tokenizer, messages: Sequence[Turn], render: Callable[[Sequence[Turn]], str]) -> list[int]:
     contents, around = {}, []
     for number, message in enumerate(messages):
         content, stand_in = message["content"], f"\x02{number}\x03"
@@ -203,10 +216,10 @@ def require_text(text: object, what: str = "prompt") -> str:
 
 
 def require_messages(messages: object) -> list[dict[str, str]]:
-    """A checked copy of chat messages; :class:`InvalidRequest` names the one that is wrong."""
+    """A checked copy of chat messages as :data:`Turn`; :class:`InvalidRequest` names the one that is wrong."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
         raise InvalidRequest("messages must be a non-empty list", hint='like [{"role": "user", "content": "..."}]')
-    checked = []
+    checked: list[dict[str, str]] = []
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise InvalidRequest(f"message {number} is {type(message).__name__}, not a mapping")
@@ -215,20 +228,39 @@ def require_messages(messages: object) -> list[dict[str, str]]:
                 f"message {number} has unsupported fields: {', '.join(sorted(map(str, unknown)))}",
                 hint="only role and content are supported; tools and images are not",
             )
-        if message.get("role") not in ROLES:
-            raise InvalidRequest(f"message {number} has role {message.get('role')!r}, not one of {', '.join(ROLES)}")
-        checked.append({"role": message["role"], "content": _content(message, number)})
+        role = message.get("role")
+        if role not in get_args(ChatRole):
+            raise InvalidRequest(f"message {number} has role {role!r}, not one of {', '.join(get_args(ChatRole))}")
+        # Few chat templates know the newer name.
+        checked.append({"role": "system" if role == "developer" else str(role), "content": _content(message, number)})
     if checked[-1]["role"] == "assistant":
         raise InvalidRequest("the last message is the assistant's", hint="end with a user message")
     return checked
 
 
-def _content(message: Message, number: int) -> str:
-    content = message.get("content")
+def _content(message: Mapping[str, object], number: int) -> str:
+    content, what = message.get("content"), f"content of message {number}"
+    if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
+        content = "".join(_text_of(part, what) for part in content)
     # A model may have answered nothing; a user may not ask nothing.
     if content == "" and message["role"] == "assistant":
         return ""
-    return require_text(content, f"content of message {number}")
+    return require_text(content, what)
+
+
+def _text_of(part: object, what: str) -> str:
+    if not isinstance(part, Mapping):
+        raise InvalidRequest(
+            f"the {what} holds a {type(part).__name__}", hint='parts are {"type": "text", "text": ...}'
+        )
+    if part.get("type") != "text":
+        raise InvalidRequest(
+            f"the {what} has a part of type {part.get('type')!r}", hint="only text is supported; images are not"
+        )
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise InvalidRequest(f"the {what} has a part whose text is {type(text).__name__}", hint="a str")
+    return text
 
 
 class TextStream:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fsgen_router.errors import ConfigurationError, PolicyFileError
-from fsgen_router.logs import log
+from fsgen_router.logs import warn
 from fsgen_router.methods import Method, make_method
 from fsgen_router.models import TokenModel
 from fsgen_router.policy import Policy, reads_hidden
@@ -216,7 +215,6 @@ def check_pair(policy: Policy, fast: TokenModel, slow: TokenModel | TextModel, *
     if not reasons:
         return policy
     why = ", ".join(reasons)
-    # Told at the line that made the Router, which calls this two levels down.
-    warnings.warn(f"the policy {policy.name} was {why}; calibrate one for this pair", PolicyPairWarning, stacklevel=4)
-    log.warning("policy_pair", policy=policy.name, why=why)
+    said = f"the policy {policy.name} was {why}; calibrate one for this pair"
+    warn(PolicyPairWarning, said, event="policy_pair", policy=policy.name, why=why)
     return replace(policy, suspended=why)

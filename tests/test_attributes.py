@@ -53,6 +53,7 @@ def test_what_is_fixed_cannot_be_assigned(router: Router, name: str, value: obje
 
 
 def test_the_way_out_that_is_named_works(router: Router) -> None:
+    assert router.complete("ab", policy="never", method="replace", max_tokens=3).policy == "never"
     assert router.with_policy("never").policy.name == "never"
     assert router.with_policy(router.policy, method="replace").method.name == "replace"
     assert router.with_policy(router.policy).ledger is not router.ledger

@@ -25,11 +25,13 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 # --- exports -------------------------------------------------------------------------------------
 
 EXPORTS = {
-    "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
-    "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt",
-    "ModelLoadError", "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy",
-    "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals",
-    "SmallExtentWarning", "Span", "SwappedModelsWarning", "TextDelta", "Token", "Usage", "VocabularyMismatch", "__version__",
+    "REST", "BackendError", "CalibrationError", "CheckerFailed", "Comparison", "ConfigurationError", "Constraint",
+    "Context", "Decision", "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask",
+    "Message", "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence",
+    "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "Report",
+    "RequestKeywords", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
+    "StreamEvent", "SwappedModelsWarning", "TextDelta", "TextPart", "Token", "Usage", "VocabularyMismatch",
+    "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
@@ -38,12 +40,12 @@ POLICY_EXPORTS = {
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
-    "max_slow_calls", "max_slow_tokens", "baseline",
+    "max_slow_calls", "max_slow_tokens", "baseline", "policy", "method", "request_id",
 }  # fmt: skip
 ROUTER = {
-    "acomplete", "achat", "astream", "astream_chat", "audit", "batching", "chat", "close", "complete", "fast", "ledger",
-    "max_waiting", "measure_steps", "method", "policy", "prices", "read_ahead", "seed", "slow", "stream", "stream_chat",
-    "with_policy",
+    "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "batching", "chat", "close", "complete", "fast",
+    "ledger", "max_waiting", "measure_steps", "method", "policy", "prices", "read_ahead", "seed", "slow", "stream",
+    "stream_chat", "with_policy",
 }  # fmt: skip
 
 
@@ -94,9 +96,9 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "logs", "options", "waiting", "acceptance", "reading", "tokenizer", "signals", "policy",
-    "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config", "adapters",
-    "policies", "reference", "resolve", "slots", "streams", "router", "fsgen_router", "evaluation", "plots",
+    "_version", "errors", "json_forms", "logs", "options", "waiting", "acceptance", "reading", "tokenizer", "signals",
+    "policy", "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config",
+    "adapters", "policies", "reference", "resolve", "slots", "streams", "router", "fsgen_router", "evaluation", "plots",
     "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.

@@ -215,10 +215,17 @@ def test_the_finding_is_told_with_what_it_is() -> None:
     assert "under about 20%" in text
     assert "asking the slow model at every token" in text
     assert "compares to disagreement_rate alone, not to escalation_rate or slow_token_share" in text
-    assert "unknown: audit it" in text
+    assert "unknown: Router(audit=1.0), or --audit 1 on the command line" in text
     known = a_generation(usage=replace(a_generation().usage, compared=10, disagreements=2))
-    assert "audit it" not in str(known.report())
+    assert "audit" not in str(known.report()).partition("FS-GEN's figure")[2]
     assert known.report().fsgen["disagreement_rate"] == 0.2
+
+
+def test_an_audit_is_not_advised_where_the_router_refuses_one() -> None:
+    endpoint = ModelCard("endpoint", None, gives_rows=False)
+    text = " ".join(str(a_generation(models={"fast": ModelCard("f", 1000), "slow": endpoint}).report()).split())
+    assert "audit" not in text
+    assert "gives text and no logits, so its choices cannot be compared" in text
 
 
 def test_a_terminal_gets_it_in_colour() -> None:

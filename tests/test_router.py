@@ -35,7 +35,7 @@ from fsgen_router import (
 )
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
 from fsgen_router.models import TokenModel, Work
-from fsgen_router.policies import make_policy
+from fsgen_router.policies import PolicyPairWarning, make_policy
 from fsgen_router.reading import Read
 from fsgen_router.reference import world
 
@@ -525,12 +525,19 @@ BAD_MESSAGES = {
     "one message instead of a list": ({"role": "user", "content": "x"}, "non-empty list"),
     "an iterator": (iter(QUESTION), "non-empty list"),
     "a message that is a string": (["hello"], "message 0 is str"),
-    "an unknown role": ([*QUESTION, {"role": "tool", "content": "x"}], "message 1 has role 'tool'.*system, user"),
+    "an unknown role": (
+        [*QUESTION, {"role": "tool", "content": "x"}],
+        "message 1 has role 'tool'.*developer, user",
+    ),
     "no role": ([{"content": "x"}], "message 0 has role None"),
     "no content": ([{"role": "user"}], "content of message 0 must be a str"),
     "empty content": (user(""), "content of message 0 is empty"),
     "bytes as content": (user(b"x"), "content of message 0 must be a str"),
-    "parts as content": (user([{"type": "text", "text": "x"}]), "content of message 0 must be a str"),
+    "an image as content": (user([{"type": "image_url", "image_url": {}}]), "part of type 'image_url'.*only text"),
+    "a part without text": (user([{"type": "text"}]), "part whose text is NoneType"),
+    "a part that is none": (user(["x"]), "content of message 0 holds a str"),
+    "no parts": (user([]), "content of message 0 is empty"),
+    "parts with a lone surrogate": (user([{"type": "text", "text": "\ud800"}]), "is not valid text"),
     "a lone surrogate": (user("\udfff"), "content of message 0 is not valid text"),
     "tools": ([{"role": "user", "content": "x", "tool_calls": []}], "unsupported fields: tool_calls.*not"),
     "the assistant last": ([*QUESTION, {"role": "assistant", "content": "x"}], "end with a user message"),
@@ -546,6 +553,15 @@ async def test_bad_messages(still_answers: Router, bad: str) -> None:
             call(messages)
     with pytest.raises(InvalidRequest, match=words):
         await still_answers.achat(messages)
+
+
+def test_messages_as_other_clients_write_them(still_answers: Router) -> None:
+    plain = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "lamp rope"}]
+    parts = [{"type": "text", "text": "lamp "}, {"type": "text", "text": "rope"}]
+    newer = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
+    wanted = still_answers.chat(plain, max_tokens=8)
+    found = still_answers.chat(newer, max_tokens=8)
+    assert (found.text, found.usage.prompt_tokens) == (wanted.text, wanted.usage.prompt_tokens)
 
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -578,6 +594,8 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a constraint without mask": ({"constraint": object()}, r"has no mask\(\)"),
     "a negative cap": ({"max_slow_calls": -1}, "max_slow_calls=-1"),
     "another negative cap": ({"max_slow_tokens": -1}, "max_slow_tokens=-1"),
+    "a name with spaces": ({"request_id": "a b"}, "request_id='a b'"),
+    "a name that would break a log line": ({"request_id": "a\nb"}, "request_id="),
 }
 
 
@@ -624,6 +642,77 @@ def test_a_slow_model_that_fails_degrades_the_answer_and_the_router_goes_on() ->
         assert again.degraded is not None
         assert again.usage.tokens > 0
     assert pair.all_free
+
+
+def test_a_policy_and_a_method_for_one_request(make_router: Callable[..., Router]) -> None:
+    router = make_router(policy="every:4", method="verify:exact")
+    own = router.complete(PROMPTS[0], max_tokens=24)
+    for policy, method in (
+        ("never", None),
+        ("always", None),
+        (None, "replace"),
+        ("random:0.5", "verify:near_best=0.9"),
+    ):
+        given = {name: value for name, value in (("policy", policy), ("method", method)) if value is not None}
+        answer = router.complete(PROMPTS[0], max_tokens=24, seed=3, **given)
+        wanted = make_router(policy=policy or "every:4", method=method or "verify:exact")
+        assert (answer.policy, answer.method) == (wanted.policy.name, wanted.method.name)
+        assert answer.text == wanted.complete(PROMPTS[0], max_tokens=24, seed=3).text
+    again = router.complete(PROMPTS[0], max_tokens=24)
+    assert (again.text, again.policy, again.method) == (own.text, own.policy, own.method)
+
+
+def test_a_slow_model_that_is_not_asked_limits_nothing(make_router: Callable[..., Router]) -> None:
+    router = make_router(policy="always")
+    assert router.complete(PROMPTS[0], max_tokens=4, policy="never").usage.slow_forwards == 0
+
+
+async def test_another_policy_in_coroutines_and_caps_around_it(make_router: Callable[..., Router]) -> None:
+    router = make_router(policy="never")
+    asked, capped, plain = await asyncio.gather(
+        router.acomplete(PROMPTS[0], max_tokens=12, policy="always", method="replace"),
+        router.acomplete(PROMPTS[0], max_tokens=12, policy="always", method="replace", max_slow_tokens=3),
+        router.acomplete(PROMPTS[0], max_tokens=12),
+    )
+    assert asked.usage.slow_tokens == asked.usage.tokens
+    assert (capped.usage.slow_tokens, plain.usage.slow_tokens) == (3, 0)
+
+
+def test_a_certificate_follows_the_policy_and_method_of_its_request(make_router: Callable[..., Router]) -> None:
+    path = reference.policy_path()
+    router = make_router(policy="never", method="replace")
+    certified = router.complete(PROMPTS[0], max_tokens=40, policy=path)
+    assert certified.method == "verify:exact"  # the file's own
+    assert (certified.guarantee or "").startswith("certified")
+    with pytest.warns(PolicyPairWarning, match="certified with the method verify:exact, not replace"):
+        other = router.complete(PROMPTS[0], max_tokens=40, policy=path, method="replace")
+    assert (other.guarantee or "").startswith("suspended")
+    assert router.complete(PROMPTS[0], max_tokens=4).guarantee is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"policy": "sometimes"}, "unknown policy"),
+        ({"policy": 5}, "is not a policy"),
+        ({"method": "replce"}, "unknown method"),
+        ({"policy": "nowhere.safetensors"}, "there is no policy file"),
+    ],
+)
+async def test_a_request_with_a_policy_that_does_not_exist(
+    still_answers: Router, given: dict[str, Any], words: str
+) -> None:
+    for call in (still_answers.complete, still_answers.stream, still_answers.astream):
+        with pytest.raises(FsgenError, match=words):
+            call(PROMPTS[0], **given)
+
+
+async def test_async_with_closes_and_frees(fast_model: TokenModel, slow_model: TokenModel) -> None:
+    async with Router(fast_model, slow_model, policy="never") as router:
+        assert (await router.acomplete(PROMPTS[0], max_tokens=2)).usage.tokens == 2
+    with pytest.raises(RouterClosed):
+        await router.acomplete(PROMPTS[0])
+    await router.aclose()
 
 
 def test_parts_that_do_not_exist_or_fit(fast_model: TokenModel, slow_model: TokenModel) -> None:

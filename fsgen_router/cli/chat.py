@@ -13,8 +13,8 @@ from rich.text import Text
 from ..errors import FsgenError
 from ..records import Finished, Generation
 from ..router import Router
+from ..tokenizer import Message
 from . import options as o
-from .complete import answer_record
 from .terminal import decode, err, exit_code, say, show_error, write, write_json
 
 _COMMANDS = {
@@ -119,7 +119,7 @@ class _Session:
 
     def __init__(self, router: Router, request: dict[str, Any], system: str | None, *, as_json: bool) -> None:
         self._router, self._request, self._as_json = router, request, as_json
-        self._opening = [{"role": "system", "content": system}] if system else []
+        self._opening: list[Message] = [{"role": "system", "content": system}] if system else []
         self._messages = list(self._opening)
         self._last: Generation | None = None
         self.failed = 0
@@ -152,7 +152,7 @@ class _Session:
             err().print(self._last.report())
 
     def _answer(self, text: str) -> None:
-        messages = [*self._messages, {"role": "user", "content": text}]
+        messages: list[Message] = [*self._messages, {"role": "user", "content": text}]
         try:
             answer = self._stream(messages)
         except KeyboardInterrupt:
@@ -167,11 +167,11 @@ class _Session:
             if answer.text.strip():
                 self._messages = [*messages, {"role": "assistant", "content": answer.text}]
             if self._as_json:
-                write_json(answer_record(answer))
+                write_json(answer.to_dict(tokens=False))
             if answer.degraded:
                 say(f"Degraded: the slow model was given up ({answer.degraded}).", "bold red")
 
-    def _stream(self, messages: list[dict[str, str]]) -> Generation:
+    def _stream(self, messages: list[Message]) -> Generation:
         shown = False
         # Closed at once on Ctrl-C, so that the models are free for the next message.
         with closing(self._router.stream_chat(messages, **self._request)) as events:  # type: ignore[type-var]

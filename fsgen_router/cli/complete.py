@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..errors import InvalidRequest
-from ..records import Finished, Generation
+from ..records import Finished
 from . import options as o
 from .terminal import err, read_prompt, say, write, write_json
 from .tokens import token_records
@@ -97,25 +97,10 @@ def complete(
                 write("\n")
         assert answer is not None
         if as_json:
-            record = answer_record(answer)
-            if tokens:
-                record["tokens"] = token_records(answer, router)
-            write_json(record)
+            write_json(
+                {**answer.to_dict(tokens=False), **({"tokens": token_records(answer, router)} if tokens else {})}
+            )
         if answer.degraded:
             say(f"Degraded: the slow model was given up ({answer.degraded}).", "bold red")
         if report:
             err().print(answer.report())
-
-
-def answer_record(answer: Generation) -> dict[str, Any]:
-    """An answer for JSON, without its tokens."""
-    return {
-        "text": answer.text,
-        "finish_reason": answer.finish_reason,
-        "seed": answer.seed,
-        "policy": answer.policy,
-        "method": answer.method,
-        "degraded": answer.degraded,
-        "usage": answer.usage.to_dict(),
-        "report": answer.report().to_dict(),
-    }

@@ -123,7 +123,7 @@ def _run(router: Router, item: Item, request: dict[str, Any]) -> _Case:
 def total_report(answers: Sequence[Generation]) -> Report:
     """One report over several answers with measured baselines: sums, and rates of the sums."""
     reports = [answer.report() for answer in answers]
-    totals = {
+    totals: dict[str, Any] = {
         name: _sum([getattr(report, name) for report in reports])
         for name in ("slow_forwards", "seconds", "flops", "money_usd")
     }
@@ -139,6 +139,7 @@ def total_report(answers: Sequence[Generation]) -> Report:
         degraded=degraded[0] if degraded else None,
         verified_tokens=sum(report.verified_tokens for report in reports),
         guarantee=next((claim for claim in claims if claim != "certified"), claims[0]),
+        auditable=all(report.auditable for report in reports),
     )
 
 

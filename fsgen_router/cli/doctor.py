@@ -133,7 +133,10 @@ def _llama_cpp() -> Iterator[Check]:
     if lib.llama_supports_gpu_offload():
         yield Check("GPU offload", "ok", "llama.cpp was built with it: llama_cpp:model.gguf?n_gpu_layers=-1")
     else:
-        hint = "CMAKE_ARGS=-DGGML_CUDA=on (or -DGGML_METAL=on) pip install --no-binary :all: llama-cpp-python"
+        hint = (
+            "compile it again: CMAKE_ARGS=-DGGML_CUDA=on (or -DGGML_METAL=on) "
+            "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
+        )
         yield Check("GPU offload", "missing", "llama.cpp was built without it, models run on the CPU", hint)
 
 

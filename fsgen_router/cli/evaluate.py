@@ -284,7 +284,7 @@ def _run(
         progress.end(slow)
 
         def run(policy: Policy | str | None) -> ev.Run:
-            routed = router if policy is None else router.with_policy(policy, method=method or _own_method(policy))
+            routed = router if policy is None else router.with_policy(policy, method=method)
             progress.begin(routed.policy.name)
             done = ev.run_items(routed, items, on_answer=advance, concurrency=concurrency, **request)
             progress.end(done)
@@ -314,11 +314,6 @@ def _run(
                 for name, swept_runs in sweeps.items()
             },
         )
-
-
-def _own_method(policy: Policy | str) -> str | None:
-    """The method that a policy was calibrated with, where it knows one."""
-    return getattr(policy, "method", None)
 
 
 def _plot(path: Path, results: _Results) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
-import math
 import os
 import sys
 from contextlib import suppress
@@ -16,6 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ..errors import ConfigurationError, FsgenError, InvalidRequest
+from ..json_forms import dumps
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _EXIT_BROKEN_PIPE = 141  # as if SIGPIPE had ended the program, which is what a shell expects
@@ -49,17 +48,7 @@ def write(text: str) -> None:
 
 def write_json(value: Any, *, indent: int | None = None) -> None:
     """One JSON value on a line of its own; numbers that are not finite become null."""
-    write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return value
+    write(dumps(value, indent=indent) + "\n")
 
 
 def show_error(error: FsgenError) -> None:
@@ -137,7 +126,7 @@ def decode(data: bytes, what: str = "standard input") -> str:
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"{what} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason})",
-            hint="convert it first, for example with iconv -t UTF-8",
+            hint="convert it first, for example with iconv -f LATIN1 -t UTF-8",
         ) from None
 
 

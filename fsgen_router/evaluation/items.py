@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from ..errors import ConfigurationError, InvalidRequest
 from ..reference import world
-from ..tokenizer import Message, require_messages, require_text
+from ..tokenizer import Turn, require_messages, require_text
 
 Match = Literal["answer", "exact", "contains", "number"]
 MATCHES: tuple[Match, ...] = get_args(Match)
@@ -28,7 +28,7 @@ class Item:
     id: str
     check: Callable[[str], bool]
     prompt: str | None = None
-    messages: tuple[Message, ...] | None = None
+    messages: tuple[Turn, ...] | None = None
     answer: str = ""
     family: str = ""
     level: int | None = None

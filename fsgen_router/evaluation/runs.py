@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from ..errors import ConfigurationError, InvalidRequest
 from ..policy import Policy
 from ..records import Generation
 from ..router import Router
+from ..tokenizer import Message
 from .items import Item
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -144,7 +145,7 @@ def ask(router: Router, item: Item, **options: Any) -> Generation:
     """The answer to one item; errors about the prompt name the item."""
     try:
         if item.messages is not None:
-            return router.chat(item.messages, **options)
+            return router.chat(cast(Sequence[Message], item.messages), **options)
         return router.complete(item.prompt or "", **options)
     except InvalidRequest as error:
         raise type(error)(f"item {item.id}: {error.message}", hint=error.hint) from None
