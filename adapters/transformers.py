@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -443,8 +444,9 @@ class TransformersModel:
             self._head = None
         self.capabilities = replace(self._memory.capabilities, hidden_size=states[-1].shape[-1] if states else None)
         # numpy is the faster one on the host, and MPS shares its memory.
-        self._reduce = self._reduce_on_host if self.device.type in ("cpu", "mps") else reduce_rows
-        self._scratch = Scratch()
+        on_host = self.device.type in ("cpu", "mps")
+        # No method of this very model: in a circle it would wait, dropped, for the garbage collector.
+        self._reduce = partial(_reduce_on_host, Scratch()) if on_host else reduce_rows
         self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab)
         self._n_rows = max(_LOGIT_BYTES // (4 * width), 1)
 
@@ -602,15 +604,6 @@ class TransformersModel:
         for (*_, work, number, _read), reduced in zip(reads, found, strict=True):
             rows[work][number] = reduced
 
-    def _reduce_on_host(
-        self, logits: torch.Tensor, reads: Sequence[tuple[int, Read]], hidden: torch.Tensor | None = None
-    ) -> list[Row]:
-        rows = logits.float().cpu().numpy()
-        if hidden is None:
-            return [reduce_row(rows[row], read, self._scratch) for row, read in reads]
-        states = hidden.float().cpu().numpy()
-        return [reduce_row(rows[row], read, self._scratch, states[row]) for row, read in reads]
-
     @contextmanager
     def _head_inputs(self, *, wanted: bool) -> Iterator[list[torch.Tensor]]:
         """What the LM head reads in a forward: hidden states of the rows of logits, and of no others."""
@@ -660,6 +653,16 @@ class TransformersModel:
             ) from error
         except Exception as error:
             raise BackendError(f"{self.name}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _reduce_on_host(
+    scratch: Scratch, logits: torch.Tensor, reads: Sequence[tuple[int, Read]], hidden: torch.Tensor | None = None
+) -> list[Row]:
+    rows = logits.float().cpu().numpy()
+    if hidden is None:
+        return [reduce_row(rows[row], read, scratch) for row, read in reads]
+    states = hidden.float().cpu().numpy()
+    return [reduce_row(rows[row], read, scratch, states[row]) for row, read in reads]
 
 
 def _tokenizer(source: _Source, config: Any) -> Any:

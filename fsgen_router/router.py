@@ -124,8 +124,8 @@ class Router:
 
     ``audit``, ``prices`` and ``seed`` may be changed later, for the requests that follow, and so may
     ``read_ahead`` with batching. All else is fixed: a request may name another policy and method, and
-    :meth:`with_policy` gives a Router over the same models that has them. A slow model with fewer parameters than the fast one is warned of
-    (:class:`SwappedModelsWarning`).
+    :meth:`with_policy` gives a Router over the same models that has them. A slow model with fewer parameters than
+    the fast one is warned of (:class:`SwappedModelsWarning`).
 
     Raises :class:`ConfigurationError` for parts that do not exist or do not fit together (its
     subclass :class:`VocabularyMismatch` where ids mean different bytes) and
@@ -137,11 +137,11 @@ class Router:
     slow = _Fixed[AnyModel]("The model that is asked.", instead=_another)
     policy = _Fixed[Policy](
         "When the slow model is asked.",
-        instead="name another for one request, complete(..., policy=...), or for all of a twin: router.with_policy(...)",
+        instead="name another for one request, complete(..., policy=...), or for a twin: router.with_policy(...)",
     )
     method = _Fixed[Method](
         "What its rows do.",
-        instead="name another for one request, complete(..., method=...), or for all of a twin: "
+        instead="name another for one request, complete(..., method=...), or for a twin: "
         "router.with_policy(router.policy, method=...)",
     )
     ledger = _Fixed[Ledger](

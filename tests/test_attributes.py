@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted_pairs import EOG, Pair, pair
-from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from fsgen_router import ConfigurationError, Prices, Router, SwappedModelsWarning
@@ -150,9 +149,11 @@ def test_a_slow_model_smaller_than_the_fast_one_is_warned_of_once_at_the_callers
 
 def test_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     models = sized(1000, 999)
-    with caplog.at_level("WARNING", "fsgen_router"), capture_logs() as logs, pytest.warns(SwappedModelsWarning):
+    with caplog.at_level("WARNING", "fsgen_router"), pytest.warns(SwappedModelsWarning):
         Router(models.fast, models.slow).close()
-    assert "swapped_models" in caplog.text or [entry["event"] for entry in logs] == ["swapped_models"]
+    assert [(record.event, record.fast, record.slow) for record in caplog.records] == [  # type: ignore[attr-defined]
+        ("swapped_models", "fast", "slow")
+    ]
 
 
 @pytest.mark.parametrize(("fast", "slow"), [(1000, 1000), (1000, 1001), (1000, None)])
