@@ -13,7 +13,9 @@ import operator
 import os
 import re
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,7 +38,7 @@ from fsgen_router.models import Capabilities, Opened, Rows, SequencePool, Work
 from fsgen_router.options import TemplateVariables, as_text, checked
 from fsgen_router.reading import UNREADABLE, Floats, Read, Row, reduce_row
 from fsgen_router.tokenizer import Turn, encode_conversation
-from fsgen_router.waiting import holding
+from fsgen_router.waiting import Home, holding
 
 try:
     import psutil
@@ -277,6 +279,44 @@ def _named(found: re.Match[str], file: str) -> str:
     return f"hf://{found['repo']}/{file}{revision}"
 
 
+# --- memory --------------------------------------------------------------------------------------
+
+
+class _Native:
+    """What llama.cpp allocated for a model: freed once, when it is shut down, dropped, or the interpreter ends.
+
+    A tokenizer that outlives its model keeps it. At the interpreter's end, too, because some GPU backends end the
+    process with an error where that was forgotten.
+    """
+
+    def __init__(self, model: Any, context: Any, name: str) -> None:
+        self._model, self._name = model, name
+        self.forwards, self.vocabulary = threading.RLock(), threading.RLock()
+        """Whoever uses the context, or the vocabulary, holds these: not to be freed under them."""
+        self.free = weakref.finalize(self, _free, model, context, (self.forwards, self.vocabulary), Home())
+
+    @property
+    def model(self) -> Any:
+        self.require()
+        return self._model
+
+    def require(self) -> None:
+        if not self.free.alive:
+            raise BackendError(f"{self._name} was shut down")
+
+
+def _free(model: Any, context: Any, locks: Sequence[threading.RLock], home: Home) -> None:
+    if home.forked:
+        return  # the parent's, as are its threads and its GPU
+    with ExitStack() as held:
+        for lock in locks:
+            if not lock.acquire(blocking=False):
+                return  # the interpreter ends, and a thread is still in there
+            held.callback(lock.release)
+        lib.llama_free(context)
+        lib.llama_model_free(model)
+
+
 # --- the tokenizer -------------------------------------------------------------------------------
 
 
@@ -288,25 +328,18 @@ class LlamaCppTokenizer:
     """
 
     def __init__(
-        self, model: Any, name: str, *, template: str | None = None, variables: Mapping[str, Any] | None = None
+        self, native: _Native, name: str, *, template: str | None = None, variables: Mapping[str, Any] | None = None
     ) -> None:
-        self._model, self._name = model, name
+        self._native, self._name = native, name
         self._wanted_template, self._variables = template, variables
-        self._lock = threading.Lock()
+        self._lock = native.vocabulary
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         while self.n_vocab and lib.llama_vocab_get_attr(self._vocab, self.n_vocab - 1) & _UNUSED:
             self.n_vocab -= 1
 
     @property
     def _vocab(self) -> Any:
-        if self._model is None:
-            raise BackendError(f"{self._name} was shut down")
-        return lib.llama_model_get_vocab(self._model)
-
-    def release(self) -> None:
-        """The model is about to be freed: what would read of it raises from now on."""
-        with self._lock:
-            self._model = None
+        return lib.llama_model_get_vocab(self._native.model)
 
     @cached_property
     def _pieces(self) -> list[bytes]:
@@ -361,7 +394,7 @@ class LlamaCppTokenizer:
         """The file's default chat template, or the one that was given instead."""
         with self._lock:
             vocab = self._vocab
-            own = lib.llama_model_chat_template(self._model, None) or b""
+            own = lib.llama_model_chat_template(self._native.model, None) or b""
             ids = {name: getattr(lib, f"llama_vocab_{name}")(vocab) for name in ("bos", "eos", "pad", "sep")}
         text = self._wanted_template or own.decode(errors="replace")
         if not text:
@@ -428,24 +461,25 @@ class LlamaCppModel:
         adapters = {locate(adapter): scale for adapter, scale in self.options.lora.items()}
         # With an adapter it is another model: a policy is calibrated for the one or the other.
         self.name = "+".join([path.name, *(adapter.name for adapter in adapters)])
-        self._lock = threading.Lock()
+        self._home = Home()
         self._context: Any = None
         self._model = self._load(path)
         try:
-            self.tokenizer = LlamaCppTokenizer(
-                self._model, self.name, template=template, variables=self.options.chat_template_kwargs
-            )
-            if template or self.options.chat_template_kwargs:
-                _ = self.tokenizer.template  # checked now, and not at the first conversation
             self._context = self._make_context()
             if adapters:
                 self._add_lora(adapters)
         except BaseException:
             if self._context is not None:
                 lib.llama_free(self._context)
-                self._context = None
             lib.llama_model_free(self._model)
             raise
+        self._native = _Native(self._model, self._context, self.name)
+        self._lock = self._native.forwards
+        self.tokenizer = LlamaCppTokenizer(
+            self._native, self.name, template=template, variables=self.options.chat_template_kwargs
+        )
+        if template or self.options.chat_template_kwargs:
+            _ = self.tokenizer.template  # checked now, and not at the first conversation
         self._memory = lib.llama_get_memory(self._context)
         self.n_params: int = lib.llama_model_n_params(self._model)
         self.n_seq = self.options.n_seq
@@ -570,30 +604,26 @@ class LlamaCppModel:
     # --- sequences ---
 
     def open(self, ids: Sequence[int]) -> Opened:
+        self._home.require(self.name)
         with holding(self._lock):
-            self._require_alive()
+            self._native.require()
             return self._pool.open(ids)
 
     def close(self, sequence: int) -> None:
         self._pool.close(sequence)  # without the lock, which others' forwards hold
 
     def shutdown(self) -> None:
-        with holding(self._lock):
-            if self._context is not None:
-                self.tokenizer.release()
-                lib.llama_free(self._context)
-                lib.llama_model_free(self._model)
-                self._context = None
-
-    def _require_alive(self) -> None:
-        if self._context is None:
-            raise BackendError(f"{self.name} was shut down")
+        if self._home.left:
+            return
+        with holding(self._native.forwards), holding(self._native.vocabulary):
+            self._native.free()
 
     # --- forward ---
 
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+        self._home.require(self.name)
         with holding(self._lock):
-            self._require_alive()
+            self._native.require()
             rows = [Rows([UNREADABLE] * len(work.reads)) for work in works]
             try:
                 segments: list[_Segment] = []

@@ -40,6 +40,7 @@ from fsgen_router.text_models import (
     WrappedPromptWarning,
 )
 from fsgen_router.tokenizer import require_messages, require_text
+from fsgen_router.waiting import Home
 
 try:
     import httpx2
@@ -266,6 +267,11 @@ def _mapped(name: str, options: OpenAIOptions) -> Iterator[None]:
 _NOT_AN_API = "does the URL point at an OpenAI-compatible API (it mostly ends in /v1)?"
 
 
+def _close(client: httpx2.Client, home: Home) -> None:
+    if not home.forked:  # in a child they are the parent's connections
+        client.close()
+
+
 def _cut(response: httpx2.Response) -> None:
     """End the connection under whoever reads from it, in another thread."""
     connection = response.extensions["network_stream"].get_extra_info("socket")
@@ -466,7 +472,8 @@ class OpenAIModel:
             limits=httpx2.Limits(max_keepalive_connections=16),
             trust_env=not self._endpoint.loopback,
         )
-        weakref.finalize(self, self._client.close)  # for a model that is dropped without shutdown()
+        self._home = Home()
+        weakref.finalize(self, _close, self._client, self._home)  # for a model that is dropped without shutdown()
         self._closed = False
         self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
         # Found out on the way, and then remembered.
@@ -505,6 +512,8 @@ class OpenAIModel:
 
     def shutdown(self) -> None:
         """Close connections; whoever still reads a stream gets a :class:`BackendError`."""
+        if self._home.left:
+            return
         self._closed = True
         for call in list(self._calls):
             call.close(BackendError(f"{self.name} was shut down"))
@@ -516,6 +525,7 @@ class OpenAIModel:
         Raises :class:`InvalidRequest` or :class:`ConfigurationError` here for what is known to be wrong,
         and :class:`BackendError` from the iteration for what the endpoint does.
         """
+        self._home.require(self.name)
         if self._closed:
             raise BackendError(f"{self.name} was shut down")
         if (request.prompt is None) == (request.messages is None) or request.max_tokens < 1:

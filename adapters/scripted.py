@@ -37,7 +37,7 @@ from fsgen_router.text_models import (
     TextEvent,
 )
 from fsgen_router.tokenizer import Turn
-from fsgen_router.waiting import holding
+from fsgen_router.waiting import Home, holding
 
 Script = Callable[[Sequence[int]], Floats]
 TextScript = Callable[[Continuation], Iterable[str | ReasoningChunk]]
@@ -113,13 +113,15 @@ class ScriptedModel:
         self.forwards = 0
         self._pool = SequencePool(n_seq, n_ctx, tokenizer.n_vocab)
         self._scratch = Scratch()
-        self._lock = threading.Lock()
+        self._lock, self._home = threading.Lock(), Home()
 
     def open(self, ids: Sequence[int]) -> Opened:
+        self._home.require(self.name)
         with holding(self._lock):
             return self._pool.open(ids)
 
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+        self._home.require(self.name)
         with holding(self._lock):
             number, self.forwards = self.forwards, self.forwards + 1
             try:
@@ -180,8 +182,10 @@ class ScriptedTextModel:
         self.capabilities = TextCapabilities(prefill=True)
         self.requests: list[Continuation] = []
         self.closed_early = 0
+        self._home = Home()
 
     def stream(self, request: Continuation) -> Generator[TextEvent, None, None]:
+        self._home.require(self.name)
         self.requests.append(request)
         written = thought = 0
         try:

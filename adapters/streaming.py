@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from fsgen_router.errors import BackendError
 from fsgen_router.text_models import ReasoningChunk, TextChunk, TextEnd, TextEvent
+from fsgen_router.waiting import Home
 
 # --- one call ------------------------------------------------------------------------------------
 
@@ -66,11 +67,13 @@ class Call(Generator[TextEvent, None, None]):
         self._name = name
         self._ended = False
         self._reason: Exception | None = None
+        self._home = Home()
         work = events(self._patience), self._inbox
         threading.Thread(target=_work, args=work, name="fsgen-call", daemon=True).start()
 
     def send(self, value: None = None, /) -> TextEvent:
         """The next event, which is waited for until the deadline."""
+        self._home.require(f"this call of {self._name}")
         if not self._ended:
             item = self._next()
             if isinstance(item, TextChunk | ReasoningChunk):
@@ -98,7 +101,7 @@ class Call(Generator[TextEvent, None, None]):
 
     def close(self, reason: Exception | None = None) -> None:
         """End the request. Who waits or asks for the next event gets ``reason``, or the end of the stream."""
-        if not self._ended:
+        if not self._ended and not self._home.left:
             self._reason, self._ended = reason, True
             self._patience.close()
             self._inbox.put(None)

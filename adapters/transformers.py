@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, cast
 
@@ -34,7 +35,7 @@ from fsgen_router.machine import free_bytes, usable_cores
 from fsgen_router.models import Capabilities, Opened, Rows, SequencePool, Work
 from fsgen_router.options import TemplateVariables, as_text, checked
 from fsgen_router.reading import UNREADABLE, Read, Row, Scratch, reduce_row
-from fsgen_router.waiting import holding
+from fsgen_router.waiting import Home, holding
 
 try:
     import accelerate  # noqa: F401  # transformers loads onto a device, and reads GGUF files, through it
@@ -448,7 +449,7 @@ class TransformersModel:
         self.name = source.name
         self.device = device_of(self.options.device)
         _set_threads(self.options.n_threads, self.device)
-        self._lock = threading.Lock()
+        self._lock, self._home = threading.Lock(), Home()
         self.n_seq = self.options.n_seq
         with _errors_of_loading(source):
             self._config = AutoConfig.from_pretrained(source.where, **source.arguments)
@@ -477,8 +478,9 @@ class TransformersModel:
             self._head = None
         self.capabilities = replace(self._memory.capabilities, hidden_size=states[-1].shape[-1] if states else None)
         # numpy is the faster one on the host, and MPS shares its memory.
-        self._reduce = self._reduce_on_host if self.device.type in ("cpu", "mps") else reduce_rows
-        self._scratch = Scratch()
+        on_host = self.device.type in ("cpu", "mps")
+        # No method of this very model: in a circle it would wait, dropped, for the garbage collector.
+        self._reduce = partial(_reduce_on_host, Scratch()) if on_host else reduce_rows
         self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab, rewinds=self.capabilities.rewind)
         self._n_rows = max(_LOGIT_BYTES // (4 * width), 1)
 
@@ -557,6 +559,7 @@ class TransformersModel:
     # --- sequences ---
 
     def open(self, ids: Sequence[int]) -> Opened:
+        self._home.require(self.name)
         with holding(self._lock):
             self._require_alive()
             return self._pool.open(ids)
@@ -565,6 +568,8 @@ class TransformersModel:
         self._pool.close(sequence)  # without the lock, which others' forwards hold
 
     def shutdown(self) -> None:
+        if self._home.left:
+            return
         with holding(self._lock):
             if self._model is not None:
                 self._model = self._memory = self._head = None  # type: ignore[assignment]
@@ -577,6 +582,7 @@ class TransformersModel:
     # --- forward ---
 
     def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+        self._home.require(self.name)
         with holding(self._lock), torch.inference_mode():
             self._require_alive()
             rows = [Rows([UNREADABLE] * len(work.reads)) for work in works]
@@ -633,15 +639,6 @@ class TransformersModel:
         for (*_, work, number, _read), reduced in zip(reads, found, strict=True):
             rows[work][number] = reduced
 
-    def _reduce_on_host(
-        self, logits: torch.Tensor, reads: Sequence[tuple[int, Read]], hidden: torch.Tensor | None = None
-    ) -> list[Row]:
-        rows = logits.float().cpu().numpy()
-        if hidden is None:
-            return [reduce_row(rows[row], read, self._scratch) for row, read in reads]
-        states = hidden.float().cpu().numpy()
-        return [reduce_row(rows[row], read, self._scratch, states[row]) for row, read in reads]
-
     @contextmanager
     def _head_inputs(self, *, wanted: bool) -> Iterator[list[torch.Tensor]]:
         """What the LM head reads in a forward: hidden states of the rows of logits, and of no others."""
@@ -691,6 +688,16 @@ class TransformersModel:
             ) from error
         except Exception as error:
             raise BackendError(f"{self.name}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _reduce_on_host(
+    scratch: Scratch, logits: torch.Tensor, reads: Sequence[tuple[int, Read]], hidden: torch.Tensor | None = None
+) -> list[Row]:
+    rows = logits.float().cpu().numpy()
+    if hidden is None:
+        return [reduce_row(rows[row], read, scratch) for row, read in reads]
+    states = hidden.float().cpu().numpy()
+    return [reduce_row(rows[row], read, scratch, states[row]) for row, read in reads]
 
 
 def _tokenizer(source: _Source, config: Any) -> Any:

@@ -22,6 +22,7 @@ from .errors import (
     CalibrationError,
     CheckerFailed,
     ConfigurationError,
+    ForkedProcess,
     FsgenError,
     InvalidRequest,
     ModelFileCorrupt,
@@ -52,7 +53,7 @@ from .records import (
     Usage,
 )
 from .report import Comparison, Report
-from .router import RewindWarning, Router, SmallExtentWarning, VocabularyWarning
+from .router import RewindWarning, Router, SmallExtentWarning, SwappedModelsWarning, VocabularyWarning
 from .signals import Signals
 from .text_models import WrappedPromptWarning
 from .tokenizer import Message, SystemMessageWarning, TextPart
@@ -68,6 +69,7 @@ __all__ = [
     "Context",
     "Decision",
     "Finished",
+    "ForkedProcess",
     "FsgenError",
     "Generation",
     "InvalidRequest",
@@ -98,6 +100,7 @@ __all__ = [
     "SmallExtentWarning",
     "Span",
     "StreamEvent",
+    "SwappedModelsWarning",
     "SystemMessageWarning",
     "TextDelta",
     "TextPart",

@@ -20,7 +20,7 @@ from .engine import Cancel, Chunk, Command, Done, Emit, Engine, Event, Start
 from .models import Opened, TokenModel
 from .records import Role
 from .text_models import Continuation
-from .waiting import holding, may_wait
+from .waiting import Home, holding, may_wait
 from .workers import AnyModel, Worker, as_backend_error, perform
 
 Models: TypeAlias = Mapping[Role, AnyModel]
@@ -76,7 +76,7 @@ def _local(model: AnyModel) -> TokenModel:
 
 def run(engine: Engine, models: Models) -> Generator[Emit, None, None]:
     """The synchronous driver. Closing the iterator early leaves the models usable."""
-    steps = _steps(engine)
+    steps, home = _steps(engine), Home()
     jobs: dict[int, Generator[Event, None, None]] = {}
     try:
         event: Event | None = None
@@ -98,9 +98,10 @@ def run(engine: Engine, models: Models) -> Generator[Emit, None, None]:
                 if not isinstance(event, Chunk):
                     del jobs[job]
     finally:
-        for events in jobs.values():
-            events.close()
-        _close(engine, models)
+        if not home.left:
+            for events in jobs.values():
+                events.close()
+            _close(engine, models)
 
 
 class Live:
@@ -220,6 +221,7 @@ def run_live(
 
     ``then`` and ``ended`` are :class:`Live`'s.
     """
+    home = Home()
     items: queue.SimpleQueue[Item] = queue.SimpleQueue()
     live = Live(engine, models, workers, items.put, then=then, ended=ended)
     live.begin()
@@ -230,7 +232,7 @@ def run_live(
             yield item
         over = True
     finally:
-        if not over and not may_wait():
+        if not over and (home.left or not may_wait()):
             live.abandon()  # collected there: the end may need this very thread, or a lock that it holds
         elif not over:
             live.cancel()
@@ -249,7 +251,7 @@ async def arun_live(
     ended: Callable[[], None] = lambda: None,
 ) -> AsyncGenerator[Emit, None]:
     """The asynchronous side of the batching driver: :func:`run_live` for a coroutine."""
-    loop = asyncio.get_running_loop()
+    home, loop = Home(), asyncio.get_running_loop()
     items: asyncio.Queue[Item] = asyncio.Queue()
 
     def emit(item: Item) -> None:
@@ -267,11 +269,11 @@ async def arun_live(
             yield item
         over = True
     finally:
-        if not over and not may_wait():
+        if not over and (home.left or not may_wait()):
             live.abandon()
         elif not over:
             live.cancel()
-            if not loop.is_closed():  # else this is being collected, and nothing can be awaited
+            if loop.is_running():  # else this is being collected, and nothing can be awaited
                 await _drained(items)
     if item is not None:
         raise item

@@ -18,7 +18,8 @@
     │   └── CheckerFailed                 a caller's checker raised
     ├── QueueFull                         too many requests are waiting already
     ├── PolicyFileError                   a policy file is missing, corrupt or of a newer format
-    └── RouterClosed                      the Router was used after close()
+    ├── RouterClosed                      the Router was used after close()
+    └── ForkedProcess                     a model that was loaded before a fork is used in the child
 
 Errors of libraries underneath are mapped to these; ``hint`` says what to do about it.
 """
@@ -103,3 +104,7 @@ class PolicyFileError(FsgenError):
 
 class RouterClosed(FsgenError):
     """The Router's models have been released."""
+
+
+class ForkedProcess(FsgenError):
+    """A Router or a model was loaded before a fork and is used in the child, which has none of its threads."""

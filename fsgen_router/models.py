@@ -10,7 +10,7 @@ from typing import Protocol
 from .errors import BackendError, NoFreeSequence
 from .reading import Read, Row
 from .tokenizer import Tokenizer
-from .waiting import holding
+from .waiting import Home, holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,9 @@ class Capabilities:
 class TokenModel(Protocol):
     """A local model that reads token ids and gives reduced rows of logits.
 
-    Calls are safe from several threads; a model serialises its own forwards.
+    Calls are safe from several threads; a model serialises its own forwards. After a fork, :meth:`open` and
+    :meth:`forward` raise :class:`~fsgen_router.errors.ForkedProcess` in the child, and :meth:`close` and
+    :meth:`shutdown` do nothing. A model that is dropped frees its memory like one that is shut down.
     """
 
     @property
@@ -128,6 +130,7 @@ class SequencePool:
         self._n_ctx, self._n_vocab = n_ctx, n_vocab
         self._clock = 0
         self._lock = threading.RLock()  # a stream may be collected, and so closed, in the middle of anything
+        self._home = Home()
 
     def open(self, ids: Sequence[int]) -> Opened:
         """The idle slot that holds the longest prefix of ``ids``; the least recently used of equals."""
@@ -189,6 +192,8 @@ class SequencePool:
         return 0 <= sequence < len(self._slots)
 
     def close(self, sequence: int) -> None:
+        if self._home.left:
+            return
         slot = self._slots[sequence]
         with holding(self._lock):
             slot.open = False

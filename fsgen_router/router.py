@@ -9,13 +9,13 @@ import os
 import statistics
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, Unpack
+from typing import Any, Generic, Never, Self, TypeAlias, TypeVar, Unpack, overload
 
 from . import drivers, reference
 from .config import RequestKeywords, RequestOptions
@@ -29,7 +29,8 @@ from .policy import REST, Ledger, Policy
 from .reading import Alignment, Read, hashed_uniform
 from .records import Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
 from .resolve import make_model
-from .slots import Slots
+from .slots import Place, Slots
+from .streams import AsyncStream, Stream
 from .text_models import reads_tokens
 from .tokenizer import (
     Message,
@@ -42,6 +43,7 @@ from .tokenizer import (
     share_vocabulary,
     token_classes,
 )
+from .waiting import Home
 from .workers import AnyModel, Workers
 
 REFERENCE_PAIR = ("reference:fast", "reference:slow")
@@ -65,6 +67,10 @@ class RewindWarning(UserWarning):
     """A method takes drafts back, and a model of the pair has to read prompt and answer again when it does."""
 
 
+class SwappedModelsWarning(UserWarning):
+    """The slow model has fewer parameters than the fast one: the two are probably named the wrong way round."""
+
+
 T = TypeVar("T")
 _Prompts: TypeAlias = Mapping[Role, Sequence[int]]
 
@@ -75,6 +81,29 @@ def _is_reference_pair(fast: AnyModel | str, slow: AnyModel | str) -> bool:
         isinstance(model, str) and model.partition("?")[0] == name
         for model, name in zip((fast, slow), REFERENCE_PAIR, strict=True)
     )
+
+
+class _Fixed(Generic[T]):
+    """What a Router was made with. It can be read; who assigns to it is told how to have another."""
+
+    def __init__(self, meaning: str, *, instead: str) -> None:
+        self.__doc__, self._instead = meaning, instead
+
+    def __set_name__(self, owner: type[object], name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, router: None, owner: type[object]) -> Self: ...
+    @overload
+    def __get__(self, router: object, owner: type[object] | None = None) -> T: ...
+    def __get__(self, router: object | None, owner: type[object] | None = None) -> T | Self:
+        if router is None:
+            return self
+        value: T = getattr(router, f"_{self._name}")
+        return value
+
+    def __set__(self, router: object, value: Never) -> None:
+        raise AttributeError(f"{self._name} of a Router is fixed when it is made ({self._instead})")
 
 
 class Router:
@@ -102,7 +131,13 @@ class Router:
     while all sequences of a model (its ``n_seq``) are in use, and is refused with :class:`QueueFull` when
     ``max_waiting`` wait already. With ``read_ahead`` n > 0 the slow model reads whenever n tokens wait for
     it, while the fast one goes on: worth it where they run on different devices. Models that the Router
-    loaded itself are freed by :meth:`close`.
+    loaded itself are freed by :meth:`close`, or when the Router is dropped. It belongs to the process that made
+    it: in a forked child every method but :meth:`close` raises :class:`ForkedProcess`.
+
+    ``audit``, ``prices`` and ``seed`` may be changed later, for the requests that follow, and so may
+    ``read_ahead`` with batching. All else is fixed: a request may name another policy and method, and
+    :meth:`with_policy` gives a Router over the same models that has them. A slow model with fewer parameters than
+    the fast one is warned of (:class:`SwappedModelsWarning`).
 
     Two local models share one vocabulary. Ids that one of them lacks are never written, and
     :class:`VocabularyWarning` names those that are text. The default method takes drafts back, which models
@@ -113,6 +148,25 @@ class Router:
     subclass :class:`VocabularyMismatch` where ids mean different bytes) and
     :class:`ModelLoadError` where a model cannot be loaded.
     """
+
+    _another = "make another Router"
+    fast = _Fixed[TokenModel]("The model that writes.", instead=_another)
+    slow = _Fixed[AnyModel]("The model that is asked.", instead=_another)
+    policy = _Fixed[Policy](
+        "When the slow model is asked.",
+        instead="name another for one request, complete(..., policy=...), or for a twin: router.with_policy(...)",
+    )
+    method = _Fixed[Method](
+        "What its rows do.",
+        instead="name another for one request, complete(..., method=...), or for a twin: "
+        "router.with_policy(router.policy, method=...)",
+    )
+    ledger = _Fixed[Ledger](
+        "Totals of all requests, and policies' memory across them.",
+        instead="router.with_policy(router.policy) gives one with a new ledger",
+    )
+    batching = _Fixed[bool]("Whether requests in threads share their forwards.", instead=_another)
+    max_waiting = _Fixed[int]("How many requests wait before others are refused.", instead=_another)
 
     def __init__(
         self,
@@ -135,19 +189,13 @@ class Router:
             raise ConfigurationError(
                 f"{missing} is missing", hint="name both models, or neither for the reference pair"
             )
-        if not isinstance(audit, int | float) or not 0.0 <= audit <= 1.0:
-            raise ConfigurationError(f"audit={audit!r}", hint="a share between 0 and 1")
-        if not isinstance(seed, int | None):
-            raise ConfigurationError(f"seed={seed!r}", hint="a whole number, or None")
-        if not isinstance(prices, Prices | None):
-            raise ConfigurationError(f"prices={prices!r}", hint="a Prices object, in US dollars per million tokens")
         if not isinstance(batching, bool | None):
             raise ConfigurationError(f"batching={batching!r}", hint="True, False, or None for what the models hold")
-        for name, value in (("read_ahead", read_ahead), ("max_waiting", max_waiting)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ConfigurationError(f"{name}={value!r}", hint="a whole number, at least 0")
-        if read_ahead and batching is False:
-            raise ConfigurationError("read_ahead without batching", hint="one thread cannot run two models at once")
+        _require_count("max_waiting", max_waiting)
+        self._local_slow: TokenModel | None = None
+        self._batching = batching is not False
+        self._max_waiting, self._home = max_waiting, Home()
+        self.audit, self.prices, self.seed, self.read_ahead = audit, prices, seed, read_ahead
         if fast is None or slow is None:
             fast, slow = REFERENCE_PAIR
         if policy is None and method is None and _is_reference_pair(fast, slow):
@@ -155,16 +203,15 @@ class Router:
         # Checked before models are loaded, which takes longer.
         wanted_policy = None if policy is None else make_policy(policy)
         wanted_method = None if method is None else make_method(method)
-        self.audit, self.prices, self.seed, self.read_ahead = audit, prices, seed, read_ahead
-        self.ledger = Ledger()
+        self._ledger = Ledger()
         self._owned: list[AnyModel] = []
         self._closed = False
         try:
             loaded = self._load(fast)
             if not reads_tokens(loaded):
                 raise ConfigurationError(f"{loaded.name} cannot be the fast model", hint="it gives text, no logits")
-            self.fast = loaded
-            self.slow = self._load(slow)
+            self._fast = loaded
+            self._slow = self._load(slow)
             if self.fast is self.slow:
                 raise ConfigurationError(
                     "fast and slow are one model object", hint="load it twice to compare it to itself"
@@ -174,7 +221,8 @@ class Router:
             """How the vocabularies of two local models relate."""
             if self._local_slow is not None:
                 self.shared = _share(self.fast, self._local_slow)
-            self.policy, self.method = self._chosen(wanted_policy, wanted_method)
+            self._policy, self._method = self._chosen(wanted_policy, wanted_method)
+            _warn_of_swapped(self.fast, self.slow)
             remote = wanted_policy is None and self._local_slow is None
             self._default_remote = self.policy if remote else None
         except BaseException:
@@ -212,10 +260,7 @@ class Router:
                     f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {method.name}",
                     hint="use the method replace",
                 )
-            if self.audit:
-                raise ConfigurationError(
-                    f"{self.slow.name} gives text, no logits, so it cannot audit answers", hint="leave audit out"
-                )
+            self._require_auditor(self.audit)
             _warn_of_small_extents(policy, self.slow.name)
         else:
             policy = policy or make_policy(DEFAULT_POLICY)
@@ -240,6 +285,61 @@ class Router:
         """Models that a rewind costs the whole prefix: it is read again."""
         models = (self.fast, self._local_slow)
         return [model.name for model in models if model is not None and not model.capabilities.rewind]
+
+    # --- what may be changed later ---
+
+    @property
+    def audit(self) -> float:
+        """The share of answers that the slow model reads whole afterwards."""
+        return self._audit
+
+    @audit.setter
+    def audit(self, share: float) -> None:
+        if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+            raise ConfigurationError(f"audit={share!r}", hint="a share between 0 and 1")
+        if "_slow" in self.__dict__:
+            self._require_auditor(share)
+        self._audit = share
+
+    @property
+    def prices(self) -> Prices | None:
+        """The slow model's, in US dollars per million tokens."""
+        return self._prices
+
+    @prices.setter
+    def prices(self, prices: Prices | None) -> None:
+        if not isinstance(prices, Prices | None):
+            raise ConfigurationError(f"prices={prices!r}", hint="a Prices object, in US dollars per million tokens")
+        self._prices = prices
+
+    @property
+    def seed(self) -> int | None:
+        """Of requests that name none; None: drawn for each."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int | None) -> None:
+        if not isinstance(seed, int | None):
+            raise ConfigurationError(f"seed={seed!r}", hint="a whole number, or None")
+        self._seed = seed
+
+    @property
+    def read_ahead(self) -> int:
+        """Tokens that wait for the slow model when it reads them beside the fast one; 0: never."""
+        return self._read_ahead
+
+    @read_ahead.setter
+    def read_ahead(self, tokens: int) -> None:
+        _require_count("read_ahead", tokens)
+        if tokens and not self._batching:
+            raise ConfigurationError("read_ahead without batching", hint="make the Router with batching=True")
+        self._read_ahead = tokens
+
+    def _require_auditor(self, share: float) -> None:
+        if share and self._local_slow is None:
+            raise ConfigurationError(
+                f"{self.slow.name} gives text, no logits, so it cannot audit answers", hint="leave audit out"
+            )
 
     # --- what users call ---
 
@@ -294,8 +394,8 @@ class Router:
         """
         self._require_open()
         twin = copy.copy(self)
-        twin.policy, twin.method = self._instead(policy, method)
-        twin.ledger, twin._owned = Ledger(), []
+        twin._policy, twin._method = self._instead(policy, method)
+        twin._ledger, twin._owned = Ledger(), []
         # Its own threads, so that closing one leaves the other's; the slots count the models' sequences
         # and stay shared.
         twin._workers = Workers(self._models)
@@ -313,7 +413,7 @@ class Router:
         if slow is None:
             raise ConfigurationError(f"{self.slow.name} has no steps to time", hint="ask with baseline=True")
         token = max(slow.tokenizer.eog_ids, default=0)
-        with self._slots.hold():
+        with self._slots.admit().hold():
             sequence = slow.open([]).sequence
             try:
                 for number in range(count + 1):
@@ -328,9 +428,11 @@ class Router:
         """Free the models that this Router loaded. Requests under way and further calls raise :class:`RouterClosed`.
 
         Waits for forwards, not for endpoints. Without batching a request runs in its caller's own thread, where
-        only the model can end a call that hangs.
+        only the model can end a call that hangs. In a forked child nothing is freed: all of it is the parent's.
         """
         self._closed = True
+        if self._home.left:
+            return
         if "_workers" in self.__dict__:
             self._workers.close()
         owned, self._owned = self._owned, []
@@ -367,6 +469,7 @@ class Router:
     # --- prompts ---
 
     def _require_open(self) -> None:
+        self._home.require("the Router")
         if self._closed:
             raise RouterClosed("the Router was closed", hint="make a new one")
 
@@ -502,15 +605,16 @@ class Router:
     def _stream(self, text: TextPrompt, options: Mapping[str, Any]) -> Iterator[StreamEvent]:
         # Checked here and not in the generator, so that a bad request raises at the call.
         engine, alone = self._prepare(text, options)
-        return self._run(engine, alone)
+        place = self._slots.admit()
+        return Stream(self._run(engine, alone, place), place)
 
-    def _run(self, engine: Engine, alone: Engine | None) -> Iterator[StreamEvent]:
-        for emit in (self._live if self._batching else self._inline)(engine, alone):
+    def _run(self, engine: Engine, alone: Engine | None, place: Place) -> Generator[StreamEvent, None, None]:
+        for emit in (self._live if self._batching else self._inline)(engine, alone, place):
             yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 
-    def _inline(self, engine: Engine, alone: Engine | None) -> Iterator[Emit]:
-        with self._slots.hold():
+    def _inline(self, engine: Engine, alone: Engine | None, place: Place) -> Iterator[Emit]:
+        with place.hold():
             self._require_open()
             try:
                 with closing(drivers.run(engine, self._seated("fast"))) as emits:
@@ -524,12 +628,12 @@ class Router:
                 self._require_open()  # its models may be freed: it was not they that failed
                 raise
 
-    def _live(self, engine: Engine, alone: Engine | None) -> Iterator[Emit]:
-        self._slots.take()
-        yield from self._begin(drivers.run_live, engine, alone)
+    def _live(self, engine: Engine, alone: Engine | None, place: Place) -> Iterator[Emit]:
+        place.take()
+        yield from self._begin(drivers.run_live, engine, alone, place)
 
-    def _begin(self, driver: Callable[..., T], engine: Engine, alone: Engine | None) -> T:
-        """A live request's emits. It gives the slot back that was taken for it, at its end.
+    def _begin(self, driver: Callable[..., T], engine: Engine, alone: Engine | None, place: Place) -> T:
+        """A live request's emits. It leaves its place at its end.
 
         Not who listens to it: a coroutine whose loop is closed never comes to its own end.
         """
@@ -537,9 +641,9 @@ class Router:
             self._require_open()
             workers = self._workers.seated("fast")
         except BaseException:
-            self._slots.give()
+            place.leave()
             raise
-        return driver(engine, self._models, workers, then=self._then(engine, alone), ended=self._slots.give)
+        return driver(engine, self._models, workers, then=self._then(engine, alone), ended=place.leave)
 
     def _then(self, engine: Engine, alone: Engine | None) -> Callable[[], drivers.Run] | None:
         """What follows a live answer: its baseline, where one was asked for."""
@@ -563,12 +667,13 @@ class Router:
 
     def _astream(self, text: TextPrompt, options: Mapping[str, Any]) -> AsyncIterator[StreamEvent]:
         engine, alone = self._prepare(text, options)
-        return self._arun(engine, alone)
+        place = self._slots.admit()
+        return AsyncStream(self._arun(engine, alone, place), place)
 
-    async def _arun(self, engine: Engine, alone: Engine | None) -> AsyncIterator[StreamEvent]:
-        await self._slots.atake()
+    async def _arun(self, engine: Engine, alone: Engine | None, place: Place) -> AsyncGenerator[StreamEvent, None]:
+        await place.atake()
         # Closed with this coroutine, also when it is given up half-way.
-        async with aclosing(self._begin(drivers.arun_live, engine, alone)) as emits:
+        async with aclosing(self._begin(drivers.arun_live, engine, alone, place)) as emits:
             async for emit in emits:
                 yield _event(emit)
         yield Finished(self._conclude(engine, alone))
@@ -701,6 +806,23 @@ def _warn_of_rereading(method: Method, names: Sequence[str]) -> None:
         "read again (counted as reread in the usage). The method replace takes nothing back"
     )
     warn(RewindWarning, said, event="reread", method=method.name, models=list(names))
+
+
+def _require_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigurationError(f"{name}={value!r}", hint="a whole number, at least 0")
+
+
+def _warn_of_swapped(fast: TokenModel, slow: AnyModel) -> None:
+    if slow.n_params is not None and slow.n_params < fast.n_params:
+        warn(
+            SwappedModelsWarning,
+            f"the slow model {slow.name} has {slow.n_params:,} parameters, the fast model {fast.name} "
+            f"{fast.n_params:,}: are they swapped? fast= is the small one",
+            event="swapped_models",
+            fast=fast.name,
+            slow=slow.name,
+        )
 
 
 def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:

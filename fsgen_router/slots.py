@@ -8,12 +8,10 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import TypeAlias
 
 from .errors import NoFreeSequence, QueueFull
-from .waiting import holding
+from .waiting import Home, holding
 
-_Turn: TypeAlias = tuple[Future[None], asyncio.AbstractEventLoop | None]
 _CHECK_SECONDS = 1.0
 """How often who waits looks for slots that went to closed event loops: nobody is told of those."""
 
@@ -21,18 +19,69 @@ _CHECK_SECONDS = 1.0
 class Slots:
     """At most ``count`` requests at once, from threads and coroutines, first come first served.
 
-    Raises :class:`QueueFull` where ``max_waiting`` are waiting already.
+    :meth:`admit` refuses (:class:`QueueFull`) where ``max_waiting`` more than those were admitted already.
     """
 
     def __init__(self, count: int, max_waiting: int) -> None:
         self._free = self._count = count
-        self._max_waiting = max_waiting
-        # A stream may be collected, and so give its slot back, in the middle of anything.
+        self._room = count + max_waiting
+        self._admitted = 0
+        # A stream may be collected, and so give its place back, in the middle of anything.
         self._lock = threading.RLock()
-        self._waiting: deque[_Turn] = deque()
-        self._handed: dict[Future[None], asyncio.AbstractEventLoop | None] = {}
-        """Given to who has not gone on yet, and whose event loop may be closed before."""
+        self._waiting: deque[Place] = deque()
+        self._handed: dict[Place, None] = {}
+        """Given a slot and not gone on yet: their event loops may be closed before."""
         self._threads: list[int] = []
+        self._home = Home()
+
+    def admit(self) -> Place:
+        """A place in the queue, from the call of a request on. Raises :class:`QueueFull`; never waits."""
+        with holding(self._lock):
+            if self._admitted >= self._room:
+                self._forget_closed_loops()
+            if self._admitted >= self._room:
+                running = self._count - self._free
+                raise QueueFull(
+                    f"{running} requests are being answered and {self._admitted - running} are waiting",
+                    hint="try again later, or raise the Router's max_waiting or the models' n_seq",
+                )
+            self._admitted += 1
+        return Place(self)
+
+    def _hand_on(self) -> None:
+        for place in [place for place in self._handed if place.lost]:
+            place.leave()
+        while self._free and self._waiting:
+            place = self._waiting.popleft()
+            # Who waited in a loop that was closed since would never give it back.
+            if place.lost:
+                place.leave()
+            else:
+                self._free -= 1
+                self._handed[place] = None
+                place.turn.set_result(None)
+
+    def _forget_closed_loops(self) -> None:
+        for place in [place for place in (*self._waiting, *self._handed) if place.lost]:
+            place.leave()
+
+
+class Place:
+    """A request's place: one of those admitted, with a slot between :meth:`take` and :meth:`leave`.
+
+    Collected, it is given back, so that a stream which nobody ever reads keeps none.
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self.turn: Future[None] = Future()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked = self._holds = self._gone = False
+
+    @property
+    def lost(self) -> bool:
+        """Who waits for the slot does so in an event loop that is closed, and never goes on."""
+        return self._loop is not None and self._loop.is_closed()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -41,91 +90,94 @@ class Slots:
         Raises :class:`NoFreeSequence` where every slot is held by streams that this very thread has
         left open: it would wait for itself.
         """
-        thread = threading.get_ident()
-        with holding(self._lock):
-            if self._threads.count(thread) == self._count:
-                raise NoFreeSequence(
-                    f"this thread has {self._count} streams open, and the models hold no more sequences",
-                    hint="finish or close one first, or load both models with a larger n_seq",
-                )
-        self.take()
-        self._threads.append(thread)
+        slots, thread = self._slots, threading.get_ident()
         try:
-            yield
+            with holding(slots._lock):
+                if slots._threads.count(thread) == slots._count:
+                    raise NoFreeSequence(
+                        f"this thread has {slots._count} streams open, and the models hold no more sequences",
+                        hint="finish or close one first, or load both models with a larger n_seq",
+                    )
+            self.take()
+            slots._threads.append(thread)
+            try:
+                yield
+            finally:
+                slots._threads.remove(thread)
         finally:
-            self._threads.remove(thread)
-            self.give()
+            self.leave()
 
     def take(self) -> None:
-        """Wait for a slot, which is kept until someone calls :meth:`give`."""
-        turn = self._queue(None)
+        """Wait for a slot, which is kept until someone calls :meth:`leave`."""
         try:
-            while not self._has(turn):
+            self._queue(None)
+            while not self._has_slot():
+                self._require_hope()
                 with suppress(TimeoutError):
-                    turn[0].result(_CHECK_SECONDS)
+                    self.turn.result(_CHECK_SECONDS)
         except BaseException:
-            self._withdraw(turn)
+            self.leave()
             raise
 
     async def atake(self) -> None:
         """Like :meth:`take`, without blocking the event loop."""
-        turn = self._queue(asyncio.get_running_loop())
         try:
-            future = asyncio.wrap_future(turn[0])
-            while not self._has(turn):
+            self._queue(asyncio.get_running_loop())
+            future = asyncio.wrap_future(self.turn)
+            while not self._has_slot():
                 await asyncio.wait({future}, timeout=_CHECK_SECONDS)
         except BaseException:
-            self._withdraw(turn)
+            self.leave()
             raise
 
-    def give(self) -> None:
-        """Give a slot back, on any thread: to who has waited longest."""
-        with holding(self._lock):
-            self._free += 1
-            self._hand_on()
+    def leave(self) -> None:
+        """Give all of it back, on any thread: the slot to who has waited longest. Leaving twice is allowed."""
+        slots = self._slots
+        if slots._home.left:
+            return
+        with holding(slots._lock):
+            if self._gone:
+                return
+            self._gone = True
+            slots._admitted -= 1
+            with suppress(ValueError):
+                slots._waiting.remove(self)
+            # Also where it gave up waiting, and was given a slot in that very moment.
+            if slots._handed.pop(self, self) is None or self._holds:
+                slots._free += 1
+                slots._hand_on()
 
-    def _queue(self, loop: asyncio.AbstractEventLoop | None) -> _Turn:
-        turn: _Turn = Future(), loop
-        with holding(self._lock):
-            self._hand_on()
-            if not self._free and len(self._waiting) >= self._max_waiting:
-                raise QueueFull(
-                    f"{self._count} requests are being answered and {len(self._waiting)} are waiting",
-                    hint="try again later, or raise the Router's max_waiting or the models' n_seq",
-                )
-            self._waiting.append(turn)
-            self._hand_on()
-        return turn
+    def leave_unread(self) -> None:
+        """Give it back where no slot was ever asked for: nobody else will."""
+        if not self._asked:
+            self.leave()
 
-    def _has(self, turn: _Turn) -> bool:
+    def __del__(self) -> None:
+        self.leave()
+
+    def _queue(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        slots = self._slots
+        with holding(slots._lock):
+            self._asked, self._loop = True, loop
+            slots._waiting.append(self)
+            slots._hand_on()
+
+    def _has_slot(self) -> bool:
         """Whether its slot has come to who waits for it."""
-        with holding(self._lock):
-            self._hand_on()
-            if not turn[0].done():
+        slots = self._slots
+        with holding(slots._lock):
+            slots._hand_on()
+            if not self.turn.done():
                 return False
-            del self._handed[turn[0]]
+            del slots._handed[self]
+            self._holds = True
             return True
 
-    def _hand_on(self) -> None:
-        for future, loop in list(self._handed.items()):
-            if loop is not None and loop.is_closed() and self._handed.pop(future, self) is not self:
-                self._free += 1
-        while self._free and self._waiting:
-            self._free -= 1
-            future, loop = self._waiting.popleft()
-            # Who waited in a loop that was closed since would never give it back.
-            if (loop is None or not loop.is_closed()) and future.set_running_or_notify_cancel():
-                self._handed[future] = loop
-                future.set_result(None)
-            else:
-                self._free += 1
-
-    def _withdraw(self, turn: _Turn) -> None:
-        # Cancelled while waiting; or given the turn in that very moment, which then goes on.
-        with holding(self._lock):
-            if turn[0].cancel():
-                with suppress(ValueError):
-                    self._waiting.remove(turn)
-            elif self._handed.pop(turn[0], self) is not self:
-                self._free += 1
-                self._hand_on()
+    def _require_hope(self) -> None:
+        """The interpreter waits at its end for this thread, which must not wait for the one that has ended."""
+        slots, main = self._slots, threading.main_thread()
+        if not main.is_alive() and slots._threads.count(main.ident or 0) == slots._count:
+            raise NoFreeSequence(
+                f"the main thread has ended with {slots._count} streams open, and the models hold no more sequences",
+                hint="close streams that are not read to their end",
+            )

@@ -77,7 +77,11 @@ TextEvent: TypeAlias = TextChunk | ReasoningChunk | TextEnd
 
 
 class TextModel(Protocol):
-    """A model that continues text. Calls are safe from several threads and run side by side."""
+    """A model that continues text. Calls are safe from several threads and run side by side.
+
+    After a fork, :meth:`stream` raises :class:`~fsgen_router.errors.ForkedProcess` in the child, and
+    :meth:`shutdown` does nothing.
+    """
 
     @property
     def name(self) -> str: ...

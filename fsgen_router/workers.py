@@ -7,6 +7,7 @@ costs the rest nothing.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 import weakref
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Protocol, TypeAlias, cast
 
 from .engine import Chunk, Done, Event, Failed, Open, Start
@@ -22,7 +24,7 @@ from .models import Rows, TokenModel, Work
 from .reading import Row
 from .records import Role
 from .text_models import Continuation, ReasoningChunk, TextEnd, TextModel, reads_tokens
-from .waiting import WorkerThread, holding
+from .waiting import Home, WorkerThread, holding
 
 CHUNK = 64
 """Tokens of one work in one forward while others wait too, so that a long prompt does not hold them up."""
@@ -96,8 +98,11 @@ class Worker(Protocol):
     def submit(self, command: Start, client: Client) -> None:
         """Begin a job, whose events are delivered later. Raises :class:`RouterClosed` after :meth:`close`."""
 
-    def close(self) -> None:
-        """End the threads; what is still waiting fails. Closing twice is allowed."""
+    def close(self, timeout: float | None = None) -> None:
+        """End the threads; what is still waiting fails. Closing twice is allowed.
+
+        A forward is waited for, at most ``timeout`` seconds.
+        """
 
     def abandon(self) -> None:
         """Let the threads end when they like: nobody submits any more. Never waits."""
@@ -141,10 +146,10 @@ class BatchWorker:
             self._closed = True
             self._changed.notify()
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         self.abandon()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(timeout)
 
     def _run(self) -> None:
         while self._turn(*self._wait()):
@@ -270,7 +275,7 @@ class StreamWorker:
     def abandon(self) -> None:
         self._closed = True
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         # Without waiting for an endpoint that hangs: its stream ends when the model is shut down, or never.
         with self._lock:
             self._closed = True
@@ -298,9 +303,29 @@ def as_backend_error(error: BaseException, name: str) -> FsgenError:
     return failure
 
 
-def _abandon(workers: Mapping[Role, Worker]) -> None:
-    for worker in workers.values():
-        worker.abandon()
+def _abandon(workers: Mapping[Role, Worker], home: Home) -> None:
+    if not home.left:
+        for worker in workers.values():
+            worker.abandon()
+
+
+_EXIT_SECONDS = 10.0
+"""How long the interpreter's end waits for forwards: they cannot be broken off, and one may hang."""
+_all: weakref.WeakSet[Workers] = weakref.WeakSet()
+
+
+def _end() -> None:
+    """End all threads in order, before the interpreter stops them where they are, with the locks that they hold."""
+    deadline = time.monotonic() + _EXIT_SECONDS
+    for workers in list(_all):
+        workers.close(deadline)
+
+
+@cache
+def _end_at_exit() -> None:
+    # Not when this is imported: what is registered last is run first, and models, which free themselves, are
+    # loaded before there are workers for them.
+    atexit.register(_end)
 
 
 class Workers:
@@ -311,8 +336,11 @@ class Workers:
         self._started: dict[Role, Worker] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._home = Home()
         # Who drops a Router without closing it gets its threads and models back.
-        weakref.finalize(self, _abandon, self._started).atexit = False
+        weakref.finalize(self, _abandon, self._started, self._home).atexit = False
+        _all.add(self)
+        _end_at_exit()
 
     def seated(self, fast: Role) -> Mapping[Role, Worker]:
         """Both workers, with that of one of the models in the fast seat."""
@@ -328,10 +356,15 @@ class Workers:
                     made.close()
             return self._started[role]
 
-    def close(self) -> None:
-        """End the threads; requests under way fail with :class:`RouterClosed`."""
+    def close(self, deadline: float | None = None) -> None:
+        """End the threads; requests under way fail with :class:`RouterClosed`.
+
+        Forwards are waited for, at most until the monotonic clock shows ``deadline``.
+        """
+        if self._home.left:
+            return
         with self._lock:
             self._closed = True
             started = list(self._started.values())
         for worker in started:
-            worker.close()
+            worker.close(None if deadline is None else max(deadline - time.monotonic(), 0.0))

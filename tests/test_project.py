@@ -26,12 +26,13 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 
 EXPORTS = {
     "REST", "BackendError", "CalibrationError", "CheckerFailed", "Comparison", "ConfigurationError", "Constraint",
-    "Context", "Decision", "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "Message",
-    "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence",
-    "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull",
-    "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "RewindWarning", "Router", "RouterClosed",
-    "Signals", "SmallExtentWarning", "Span", "StreamEvent", "SystemMessageWarning", "TextDelta", "TextPart", "Token",
-    "Usage", "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
+    "Context", "Decision", "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest", "Ledger",
+    "Mask", "Message", "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage",
+    "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong",
+    "QueueFull", "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "RewindWarning", "Router",
+    "RouterClosed", "Signals", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning",
+    "SystemMessageWarning", "TextDelta", "TextPart", "Token", "Usage", "VocabularyMismatch", "VocabularyWarning",
+    "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
@@ -43,7 +44,8 @@ OPTIONS = {
     "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "baseline", "policy", "method", "request_id",
 }  # fmt: skip
 ROUTER = {
-    "achat", "aclose", "acomplete", "astream", "astream_chat", "chat", "close", "complete", "measure_steps", "stream",
+    "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "batching", "chat", "close", "complete", "fast",
+    "ledger", "max_waiting", "measure_steps", "method", "policy", "prices", "read_ahead", "seed", "slow", "stream",
     "stream_chat", "with_policy",
 }  # fmt: skip
 
@@ -145,7 +147,7 @@ ORDER = (
     "_version", "errors", "json_forms", "logs", "machine", "options", "waiting", "acceptance", "reading", "tokenizer",
     "signals",
     "policy", "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config",
-    "adapters", "policies", "reference", "resolve", "slots", "router", "fsgen_router", "evaluation", "plots",
+    "adapters", "policies", "reference", "resolve", "slots", "streams", "router", "fsgen_router", "evaluation", "plots",
     "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from .. import __version__
 from ..errors import BackendError, ConfigurationError, FsgenError, VocabularyMismatch
 from ..machine import free_bytes, usable_cores
 from ..reference import world
+from ..router import SwappedModelsWarning
 from ..text_models import Continuation, TextModel, reads_tokens
 from . import options as o
 from .terminal import EXIT_FAILED, out, write_json
@@ -230,8 +232,10 @@ def _hub() -> Iterator[Check]:
 def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
     name = _pair_label(fast, slow)
     try:
-        # Vocabularies are compared when the Router is built.
-        router = o.open_router(fast, slow, "every:2,span=8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SwappedModelsWarning)  # said below
+            # Vocabularies are compared when the Router is built.
+            router = o.open_router(fast, slow, "every:2,span=8")
     except ImportError as error:
         yield Check(name, "fail", str(error), "pip install 'fsgen-router[llama]'")
         return
@@ -246,6 +250,9 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
         yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}{alike}")
         for sentence in differing:
             yield Check("vocabulary", "note", sentence)
+        if router.slow.n_params < router.fast.n_params:
+            detail = f"the slow model {router.slow.name} is smaller than the fast model {router.fast.name}"
+            yield Check("sizes", "note", detail, "are they swapped? --fast is the small one")
         own = fast is not None  # whose answers are not known to be right, and may take long
         answer = router.complete(QUESTION, max_tokens=16 if own else o.MAX_TOKENS)
         if answer.degraded:
