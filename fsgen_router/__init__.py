@@ -31,7 +31,7 @@ from .errors import (
 )
 from .policy import REST, Context, Decision, Ledger, Policy
 from .reading import Mask
-from .records import Finished, Generation, Prices, Span, TextDelta, Token, Usage
+from .records import Claim, Finished, Generation, Prices, Span, TextDelta, Token, Usage
 from .router import Router, SmallExtentWarning
 from .signals import Signals
 
@@ -40,6 +40,7 @@ __all__ = [
     "BackendError",
     "CalibrationError",
     "CheckerFailed",
+    "Claim",
     "ConfigurationError",
     "Context",
     "Decision",

@@ -165,6 +165,28 @@ class Usage:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What was certified about a policy (``certified``, a sentence), and why it does not speak of an answer.
+
+    ``reasons`` is empty where it does. It never says that one answer is right: it bounds a mean over prompts.
+    """
+
+    certified: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        return not self.reasons
+
+    def but(self, *reasons: str) -> Claim:
+        """The same claim with more reasons against it."""
+        return Claim(self.certified, self.reasons + reasons)
+
+    def __str__(self) -> str:
+        return self.certified if self.holds else f"suspended: {'; '.join(self.reasons)} ({self.certified})"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """A finished answer. ``tokens`` ends with the end-of-generation token where there was one."""
@@ -178,14 +200,19 @@ class Generation:
     method: str
     degraded: str | None = None
     """Why the slow model was given up in mid-answer; None when all went well."""
-    guarantee: str | None = None
-    """Whether a policy's certificate holds of this answer: ``"certified"`` or ``"suspended: why"``; None without one.
+    claim: Claim | None = None
+    """What a policy's certificate says of this answer; None without one.
 
-    A cap, a held rate, drift or an outlier suspends it, and so does what calibration did not run: sampling
-    (temperature above 0), or a slow model that failed."""
+    A cap, a held rate, drift or an outlier suspends it, and so does what calibration did not run: a prompt of
+    another kind, sampling (temperature above 0), masks, an answer that was cut off, a slow model that failed."""
     baseline: Generation | None = None
     """The slow model's own answer to the same prompt, where it was asked for."""
     models: Mapping[str, ModelCard] = field(default_factory=dict)
+
+    @property
+    def guarantee(self) -> str | None:
+        """The claim in words: its population, its number, and why it is suspended, where it is."""
+        return None if self.claim is None else str(self.claim)
 
     @property
     def spans(self) -> tuple[Span, ...]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .records import Generation, ModelCard, ModelUsage, Prices, Usage
+from .records import Claim, Generation, ModelCard, ModelUsage, Prices, Usage
 
 FSGEN_RATE = 0.2
 FSGEN_SOURCE = "arXiv 2406.12295"
@@ -72,8 +72,8 @@ class Report:
     degraded: str | None
     verified_tokens: int = 0
     """Emitted tokens of the fast model's that the slow one judged, and that stand."""
-    guarantee: str | None = None
-    """Whether a policy's certificate holds: see :attr:`~fsgen_router.Generation.guarantee`."""
+    claim: Claim | None = None
+    """What the policy's certificate says: see :attr:`~fsgen_router.Generation.claim`."""
 
     @property
     def fsgen(self) -> dict[str, Any]:
@@ -102,7 +102,8 @@ class Report:
             "finish_reason": self.finish_reason,
             "degraded": self.degraded,
             "verified_tokens": self.verified_tokens,
-            "guarantee": self.guarantee,
+            "guarantee": None if self.claim is None else str(self.claim),
+            "guarantee_holds": None if self.claim is None else self.claim.holds,
         }
 
     def to_json(self) -> str:
@@ -116,8 +117,8 @@ class Report:
     def __rich_console__(self, console: Console, options: Any) -> Any:
         yield self._savings()
         yield self._rates()
-        if self.guarantee is not None:
-            yield Text(f"Guarantee of the policy: {self.guarantee}.")
+        if self.claim is not None:
+            yield Text(f"Guarantee of the policy: {self.claim}.")
         yield Text(self.fsgen["note"], style="dim")
         if self.degraded:
             yield Text(f"Degraded: the slow model was given up ({self.degraded}).", style="bold red")
@@ -211,7 +212,7 @@ def make_report(answer: Generation) -> Report:
         finish_reason=answer.finish_reason,
         degraded=answer.degraded,
         verified_tokens=sum(token.verified for token in answer.tokens),
-        guarantee=answer.guarantee,
+        claim=answer.claim,
     )
 
 

@@ -129,7 +129,7 @@ def total_report(answers: Sequence[Generation]) -> Report:
     }
     reasons = sorted({report.finish_reason for report in reports})
     degraded = [report.degraded for report in reports if report.degraded]
-    claims = [report.guarantee for report in reports]
+    claims = [report.claim for report in reports]
     return Report(
         usage=_sum_usage([answer.usage for answer in answers]),
         **totals,
@@ -138,7 +138,7 @@ def total_report(answers: Sequence[Generation]) -> Report:
         finish_reason=" and ".join(reasons),
         degraded=degraded[0] if degraded else None,
         verified_tokens=sum(report.verified_tokens for report in reports),
-        guarantee=next((claim for claim in claims if claim != "certified"), claims[0]),
+        claim=next((claim for claim in claims if claim is not None and not claim.holds), claims[0]),
     )
 
 
