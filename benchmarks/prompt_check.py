@@ -146,7 +146,8 @@ def main() -> None:
             lines = args.gsm8k.read_text(encoding="utf-8").splitlines()
             groups["gsm8k"] = [chat(json.loads(line)["question"]) for line in lines]
         shipped = load_policy(reference.policy_path())[0].inputs
-        assert shipped is not None and shipped.spec() == check.spec()
+        assert shipped is not None
+        assert shipped.spec() == check.spec()
 
         def by_check(prompt: Chat) -> bool:
             return bool(check.reasons(asked(router.fast.tokenizer, messages=prompt)))

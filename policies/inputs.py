@@ -84,8 +84,9 @@ class PromptCheck(Stored):
             raise ConfigurationError("prompts: the parts do not fit")
 
     def __str__(self) -> str:
-        turns = f", at most {self.messages} a conversation" if self.messages else ""
-        return f"suspended but for {' or '.join(self.forms)}{turns}, of {self.shortest} to {self.longest} tokens, of words like calibration's"
+        turns = f", at most {self.messages} in a conversation" if self.messages else ""
+        forms, tokens = " or ".join(self.forms), f"{self.shortest} to {self.longest} tokens"
+        return f"the guarantee is suspended but for {forms}{turns}, {tokens}, in words like calibration's"
 
     def reasons(self, request: Asked, *, stop: Sequence[str] = ()) -> tuple[str, ...]:
         """In words, how a request is unlike those of calibration; empty where it is like them."""

@@ -584,7 +584,9 @@ def test_testing_stops_at_the_first_candidate_that_fails() -> None:
     assert canned.ran == 3, "the one behind the failure needs no run"
     assert choice.policy is not None
     assert choice.policy.threshold == canned.candidates[1].threshold
-    assert choice.policy.guarantee() == "certified"
+    assert choice.policy.guarantee().holds
+    assert choice.certified
+    assert choice.reason.startswith("Certified on prompts like the 200 of calibration: regret at most 5%")
     assert choice.guarantee is not None
     assert (choice.guarantee.risk, choice.guarantee.certified_rate) == (1 / 200, 0.5)
     assert not choice.always
@@ -598,7 +600,8 @@ def test_nothing_but_always_escalating_says_so() -> None:
     assert choice.policy.threshold < 0
     assert choice.guarantee is not None
     assert choice.guarantee.certified_rate == 1.0
-    assert "nothing is saved" in choice.reason
+    assert "saves nothing" in choice.reason
+    assert not choice.certified
     assert choice.enough_prompts is not None
     assert choice.enough_prompts > 100
 
@@ -609,7 +612,8 @@ def test_nothing_at_all_can_be_certified() -> None:
     assert (choice.policy, choice.guarantee, canned.ran) == (None, None, 0)
     assert choice.enough_prompts is not None
     assert choice.enough_prompts >= 45
-    assert "nothing can be certified" in choice.reason
+    assert choice.reason.startswith("Nothing is certified: 20 calibration prompts are too few")
+    assert not choice.certified
 
 
 def test_regret_counts_what_the_slow_model_had_right() -> None:
@@ -672,7 +676,9 @@ def test_a_policy_from_prompts_to_the_router(tmp_path: Path, fast_model: TokenMo
     assert found.policy is not None
     assert found.choice.guarantee is not None
     policy, card = load_policy(out)
-    assert policy.guarantee() == "certified"
+    assert policy.guarantee().holds
+    assert policy.inputs is not None
+    assert policy.inputs.forms == ("messages",)
     assert policy.drift is not None
     assert card.splits == {"fit": 11, "calibration": 11, "report": 22}
     assert card.data_hash == found.prompts.sha256
@@ -686,7 +692,7 @@ def test_a_policy_from_prompts_to_the_router(tmp_path: Path, fast_model: TokenMo
     assert {"gap", "gap_interval", "rounds", "candidates", "report", "seconds"} <= set(record)
     assert [one["round"] for one in record["rounds"]] == [0, 1]
     text = page.read_text()
-    assert "Certified: expected regret" in text
+    assert "Certified on prompts like the 11 of calibration: regret at most 30%" in text
     assert not re.search(r"(?:src|href)=\"(?!data:)", text), "self-contained"
     assert text.count("data:image/png;base64,") == 4
     for name in ("escalation", "slow_forwards", "cost", "reliability"):
@@ -733,7 +739,7 @@ def test_a_target_that_no_candidate_meets_writes_no_policy(tmp_path: Path) -> No
     found = cal.calibrate(pair.fast, pair.slow, path, out=out, target_rate=1e-6, report=page, **SMALL)
     assert (found.policy, found.card, found.to_dict()["policy"]) == (None, None, None)
     assert not out.exists()
-    assert "could not be chosen: even the highest candidate escalates" in page.read_text()
+    assert "No threshold was chosen: even the highest candidate escalates" in page.read_text()
 
 
 def test_the_page_says_what_is_not_certified(tmp_path: Path) -> None:
@@ -747,10 +753,11 @@ def test_the_page_says_what_is_not_certified(tmp_path: Path) -> None:
     always = cal.choose_certified(lossy, lossy.candidates, slow, **certify)  # type: ignore[arg-type]
     nothing = cal.choose_certified(few, few.candidates, outcomes([1] * 20), **certify)  # type: ignore[arg-type]
     page = render_report(dataclasses.replace(found, choice=always, target=target), figures)
-    assert "Only “always escalate” was certified" in page
-    assert f"About {always.enough_prompts} calibration prompts" in page
+    assert "Only “always escalate” is certified" in page
+    assert f"about {always.enough_prompts} calibration prompts" in page
     page = render_report(dataclasses.replace(found, choice=nothing, target=target, policy=None), figures)
-    assert "Nothing is certified, and no policy was written: nothing can be certified with 20" in page
+    assert "Nothing is certified: 20 calibration prompts are too few" in page
+    assert "No policy was written." in page
 
 
 def test_markup_that_a_model_writes_stays_text(tmp_path: Path) -> None:
@@ -935,7 +942,7 @@ def test_the_command_and_the_file_it_wrote(tmp_path: Path) -> None:
         0.2,
     )
     assert code == 0
-    assert "Nothing is certified" in text
+    assert "Not certified: nothing is claimed about quality." in " ".join(text.split())
     code, text, _ = invoke("policy", "show", out)
     assert code == 0
     assert "No guarantee" in text

@@ -25,7 +25,7 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 # --- exports -------------------------------------------------------------------------------------
 
 EXPORTS = {
-    "REST", "BackendError", "CalibrationError", "CheckerFailed", "ConfigurationError", "Context", "Decision",
+    "REST", "BackendError", "CalibrationError", "CheckerFailed", "Claim", "ConfigurationError", "Context", "Decision",
     "Finished", "FsgenError", "Generation", "InvalidRequest", "Ledger", "Mask", "ModelFileCorrupt", "ModelLoadError",
     "ModelNotFound", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices",
     "PromptTooLong", "QueueFull", "RequestOptions", "Router", "RouterClosed", "Signals", "SmallExtentWarning", "Span",
@@ -33,8 +33,8 @@ EXPORTS = {
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
-    "PolicyPairWarning", "Random", "SpanRule", "Threshold", "check_pair", "fingerprint", "guarantee_of", "load_policy",
-    "make_policy", "save_policy",
+    "PolicyPairWarning", "Random", "SpanRule", "Threshold", "check_pair", "check_prompt", "fingerprint", "guarantee_of",
+    "load_policy", "make_policy", "save_policy",
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",

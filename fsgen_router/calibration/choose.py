@@ -297,15 +297,15 @@ def choose_cost(
         least = relative_cost(tried[len(candidates) - 1], slow)
         return Choice(
             None,
-            f"No threshold was chosen: even the highest candidate takes {_figure(least)} of the slow model's own seconds "
-            f"on the calibration prompts, where at most {max_cost:g} was asked for",
+            f"No threshold was chosen: even the highest candidate takes {_figure(least)} of the slow model's own "
+            f"seconds on the calibration prompts, where at most {max_cost:g} was asked for",
             ran,
         )
     cost = relative_cost(tried[chosen], slow)
     return Choice(
         candidates[chosen],
-        f"{_NO_CLAIM}. The target was a cost, at most {max_cost:g} of the slow model's own seconds, and of the candidates "
-        f"within it this one escalates most: it takes {_figure(cost)} on the calibration prompts",
+        f"{_NO_CLAIM}. The target was a cost, at most {max_cost:g} of the slow model's own seconds, and of the "
+        f"candidates within it this one escalates most: it takes {_figure(cost)} on the calibration prompts",
         ran,
     )
 
@@ -385,9 +385,9 @@ def choose_certified(
     seen = int(np.flatnonzero(tested.risks <= alpha)[-1])
     if not saving and not certain and seen:
         reason = (
-            f"Not certified: {why}. Of the candidates whose {loss_name} on these prompts is at most {percent(alpha)}, this "
-            f"one escalates least: {rates[seen]:.1%} of the decisions, at a {loss_name} of {tested.risks[seen]:.1%}. That "
-            "is no bound for other prompts"
+            f"Not certified: {why}. Of the candidates whose {loss_name} on these prompts is at most {percent(alpha)}, "
+            f"this one escalates least: {rates[seen]:.1%} of the decisions, at a {loss_name} of "
+            f"{tested.risks[seen]:.1%}. That is no bound for other prompts"
         )
         return Choice(tried[seen][0], reason, tried, tested, enough_prompts=enough)
     if tested.chosen is None:
@@ -397,9 +397,9 @@ def choose_certified(
     reason = f"Only “always escalate” is certified, which saves nothing: {why}"
     if saving:
         reason = (
-            f"{guarantee.sentence[0].upper()}{guarantee.sentence[1:]}. Of the candidates for which that is certain, this one "
-            f"escalates least: {rates[tested.chosen]:.1%} of the decisions on those prompts, at a {loss_name} of "
-            f"{tested.risks[tested.chosen]:.1%}"
+            f"{guarantee.sentence[0].upper()}{guarantee.sentence[1:]}. Of the candidates for which that is certain, "
+            f"this one escalates least: {rates[tested.chosen]:.1%} of the decisions on those prompts, at a {loss_name} "
+            f"of {tested.risks[tested.chosen]:.1%}"
         )
     policy = tried[tested.chosen][0].certified(guarantee)
     return Choice(policy, reason, tried, tested, guarantee, always=not saving, enough_prompts=enough)

@@ -52,7 +52,6 @@ from .store import WorkDirectory
 from .tokens import TokenUse, token_uses
 from .traces import Traces, join_traces, local_slow, trace_answers
 
-
 DEFAULT_REGRET = 0.05
 
 

@@ -41,8 +41,8 @@ def show(
         made = card.guarantee
         console.print(
             Text(
-                f"Guarantee: {made.sentence}. On those prompts {made.certified_rate:.1%} of the decisions escalated and "
-                f"{made.loss} was {made.risk:.1%}; method {made.method}."
+                f"Guarantee: {made.sentence}. On those prompts {made.certified_rate:.1%} of the decisions escalated "
+                f"and {made.loss} was {made.risk:.1%}; method {made.method}."
             )
         )
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
