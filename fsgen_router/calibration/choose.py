@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -131,17 +132,16 @@ def candidate_policies(
     candidates nor their order depend on what certifies them: not on the calibration prompts' losses, and not on
     their scores or rates either, which go along with losses. How many there are costs no confidence.
     """
-    made: list[Learned] = []
-    decided: tuple[int, ...] = ()
-    for rate in sorted(rates, reverse=True):
-        policy = policy_at(scorer, scores, answer, rate, extent=extent, span=span)
-        spans = () if policy.span is None else _span_scores(policy.span, scores, answer)
-        limits = (policy.threshold,) if policy.span is None else (policy.threshold, policy.span.threshold)
-        above = tuple(int((of > limit).sum()) for of, limit in zip((scores, spans), limits, strict=False))
-        if above != decided:
-            made.append(policy)
-            decided = above
-    return made
+
+    def above(policy: Learned) -> tuple[int, ...]:
+        """How many tokens and spans of the fit prompts it escalates."""
+        found = [scores > policy.threshold]
+        if policy.span is not None:
+            found.append(_span_scores(policy.span, scores, answer) > policy.span.threshold)
+        return tuple(int(flags.sum()) for flags in found)
+
+    made = [policy_at(scorer, scores, answer, rate, extent=extent, span=span) for rate in sorted(rates, reverse=True)]
+    return [policy for _, (policy, *_) in groupby(made, above)]
 
 
 # --- running them --------------------------------------------------------------------------------

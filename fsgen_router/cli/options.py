@@ -37,7 +37,7 @@ Slow: TypeAlias = Annotated[
     ),
 ]
 DEFAULT_POLICY_TEXT = (
-    f"{DEFAULT_POLICY}; the reference pair's own certified one; behind an endpoint {DEFAULT_REMOTE_POLICY}, once"
+    f"{DEFAULT_POLICY}; the reference pair's own file; behind an endpoint {DEFAULT_REMOTE_POLICY}, once"
 )
 POLICY_TEXT = (
     f"When the slow model is asked: {', '.join(SHORT_FORMS)}, with your own numbers; add ,span=8 (or ,span=rest) for "
