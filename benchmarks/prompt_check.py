@@ -2,7 +2,7 @@
 
 ``other_prompts.jsonl`` holds prompts of other kinds, written by hand: poems, German, code, sums in other words, long
 contexts, chats. What suspends the certificate there, and how many prompts of calibration's own kind it suspends
-wrongly: those that its limits were set on, and fresh ones. Beside it, each at the same share of 1% of the calibration
+wrongly: those that its limits were set on, and fresh ones. Beside it, each at the same share of the calibration
 prompts: each limit alone, the outlier guard on the first tokens of the answer, and the pair saying so itself.
 
     python benchmarks/prompt_check.py [--gsm8k gsm8k_test.jsonl] [--write fsgen_router/reference/policy.safetensors]
@@ -67,7 +67,7 @@ def messages(items: Iterable[Item]) -> list[Chat]:
 
 
 def below(statistic: Callable[[Chat], float], held: Sequence[Chat]) -> Judge:
-    """Whether a prompt's statistic lies among the lowest 1% of the calibration prompts'."""
+    """Whether a prompt's statistic lies below all but a share ``SUSPENDED`` of the calibration prompts'."""
     values = sorted(statistic(prompt) for prompt in tqdm(held, leave=False))
     limit = values[max(int(SUSPENDED * (len(values) + 1)), 1) - 1]
     return lambda prompt: statistic(prompt) < limit

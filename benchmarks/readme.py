@@ -299,7 +299,7 @@ def prompt_check() -> str:
             f"On the reference pair {counts('check', 'other')} prompts of other kinds suspend it "
             f"({', '.join(kinds)}), and wrongly {counts('check', 'calibration')} of calibration's own prompts and "
             f"{counts('check', 'fresh')} fresh ones of their source: {percent(told['fresh'], 'share')}, where at most "
-            f"{found['allowed']:.0%} is what its limits allow. Beside it, at the same share of calibration's own:",
+            f"{found['allowed']:.1%} is what its limits allow. Beside it, at the same share of calibration's own:",
             "",
             f"| suspended by | other kinds{named} | harder problems | calibration's own | fresh |",
             f"|---|---|---|---|---|{'---|' if named else ''}",

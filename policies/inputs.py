@@ -26,7 +26,7 @@ WINDOW: Final = 16
 FEWEST: Final = 3
 """Prompts that a token, or a pair of tokens, has to stand in to be kept: rarer ones tell little of what the next
 prompts hold, and would put what single users wrote into the file."""
-SUSPENDED: Final = 0.01
+SUSPENDED: Final = 0.005
 """Share of prompts like those of calibration that a check suspends, wrongly, at most (see :func:`fit_inputs`)."""
 
 

@@ -63,7 +63,7 @@ def test_there_are_fifty_prompts_of_many_kinds() -> None:
 
 
 def test_few_prompts_of_calibrations_kind_are_suspended(router: Router) -> None:
-    """At most 1% is what the limits are set for; 5 of 200 or more would come by chance once in 20 times."""
+    """At most 0.5% is what the limits are set for: more than 5 of 200 would come by chance once in 1,500 times."""
     check = router.policy.inputs
     unlike = [
         bool(check.reasons(asked(router.fast.tokenizer, messages=item.messages)))

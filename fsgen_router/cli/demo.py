@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from ..evaluation import Item, ask, reference_items
-from ..records import Generation, ModelUsage, Usage
+from ..records import Claim, Generation, ModelUsage, Usage
 from ..report import Comparison, Report
 from ..router import Router
 from ..text_models import reads_tokens
@@ -138,8 +138,16 @@ def total_report(answers: Sequence[Generation]) -> Report:
         finish_reason=" and ".join(reasons),
         degraded=degraded[0] if degraded else None,
         verified_tokens=sum(report.verified_tokens for report in reports),
-        claim=next((claim for claim in claims if claim is not None and not claim.holds), claims[0]),
+        claim=_total_claim(claims),
     )
+
+
+def _total_claim(claims: Sequence[Claim | None]) -> Claim | None:
+    """What holds of all answers; of how many it does not, and why not of the first of these."""
+    against = [claim for claim in claims if claim is not None and not claim.holds]
+    if not against:
+        return claims[0]
+    return Claim(against[0].certified, (f"{len(against)} of {len(claims)} answers: {against[0].reasons[0]}",))
 
 
 def _sum(parts: Sequence[Comparison]) -> Comparison:
