@@ -5,7 +5,8 @@
 * ``curves``: escalation rates that recover the gap on held-out test problems with ``replace``, the learned score
   against the best single signal (chosen on calibration problems) and against entropy masked by token class: the
   ratio of rates at 95%, paired, the crossing interpolated inside each bootstrap draw; by phrasing level;
-* ``shifted``: regret, rate and drift alarm of the certified policy where problems are harder;
+* ``shifted``: regret and rate of the certified policy where problems are harder, and for which answers it is
+  claimed, the drift monitor off and on;
 * ``guarantee``: thresholds run once on a pool with ``replace``; random re-splits of it certify anew, and the
   pool's own regret is the truth. Naive tuning (the least escalation whose regret on the split is at most alpha)
   stands beside it.
@@ -122,23 +123,27 @@ def part(run: Run, kept: np.ndarray) -> Run:
     return Run(run.policy, tuple(outcome for outcome, keep in zip(run.outcomes, kept.tolist(), strict=True) if keep))
 
 
-def shifted(bench: Bench, policy: Learned, count: int) -> dict[str, Any]:
+def shifted(router: Router, policy: Learned, count: int) -> dict[str, Any]:
     """The certified policy on harder problems, its drift monitor off and on."""
-    runner = make_runner(bench, "shifted", reference_items("shifted", count))
-    slow = runner.run(SLOW_ONLY)
+    items = reference_items("shifted", count)
+    request = cal.make_options(seed=SEED).request
+
+    def answered(routed: Router, name: str) -> tuple[Run, np.ndarray]:
+        """Not through a runner: the monitor's memory is the Router's, and goes from answer to answer."""
+        answers = [routed.chat(item.messages or (), **request) for item in tqdm(items, desc=name, leave=False)]
+        outcomes = tuple(cal.make_outcome(item, answer) for item, answer in zip(items, answers, strict=True))
+        return Run(name, outcomes), np.array([answer.claim is not None and answer.claim.holds for answer in answers])
+
+    slow, _ = answered(router.with_policy("always", method="replace"), SLOW_ONLY)
     record: dict[str, Any] = {"n": count, **interval(slow.column("right"), seed=SEED).to_dict("accuracy_slow")}
     for name, watched in (("drift off", dataclasses.replace(policy, drift=None)), ("drift on", policy)):
-        # Not through the runner: the monitor's memory is the Router's, and goes from answer to answer.
-        routed = bench.router.with_policy(watched)
-        outcomes = []
-        for item in tqdm(runner.items, desc=name, leave=False):
-            answer = routed.chat(item.messages or (), **bench.options.request)
-            outcomes.append(cal.make_outcome(item, answer))
-        run = Run(name, tuple(outcomes))
+        run, claimed = answered(router.with_policy(watched, method=policy.method), name)
+        regret, ones = cal.regret(run, slow), claimed.astype(float)
         record[name] = {
-            **interval(cal.regret(run, slow), seed=SEED).to_dict("regret"),
+            **interval(regret, seed=SEED).to_dict("regret"),
             **interval(run.column("escalations"), run.column("decisions"), seed=SEED).to_dict("escalation_rate"),
-            "guarantee": watched.guarantee(routed.ledger),
+            **interval(ones, seed=SEED).to_dict("claimed"),
+            **interval(regret * ones, ones, seed=SEED).to_dict("regret_where_claimed"),
         }
     return record
 
@@ -219,12 +224,17 @@ def main() -> None:
             progress=Bars(), **options,
         )  # fmt: skip
         finished("calibrate", made.to_dict(), began)
+    if "shifted" in parts:
+        began = time.perf_counter()
+        with Router(policy="never", seed=SEED) as router:
+            finished("shifted", shifted(router, load_policy(out)[0], args.shifted), began)
+    if not {"curves", "guarantee"} & set(parts):
+        return
     with Router(policy="never", seed=SEED) as router:
         bench = cal.open_bench(router, prompts, args.work / "policy.work", stages=cal.Stages(Bars()), **options)
         fitted = cal.collect_and_fit(bench, cal.make_target(max_regret=ALPHA, confidence=1 - DELTA))
         for part, measure in {
             "curves": lambda: curves(bench, fitted, args.test, args.tuning),
-            "shifted": lambda: shifted(bench, load_policy(out)[0], args.shifted),
             "guarantee": lambda: guarantee(bench, fitted, args.pool),
         }.items():
             if part in parts:

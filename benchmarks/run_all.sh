@@ -7,5 +7,6 @@ for script in reference_pair lossless overhead batching assisted soak routed_dec
 	echo "== $script" >&2
 	"$bin/python" "$script.py"
 done
+"$bin/python" prompt_check.py
 "$bin/python" calibration.py --work "${TMPDIR:-/tmp}/fsgen-calibration"
 "$bin/python" readme.py

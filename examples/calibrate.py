@@ -8,12 +8,14 @@ python examples/calibrate.py 60         # fewer problems, for a look
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from fsgen_router import Router
 from fsgen_router.calibration import (
     choose,
     collect_and_fit,
+    make_inputs,
     make_target,
     open_bench,
     open_pair,
@@ -46,8 +48,9 @@ with tempfile.TemporaryDirectory() as folder, open_pair(None, None) as router:
             data_hash=bench.prompts.sha256,
             splits={split: len(items) for split, items in bench.prompts},
         )
-        save_policy(file, choice.policy, card)
+        # What tells prompts that the certificate says nothing of.
+        inputs = make_inputs(router.fast.tokenizer, bench.prompts)
+        save_policy(file, replace(choice.policy, inputs=inputs), card)
         with Router(router.fast, router.slow, policy=file) as routed:
-            question = "Tell me the home, trade, pet of Joel Yew. What is the trade of Joel Yew?"
-            answer = routed.chat([{"role": "user", "content": question}])
+            answer = routed.chat(bench.prompts.report[0].messages)
         print(answer.report())

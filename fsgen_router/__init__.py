@@ -40,6 +40,7 @@ from .errors import (
 from .policy import REST, Context, Decision, Ledger, Policy
 from .reading import Mask
 from .records import (
+    Claim,
     Finished,
     Generation,
     ModelCard,
@@ -63,6 +64,7 @@ __all__ = [
     "BackendError",
     "CalibrationError",
     "CheckerFailed",
+    "Claim",
     "Comparison",
     "ConfigurationError",
     "Constraint",

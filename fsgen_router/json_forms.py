@@ -140,6 +140,7 @@ class ReportJson(TypedDict):
     degraded: str | None
     verified_tokens: int
     guarantee: str | None
+    guarantee_holds: bool | None
     advice: str | None
 
 

@@ -186,6 +186,28 @@ class Usage:
         return cast(UsageJson, record)
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What was certified about a policy (``certified``, a sentence), and why it does not speak of an answer.
+
+    ``reasons`` is empty where it does. It never says that one answer is right: it bounds a mean over prompts.
+    """
+
+    certified: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        return not self.reasons
+
+    def but(self, *reasons: str) -> Claim:
+        """The same claim with more reasons against it."""
+        return Claim(self.certified, self.reasons + reasons)
+
+    def __str__(self) -> str:
+        return self.certified if self.holds else f"suspended: {'; '.join(self.reasons)} ({self.certified})"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Generation:
     """A finished answer. ``tokens`` ends with the end-of-generation token where there was one."""
@@ -203,11 +225,11 @@ class Generation:
     """What the slow model thought before it wrote, as far as its endpoint shows that: no part of ``text``."""
     default_policy: bool = False
     """Whether the policy was the Router's own choice for a slow model behind an endpoint."""
-    guarantee: str | None = None
-    """Whether a policy's certificate holds of this answer: ``"certified"`` or ``"suspended: why"``; None without one.
+    claim: Claim | None = None
+    """What a policy's certificate says of this answer; None without one.
 
-    A cap, a held rate, drift or an outlier suspends it, and so does what calibration did not run: sampling
-    (temperature above 0), or a slow model that failed."""
+    A cap, a held rate, drift or an outlier suspends it, and so does what calibration did not run: a prompt of
+    another kind, sampling (temperature above 0), masks, an answer that was cut off, a slow model that failed."""
     baseline: Generation | None = None
     """The slow model's own answer to the same prompt, where it was asked for."""
     models: Mapping[Role, ModelCard] = field(default_factory=dict)
@@ -218,6 +240,11 @@ class Generation:
         text = self.text if len(self.text) <= 60 else f"{self.text[:60]}..."
         wrote = f"{self.usage.slow_tokens} of {self.usage.tokens} tokens by the slow model"
         return f"Generation({text!r}, {wrote}, finish_reason={self.finish_reason!r})"
+
+    @property
+    def guarantee(self) -> str | None:
+        """The claim in words: its population, its number, and why it is suspended, where it is."""
+        return None if self.claim is None else str(self.claim)
 
     @property
     def spans(self) -> tuple[Span, ...]:

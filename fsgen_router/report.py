@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .json_forms import ComparisonJson, FsgenJson, ReportJson, dumps
-from .records import Generation, ModelCard, ModelUsage, Prices, Usage
+from .records import Claim, Generation, ModelCard, ModelUsage, Prices, Usage
 
 FSGEN_RATE = 0.2
 FSGEN_SOURCE = "arXiv 2406.12295"
@@ -95,8 +95,8 @@ class Report:
     degraded: str | None
     verified_tokens: int = 0
     """Emitted tokens of the fast model's that the slow one judged, and that stand."""
-    guarantee: str | None = None
-    """Whether a policy's certificate holds: see :attr:`~fsgen_router.Generation.guarantee`."""
+    claim: Claim | None = None
+    """What the policy's certificate says: see :attr:`~fsgen_router.Generation.claim`."""
     alone: ModelUsage | None = None
     """What the slow model does alone: counted where its answer was measured, else estimated."""
     fast_step_seconds: float | None = None
@@ -203,7 +203,8 @@ class Report:
             "finish_reason": self.finish_reason,
             "degraded": self.degraded,
             "verified_tokens": self.verified_tokens,
-            "guarantee": self.guarantee,
+            "guarantee": None if self.claim is None else str(self.claim),
+            "guarantee_holds": None if self.claim is None else self.claim.holds,
             "advice": self.advice,
         }
 
@@ -230,8 +231,8 @@ class Report:
             yield Text()
         yield self._rates()
         yield Text()
-        if self.guarantee is not None:
-            yield Text(f"Guarantee of the policy: {self.guarantee}.")
+        if self.claim is not None:
+            yield Text(f"Guarantee of the policy: {self.claim}.")
         yield Text(self.fsgen["note"], style="dim")
         if self.advice is not None:
             yield Text(self.advice, style="bold")
@@ -365,7 +366,7 @@ def make_report(answer: Generation) -> Report:
         finish_reason=answer.finish_reason,
         degraded=answer.degraded,
         verified_tokens=sum(token.verified for token in answer.tokens),
-        guarantee=answer.guarantee,
+        claim=answer.claim,
         alone=alone,
         fast_step_seconds=fast.step_seconds if fast else None,
         slow_step_seconds=slow.step_seconds if slow else None,

@@ -27,7 +27,7 @@ from .models import TokenModel, Work
 from .options import checked
 from .policy import REST, Ledger, Policy
 from .reading import Alignment, Read, hashed_uniform
-from .records import Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
+from .records import Claim, Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
 from .resolve import make_model
 from .slots import Place, Slots
 from .streams import AsyncStream, Stream
@@ -526,8 +526,11 @@ class Router:
     def _engine(
         self, text: TextPrompt, prompts: _Prompts, options: RequestOptions, policy: Policy, method: Method
     ) -> Engine:
-        from .policies import Capped
+        from .policies import Capped, check_prompt
 
+        policy = check_prompt(
+            policy, self.fast.tokenizer, prompt=text.prompt, messages=text.messages, stop=options.stop
+        )
         if options.max_slow_calls is not None or options.max_slow_tokens is not None:
             policy = Capped(policy, options.max_slow_calls, options.max_slow_tokens)
         roles: list[Role] = ["fast", "slow"] if policy.asks or self.audit else ["fast"]
@@ -691,7 +694,7 @@ class Router:
             request_id=engine.request.id,
             baseline=baseline,
             default_policy=self._is_default(engine.policy),
-            guarantee=_guarantee(engine, self.ledger),
+            claim=_claim(engine, self.ledger),
             models={"fast": self._card("fast", None), "slow": self._card("slow", self.prices)},
         )
         log.info(
@@ -767,22 +770,23 @@ class _Vocabulary:
         return encode_after(self._tokenizer, before, text)
 
 
-def _guarantee(engine: Engine, ledger: Ledger) -> str | None:
-    """What holds of a finished request's policy (see :attr:`Generation.guarantee`)."""
+def _claim(engine: Engine, ledger: Ledger) -> Claim | None:
+    """What is certified about a finished request's answer (see :attr:`Generation.claim`)."""
     from .policies import guarantee_of
-    from .policies.learned import CERTIFIED, NONE, SUSPENDED
 
-    state = engine.state
+    state, request = engine.state, engine.request
     claim = guarantee_of(engine.policy, ledger, state.policy)
-    if claim == NONE:
+    if claim is None or engine.generation is None:
         return None
     # A certificate speaks of answers as calibration ran them.
-    reasons = [] if engine.request.warp.greedy else ["the answer was sampled"]
-    if state.degraded is not None:
-        reasons.append("the slow model failed")
-    for reason in reasons:
-        claim = SUSPENDED + reason if claim == CERTIFIED else f"{claim}; {reason}"
-    return claim
+    against = {
+        "the answer was sampled": not request.warp.greedy,
+        "its tokens were masked": request.constraint is not None,
+        "it may end at stop tokens": bool(request.stop_ids),
+        "the answer was cut off": engine.generation.finish_reason in ("length", "context"),
+        "the slow model failed": state.degraded is not None,
+    }
+    return claim.but(*(reason for reason, found in against.items() if found))
 
 
 def _share(fast: TokenModel, slow: TokenModel) -> SharedVocabulary:

@@ -4,7 +4,7 @@ from .basic import Always, Capped, Every, Never, Random, Threshold
 from .budget import Budget
 from .cards import Guarantee, Pair, PolicyCard, fingerprint
 from .files import PolicyPairWarning, check_pair, load_policy, save_policy
-from .learned import Learned, SpanRule, guarantee_of
+from .learned import Learned, SpanRule, check_prompt, guarantee_of
 from .shortform import SHORT_FORMS, make_policy
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SpanRule",
     "Threshold",
     "check_pair",
+    "check_prompt",
     "fingerprint",
     "guarantee_of",
     "load_policy",

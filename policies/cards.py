@@ -13,8 +13,9 @@ from fsgen_router.models import TokenModel
 from fsgen_router.text_models import TextModel
 from fsgen_router.tokenizer import vocabulary_hash
 
-FORMAT = 1
-"""Version of the policy file. It rises when an older version of this package could misread a file."""
+FORMAT = 2
+"""Version of the policy file. It rises when an older version of this package could misread a file: one that reads
+format 1 knows no check of prompts, and would claim the certificate for any."""
 
 Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -78,11 +79,16 @@ class Guarantee(_Record):
 
     @property
     def sentence(self) -> str:
-        """The claim in one sentence."""
+        """The claim in words, everywhere: of which prompts, what, and how sure."""
         return (
-            f"expected {self.loss} of a prompt at most {self.alpha:g} with confidence {1 - self.delta:g}, at an "
-            f"escalation rate of {self.certified_rate:.3f} ({self.n_prompts} calibration prompts)"
+            f"certified on prompts like the {self.n_prompts:,} of calibration: {self.loss} at most "
+            f"{percent(self.alpha)} at confidence {percent(1 - self.delta)}"
         )
+
+
+def percent(share: float) -> str:
+    """A stated share as it was stated: 5%, 2.5%."""
+    return f"{100 * share:.4g}%"
 
 
 class Metric(_Record):

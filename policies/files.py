@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,9 +23,12 @@ from .budget import RateHold
 from .cards import FORMAT, PolicyCard, fingerprint
 from .drift import DriftMonitor
 from .guard import OutlierGuard
+from .inputs import PromptCheck
 from .learned import Learned, SpanRule
 from .scorers import make_scorer
 from .stored import Spec, Tensors, restore
+
+T = TypeVar("T")
 
 SUFFIX = ".safetensors"
 _FORMAT_KEY, _POLICY_KEY, _CARD_KEY = "fsgen_router.policy", "policy", "card"
@@ -48,6 +51,7 @@ class _Settings(BaseModel):
     drift: DriftMonitor | None
     scorer: Spec
     guard: Spec | None
+    inputs: Spec | None = None
 
 
 def save_policy(path: str | os.PathLike[str], policy: Learned, card: PolicyCard) -> None:
@@ -59,7 +63,7 @@ def save_policy(path: str | os.PathLike[str], policy: Learned, card: PolicyCard)
     from safetensors.numpy import save
 
     own = {"guarantee": policy.certificate, "pair": policy.pair or card.pair, "method": policy.method or card.method}
-    card = card.model_copy(update=own)
+    card = card.model_copy(update={**own, "format": FORMAT})
     settings = _Settings(
         threshold=policy.threshold,
         extent=policy.extent,
@@ -68,10 +72,12 @@ def save_policy(path: str | os.PathLike[str], policy: Learned, card: PolicyCard)
         drift=policy.drift,
         scorer=policy.scorer.spec(),
         guard=None if policy.guard is None else policy.guard.spec(),
+        inputs=None if policy.inputs is None else policy.inputs.spec(),
     )
     tensors = {f"scorer.{name}": part for name, part in policy.scorer.to_tensors().items()}
-    if policy.guard is not None:
-        tensors |= {f"guard.{name}": part for name, part in policy.guard.to_tensors().items()}
+    for part, stored in (("guard", policy.guard), ("inputs", policy.inputs)):
+        if stored is not None:
+            tensors |= {f"{part}.{name}": tensor for name, tensor in stored.to_tensors().items()}
     header = {
         _FORMAT_KEY: str(FORMAT),
         _POLICY_KEY: settings.model_dump_json(),
@@ -111,7 +117,8 @@ def load_policy(path: str | os.PathLike[str]) -> tuple[Learned, PolicyCard]:
             span=settings.span,
             hold=settings.hold,
             drift=settings.drift,
-            guard=_guard(settings.guard, tensors),
+            guard=_restored("guard", settings.guard, tensors, OutlierGuard),
+            inputs=_restored("inputs", settings.inputs, tensors, PromptCheck),
             certificate=card.guarantee,
             pair=card.pair,
             method=card.method,
@@ -156,13 +163,13 @@ def _require_format(path: Path, header: Mapping[str, str]) -> None:
         )
 
 
-def _guard(spec: Spec | None, tensors: Tensors) -> OutlierGuard | None:
+def _restored(part: str, spec: Spec | None, tensors: Tensors, kind: type[T]) -> T | None:
     if spec is None:
         return None
-    guard = restore(spec, _under("guard", tensors))
-    if not isinstance(guard, OutlierGuard):
-        raise ConfigurationError(f"{spec.get('kind')!r} is no guard")
-    return guard
+    found = restore(spec, _under(part, tensors))
+    if not isinstance(found, kind):
+        raise ConfigurationError(f"{part}: {spec.get('kind')!r} is no {kind.__name__}")
+    return found
 
 
 def _under(prefix: str, tensors: Mapping[str, Any]) -> Tensors:
@@ -213,8 +220,8 @@ def check_pair(policy: Policy, fast: TokenModel, slow: TokenModel | TextModel, *
     if certified_with is not None and certified_with != (running := make_method(method).name):
         reasons.append(f"certified with the method {certified_with}, not {running}")
     if not reasons:
-        return policy
+        return replace(policy, suspended=()) if policy.suspended else policy  # it ran with another method before
     why = ", ".join(reasons)
     said = f"the policy {policy.name} was {why}; calibrate one for this pair"
     warn(PolicyPairWarning, said, event="policy_pair", policy=policy.name, why=why)
-    return replace(policy, suspended=why)
+    return replace(policy, suspended=tuple(reasons))

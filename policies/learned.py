@@ -8,13 +8,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from fsgen_router.errors import ConfigurationError
 from fsgen_router.policy import Context, Decision, Ledger, Policy, PolicyState
+from fsgen_router.records import Claim
 from fsgen_router.signals import Signals
+from fsgen_router.tokenizer import Turn, Tokenizer
 
 from .basic import Capped, _check_extent, _suffix
 from .budget import RateHold
@@ -22,12 +24,8 @@ from .cards import Guarantee, Pair
 from .drift import Counts, DriftMonitor
 from .features import feature_row, hidden_size
 from .guard import OutlierGuard
+from .inputs import PromptCheck, asked
 from .scorers import Scorer, logit, sigmoid
-
-CERTIFIED: Final = "certified"
-NONE: Final = "none"
-SUSPENDED: Final = "suspended: "
-"""What a claim can be; why it is suspended follows."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,9 @@ class Learned:
     ``span`` adds a judgement of whole drafted spans. ``hold`` lets thresholds follow a rate (see
     :meth:`holding`), ``drift`` watches the scores over a Router's requests, ``guard`` single positions
     (experimental). ``certificate`` is what was certified about scorer, threshold, extent and span; it
-    is suspended by whatever moves the threshold away from the certified one. ``pair`` and ``method`` are
-    what the policy was made for, None where that is not known.
+    is suspended by whatever moves the threshold away from the certified one, and for prompts that are not of
+    the kind that ``inputs`` tells. ``pair`` and ``method`` are what the policy was made for, None where that is
+    not known. ``suspended`` are reasons from outside.
     """
 
     scorer: Scorer
@@ -92,7 +91,8 @@ class Learned:
     certificate: Guarantee | None = None
     pair: Pair | None = None
     method: str | None = None
-    suspended: str = ""
+    suspended: tuple[str, ...] = ()
+    inputs: PromptCheck | None = None
 
     def __post_init__(self) -> None:
         _check_extent(self.extent)
@@ -200,15 +200,15 @@ class Learned:
             digest.update(np.ascontiguousarray(tensor).tobytes())
         return digest.hexdigest()
 
-    def guarantee(self, ledger: Ledger | None = None, state: PolicyState | None = None) -> str:
-        """``"certified"``, ``"none"``, or ``"suspended: why"``.
+    def guarantee(self, ledger: Ledger | None = None, state: PolicyState | None = None) -> Claim | None:
+        """What the certificate says, and whether that holds; None without one.
 
         With a Router's ``ledger``, for its requests so far; with a request's last ``state``, for that
         request.
         """
         if self.certificate is None:
-            return NONE
-        reasons = [self.suspended] if self.suspended else []
+            return None
+        reasons = list(self.suspended)
         if self.digest != self.certificate.policy:
             reasons.append("the policy is not the certified one")
         if self.hold is not None:
@@ -217,18 +217,35 @@ class Learned:
             reasons.append("scores drifted from those of calibration")
         if state is not None and state.outliers:
             reasons.append(f"{state.outliers} positions unlike those of calibration")
-        return SUSPENDED + "; ".join(reasons) if reasons else CERTIFIED
+        return Claim(self.certificate.sentence, tuple(reasons))
 
 
-def guarantee_of(policy: Policy, ledger: Ledger | None = None, state: PolicyState | None = None) -> str:
-    """What holds of any policy: ``"certified"``, ``"none"``, or ``"suspended: why"``.
+def guarantee_of(policy: Policy, ledger: Ledger | None = None, state: PolicyState | None = None) -> Claim | None:
+    """What is certified about any policy, and whether that holds; None where nothing is.
 
     ``ledger`` is the Router's and ``state`` the request's last one, where there are any. A cap may keep
     escalations from happening that the certificate counts on.
     """
     if isinstance(policy, Capped):
         inner = guarantee_of(policy.inner, ledger, state)
-        if inner == CERTIFIED:
-            return f"{SUSPENDED}a cap"
-        return f"{inner}; a cap" if inner.startswith(SUSPENDED) else inner
-    return policy.guarantee(ledger, state) if isinstance(policy, Learned) else NONE
+        return None if inner is None else inner.but("a cap")
+    return policy.guarantee(ledger, state) if isinstance(policy, Learned) else None
+
+
+def check_prompt(
+    policy: Policy,
+    tokenizer: Tokenizer,
+    *,
+    prompt: str | None = None,
+    messages: Sequence[Turn] | None = None,
+    stop: Sequence[str] = (),
+) -> Policy:
+    """The policy to use for one prompt, raw or messages: itself, or with its certificate suspended, because what is
+    asked is not of the kind that it was calibrated on. ``tokenizer`` is the fast model's."""
+    if isinstance(policy, Capped):
+        inner = check_prompt(policy.inner, tokenizer, prompt=prompt, messages=messages, stop=stop)
+        return policy if inner is policy.inner else replace(policy, inner=inner)
+    if not isinstance(policy, Learned) or policy.inputs is None or policy.certificate is None:
+        return policy
+    reasons = policy.inputs.reasons(asked(tokenizer, prompt=prompt, messages=messages), stop=stop)
+    return replace(policy, suspended=policy.suspended + reasons) if reasons else policy

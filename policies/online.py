@@ -153,7 +153,7 @@ def promote(
     guarantee = make_guarantee(tested, thresholds, rates, loss=loss, method=method)
     if guarantee is None or tested.chosen is None:
         return None
-    promoted = replace(candidates[tested.chosen], suspended="").certified(guarantee)
+    promoted = replace(candidates[tested.chosen], suspended=()).certified(guarantee)
     keep_old(path)
     save_policy(path, promoted, card)
     return promoted

@@ -13,6 +13,7 @@ from fsgen_router.policies.budget import RateHold
 from fsgen_router.policies.drift import DriftMonitor
 from fsgen_router.policies.features import CLASSES, NUMERIC, feature_matrix
 from fsgen_router.policies.guard import fit_guard
+from fsgen_router.policies.inputs import Asked, PromptCheck, fit_inputs
 from fsgen_router.policies.scorers import (
     Adapted,
     Isotonic,
@@ -131,6 +132,22 @@ def card(**changes: object) -> PolicyCard:
     ).model_copy(update=changes)
 
 
+def asked_at_random(count: int, seed: int = 0) -> list[Asked]:
+    """Prompts whose tokens follow each other by a rule, one time in four by chance, out of 50."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for length in rng.integers(5, 60, count).tolist():
+        ids = [int(rng.integers(50))]
+        while len(ids) < length:
+            ids.append((7 * ids[-1] + 3) % 50 if rng.random() < 0.75 else int(rng.integers(50)))
+        made.append(Asked("messages", 1, ids))
+    return made
+
+
+def prompt_check() -> PromptCheck:
+    return fit_inputs(asked_at_random(200, 1), asked_at_random(300, 2), 60)
+
+
 def full_policy() -> Learned:
     """Every part that a policy can have."""
     return Learned(
@@ -142,4 +159,5 @@ def full_policy() -> Learned:
         drift=monitor(),
         guard=fit_guard(features(400), widened=0.05),
         pair=PAIR,
+        inputs=prompt_check(),
     )

@@ -586,7 +586,9 @@ def test_testing_stops_at_the_first_candidate_that_fails() -> None:
     assert canned.ran == 3, "the one behind the failure needs no run"
     assert choice.policy is not None
     assert choice.policy.threshold == canned.candidates[1].threshold
-    assert choice.policy.guarantee() == "certified"
+    assert choice.policy.guarantee().holds
+    assert choice.certified
+    assert choice.reason.startswith("Certified on prompts like the 200 of calibration: regret at most 5%")
     assert choice.guarantee is not None
     assert (choice.guarantee.risk, choice.guarantee.certified_rate) == (1 / 200, 0.5)
     assert not choice.always
@@ -600,7 +602,8 @@ def test_nothing_but_always_escalating_says_so() -> None:
     assert choice.policy.threshold < 0
     assert choice.guarantee is not None
     assert choice.guarantee.certified_rate == 1.0
-    assert "nothing is saved" in choice.reason
+    assert "saves nothing" in choice.reason
+    assert not choice.certified
     assert choice.enough_prompts is not None
     assert choice.enough_prompts > 100
 
@@ -611,7 +614,85 @@ def test_nothing_at_all_can_be_certified() -> None:
     assert (choice.policy, choice.guarantee, canned.ran) == (None, None, 0)
     assert choice.enough_prompts is not None
     assert choice.enough_prompts >= 45
-    assert "nothing can be certified" in choice.reason
+    assert choice.reason.startswith("Nothing is certified: 20 calibration prompts are too few")
+    assert not choice.certified
+
+
+def test_without_a_target_the_least_escalation_is_looked_for_and_certified_if_possible() -> None:
+    """It was an escalation rate of 20% until now, whatever less would have done."""
+    target = cal.make_target()
+    assert (target.rate, target.max_cost, target.max_regret, target.confidence) == (None, None, 0.05, 0.9)
+    assert str(target) == "the least escalation with regret at most 5% at confidence 90%, certified if possible"
+    assert str(cal.make_target(max_regret=0.025, confidence=0.95)).endswith("regret at most 2.5% at confidence 95%")
+    canned = Canned([0, 1, 30, 0], 200)
+    found = [
+        cal.choose_certified(canned, canned.candidates, outcomes([1] * 200), alpha=0.05, delta=0.1, certain=certain)  # type: ignore[arg-type]
+        for certain in (True, False)
+    ]
+    assert found[0].reason == found[1].reason
+    assert found[0].policy == found[1].policy
+
+
+@pytest.mark.parametrize(
+    ("lost", "n", "chosen", "why"),
+    [
+        ([0, 1, 1, 9], 20, 2, "20 calibration prompts are too few for regret at most 5% at confidence 90%"),
+        ([4, 5, 9], 100, 1, r"do not show regret at most 5% at confidence 90% of the next candidate \(here 4.0%\)"),
+    ],
+)
+def test_what_cannot_be_certified_is_chosen_by_what_was_seen_and_says_so_first(
+    lost: list[int], n: int, chosen: int, why: str
+) -> None:
+    canned = Canned(lost, n)
+    certify = {"alpha": 0.05, "delta": 0.1, "certain": False}
+    choice = cal.choose_certified(canned, canned.candidates, outcomes([1] * n), **certify)  # type: ignore[arg-type]
+    assert choice.policy is not None
+    assert choice.policy.threshold == canned.candidates[chosen].threshold
+    assert choice.policy.guarantee() is choice.guarantee is None
+    assert not choice.certified
+    assert re.match(rf"Not certified: .*{why}", choice.reason)
+    assert choice.reason.endswith("That is no bound for other prompts")
+    assert canned.ran == len(lost), "the first that is beyond the limit ends it"
+
+
+def test_where_nothing_saves_anything_always_escalating_is_left() -> None:
+    canned = Canned([30, 0], 100)
+    certify = {"alpha": 0.05, "delta": 0.1, "certain": False}
+    choice = cal.choose_certified(canned, canned.candidates, outcomes([1] * 100), **certify)  # type: ignore[arg-type]
+    assert choice.always
+    assert choice.reason.endswith("more prompts would probably not help")
+    few = Canned([9], 20)
+    choice = cal.choose_certified(few, few.candidates, outcomes([1] * 20), **certify)  # type: ignore[arg-type]
+    assert choice.policy is None
+
+
+def test_a_verdict_on_a_rate_or_a_cost_claims_nothing_and_does_not_read_as_what_is_needed() -> None:
+    canned = Canned([0] * 6, 10, rates=[60, 50, 40, 30, 20, 10])
+    slow = outcomes([1] * 10)
+    by_rate = cal.choose_rate(canned, canned.candidates, 0.35)  # type: ignore[arg-type]
+    by_cost = cal.choose_cost(canned, canned.candidates, 1.0, slow)  # type: ignore[arg-type]
+    for choice in (by_rate, by_cost):
+        assert choice.reason.startswith("Not certified: nothing is claimed about quality. The target was ")
+    assert "The target was an escalation rate, 35%," in by_rate.reason
+    assert "escalates most: 30.0% of the decisions" in by_rate.reason
+
+
+def test_candidates_are_spaced_by_the_decisions_that_they_change() -> None:
+    """Each keeps about 7/8 of the escalations of the one before, down to a few in a thousand."""
+    rng = np.random.default_rng(0)
+    scores, answer = rng.beta(0.05, 2, 20_000), np.arange(20_000) // 40
+    made = cal.candidate_policies(Signal("entropy"), scores, answer)
+    rates = np.array([(scores > policy.threshold).mean() for policy in made])
+    assert rates[0] == pytest.approx(0.6, abs=0.001)
+    assert rates[-1] < 0.004
+    assert (rates[1:] / rates[:-1]).min() > 0.85
+    # Where many scores are equal, no threshold lies between: one candidate on either side, and none twice.
+    level = np.where(np.arange(20_000) < 3000, 0.5, 0.1)
+    level[:100] = 0.9
+    counts = [
+        int((level > policy.threshold).sum()) for policy in cal.candidate_policies(Signal("entropy"), level, answer)
+    ]
+    assert counts == [3000, 100, 0]
 
 
 def test_regret_counts_what_the_slow_model_had_right() -> None:
@@ -633,6 +714,11 @@ def test_a_cost_is_met_in_measured_seconds() -> None:
     assert choice.policy is not None
     assert choice.policy.threshold == canned.candidates[0].threshold
     assert cal.choose_cost(canned, canned.candidates, 0.5, outcomes([1] * 10)).policy is None  # type: ignore[arg-type]
+
+
+def test_a_threshold_that_follows_a_rate_needs_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"hold without a target rate.*--target-rate"):
+        cal.calibrate(out=tmp_path / "p.safetensors", hold=True, count=20)
 
 
 @pytest.mark.parametrize("target", [{"target_rate": 0}, {"target_rate": 0.1, "max_cost": 1}, {"max_cost": 0}])
@@ -674,7 +760,9 @@ def test_a_policy_from_prompts_to_the_router(tmp_path: Path, fast_model: TokenMo
     assert found.policy is not None
     assert found.choice.guarantee is not None
     policy, card = load_policy(out)
-    assert policy.guarantee() == "certified"
+    assert policy.guarantee().holds
+    assert policy.inputs is not None
+    assert policy.inputs.forms == ("messages",)
     assert policy.drift is not None
     assert card.splits == {"fit": 11, "calibration": 11, "report": 22}
     assert card.data_hash == found.prompts.sha256
@@ -688,7 +776,7 @@ def test_a_policy_from_prompts_to_the_router(tmp_path: Path, fast_model: TokenMo
     assert {"gap", "gap_interval", "rounds", "candidates", "report", "seconds"} <= set(record)
     assert [one["round"] for one in record["rounds"]] == [0, 1]
     text = page.read_text()
-    assert "Certified: expected regret" in text
+    assert "Certified on prompts like the 11 of calibration: regret at most 30%" in text
     assert not re.search(r"(?:src|href)=\"(?!data:)", text), "self-contained"
     assert text.count("data:image/png;base64,") == 4
     for name in ("escalation", "slow_forwards", "cost", "reliability"):
@@ -747,7 +835,7 @@ def test_a_target_that_no_candidate_meets_writes_no_policy(tmp_path: Path) -> No
     found = cal.calibrate(pair.fast, pair.slow, path, out=out, target_rate=1e-6, report=page, **SMALL)
     assert (found.policy, found.card, found.to_dict()["policy"]) == (None, None, None)
     assert not out.exists()
-    assert "could not be chosen: even the highest candidate escalates" in page.read_text()
+    assert "No threshold was chosen: even the highest candidate escalates" in page.read_text()
 
 
 def test_the_page_says_what_is_not_certified(tmp_path: Path) -> None:
@@ -761,10 +849,11 @@ def test_the_page_says_what_is_not_certified(tmp_path: Path) -> None:
     always = cal.choose_certified(lossy, lossy.candidates, slow, **certify)  # type: ignore[arg-type]
     nothing = cal.choose_certified(few, few.candidates, outcomes([1] * 20), **certify)  # type: ignore[arg-type]
     page = render_report(dataclasses.replace(found, choice=always, target=target), figures)
-    assert "Only “always escalate” was certified" in page
-    assert f"About {always.enough_prompts} calibration prompts" in page
+    assert "Only “always escalate” is certified" in page
+    assert f"about {always.enough_prompts} calibration prompts" in page
     page = render_report(dataclasses.replace(found, choice=nothing, target=target, policy=None), figures)
-    assert "Nothing is certified, and no policy was written: nothing can be certified with 20" in page
+    assert "Nothing is certified: 20 calibration prompts are too few" in page
+    assert "No policy was written." in page
 
 
 def test_markup_that_a_model_writes_stays_text(tmp_path: Path) -> None:
@@ -843,14 +932,14 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(tmp_path: Path) -> 
     for after in (50, 90, 130):
         pair = scripted()
         try:
-            cal.calibrate(pair.fast, pair.slow, path, out=out, progress=Interrupting(after), **SMALL)
+            cal.calibrate(pair.fast, pair.slow, path, out=out, target_rate=0.2, progress=Interrupting(after), **SMALL)
         except KeyboardInterrupt:
             stopped += 1
     assert stopped == 3
     assert not out.exists()
     finished, fresh = scripted(), scripted()
-    cal.calibrate(finished.fast, finished.slow, path, out=out, **SMALL)
-    cal.calibrate(fresh.fast, fresh.slow, path, out=whole, **SMALL)
+    cal.calibrate(finished.fast, finished.slow, path, out=out, target_rate=0.2, **SMALL)
+    cal.calibrate(fresh.fast, fresh.slow, path, out=whole, target_rate=0.2, **SMALL)
     assert load_policy(out)[0].digest == load_policy(whole)[0].digest
     assert isinstance(finished.slow, ScriptedModel)
     assert isinstance(fresh.slow, ScriptedModel)
@@ -949,12 +1038,23 @@ def test_the_command_and_the_file_it_wrote(tmp_path: Path) -> None:
         0.2,
     )
     assert code == 0
-    assert "Nothing is certified" in text
+    assert "Not certified: nothing is claimed about quality." in " ".join(text.split())
     code, text, _ = invoke("policy", "show", out)
     assert code == 0
     assert "No guarantee" in text
     code, text, _ = invoke("policy", "show", out, "--json")
     assert json.loads(text)["splits"]["fit"] == 6
+
+
+def test_too_few_prompts_without_a_target_give_a_policy_and_say_that_nothing_is_certified(tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    code, text, _ = invoke("calibrate", "--out", out, "--count", 20, "--rounds", 0, "--no-curves", "--max-tokens", 100)
+    text = " ".join(text.split())
+    assert code == 0
+    assert "certified if possible. Not certified: 8 calibration prompts are too few" in text
+    policy, card = load_policy(out)
+    assert policy.guarantee() is None
+    assert any(note.startswith("Not certified") for note in card.notes)
 
 
 def test_nothing_certified_writes_no_policy(tmp_path: Path) -> None:

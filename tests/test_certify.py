@@ -204,7 +204,7 @@ def test_the_claim_about_the_chosen_candidate() -> None:
     assert claim is not None
     assert (claim.threshold, claim.certified_rate, claim.risk, claim.n_prompts) == (0.4, 0.3, 0.02, 100)
     assert (claim.n_thresholds, claim.bound, claim.method) == (3, "binomial", "verify:exact")
-    assert "expected regret of a prompt at most 0.1 with confidence 0.9" in claim.sentence
+    assert claim.sentence == "certified on prompts like the 100 of calibration: regret at most 10% at confidence 90%"
     assert make_guarantee(certify(np.ones((100, 1)), 0.1, 0.1), (0.1,), (0.2,), loss="regret") is None
 
 

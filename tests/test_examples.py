@@ -58,7 +58,7 @@ def test_custom_policy_escalates_digits_only() -> None:
 def test_calibrate_goes_from_prompts_to_a_certified_policy() -> None:
     out = run("calibrate.py", "40")
     assert "round 1: " in out
-    assert "expected regret of a prompt at most 0.2" in out
+    assert "of calibration: regret at most 20% at confidence 90%" in out
     assert "policy learned:logistic>" in out
 
 

@@ -394,8 +394,8 @@ def test_a_held_rate_begins_at_the_threshold_and_suspends_the_claim() -> None:
     (first, second), _ = run(held, [0.2, 0.2])
     assert first.threshold == pytest.approx(0.3)
     assert second.threshold == pytest.approx(sigmoid(logit(0.3) - 0.5))
-    assert (policy.guarantee(), held.guarantee()) == ("certified", "suspended: a rate is held")
-    assert replace(held, certificate=None).guarantee() == "none"
+    assert (policy.guarantee().reasons, held.guarantee().reasons) == ((), ("a rate is held",))
+    assert replace(held, certificate=None).guarantee() is None
 
 
 def test_budgets_and_learned_rates_share_a_ledger() -> None:
@@ -415,9 +415,9 @@ def test_budgets_and_learned_rates_share_a_ledger() -> None:
 )
 def test_whatever_is_changed_suspends_the_claim(change: dict[str, object]) -> None:
     policy = Learned(logistic(), 0.5).certified(guarantee())
-    assert policy.guarantee() == "certified"
-    assert replace(policy, drift=monitor(), pair=PAIR).guarantee() == "certified"
-    assert replace(policy, **change).guarantee() == "suspended: the policy is not the certified one"
+    assert policy.guarantee().holds
+    assert replace(policy, drift=monitor(), pair=PAIR).guarantee().holds
+    assert replace(policy, **change).guarantee().reasons == ("the policy is not the certified one",)
 
 
 # --- drift ---------------------------------------------------------------------------------------
@@ -443,21 +443,21 @@ def test_drift_widens_escalation_logs_once_and_suspends_for_good(caplog: pytest.
 
     def request(scores: list[float]) -> tuple[float, str]:
         decisions, _ = run(policy, scores, ledger, end=True)
-        return decisions[0].threshold, policy.guarantee(ledger)
+        return decisions[0].threshold, policy.guarantee(ledger).holds
 
     with caplog.at_level(logging.INFO, "fsgen_router"):
-        assert [request(alike) for _ in range(4)] == [(0.5, "certified")] * 4
+        assert [request(alike) for _ in range(4)] == [(0.5, True)] * 4
         assert "policy_drift" not in caplog.text
         assert [request(shifted)[0] for _ in range(5)] == [0.5, 0.5, 0.2, 0.2, 0.2]
         assert caplog.text.count("policy_drift") == 1
         assert "alarm=True" in caplog.text
-        assert policy.guarantee(ledger) == "suspended: scores drifted from those of calibration"
+        assert policy.guarantee(ledger).reasons == ("scores drifted from those of calibration",)
         assert [request(alike)[0] for _ in range(4)] == [0.2, 0.2, 0.5, 0.5]
     # Escalation comes back to the certified threshold; the claim does not.
     assert caplog.text.count("policy_drift") == 2
     assert "alarm=False" in caplog.text
-    assert policy.guarantee(ledger).startswith("suspended: scores drifted")
-    assert policy.guarantee(Ledger()) == "certified"
+    assert not policy.guarantee(ledger).holds
+    assert policy.guarantee(Ledger()).holds
 
 
 def test_an_alarm_never_narrows_escalation() -> None:
@@ -586,8 +586,8 @@ def test_an_outlier_widens_escalation_and_suspends_the_claim_of_its_request() ->
     ledger = Ledger()
     decisions, state = run(policy, [0.33, 0.34], ledger)
     assert [(d.escalate, d.threshold, d.reason) for d in decisions] == [(True, 0.2, "outlier"), (False, 0.5, "given")]
-    assert policy.guarantee(ledger, state) == "suspended: 1 positions unlike those of calibration"
-    assert policy.guarantee(ledger, run(policy, [0.34], ledger)[1]) == "certified"
+    assert policy.guarantee(ledger, state).reasons == ("1 positions unlike those of calibration",)
+    assert policy.guarantee(ledger, run(policy, [0.34], ledger)[1]).holds
 
 
 # --- the online head -----------------------------------------------------------------------------
@@ -674,7 +674,7 @@ def test_a_candidate_is_promoted_only_with_a_certificate_and_the_old_file_is_kep
 
     promoted = promote(path, candidates, card(), losses=losses, delta=0.1, **common)
     assert promoted.threshold == 0.4
-    assert promoted.guarantee() == "certified"
+    assert promoted.guarantee().holds
     assert (promoted.certificate.delta, promoted.certificate.certified_rate) == (0.05, 0.3)
     loaded, read = load_policy(path)
     assert (loaded.digest, read.guarantee) == (promoted.digest, promoted.certificate)

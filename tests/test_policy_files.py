@@ -33,6 +33,7 @@ from fsgen_router.policies import (
     make_policy,
     save_policy,
 )
+from fsgen_router.policies.cards import FORMAT
 from fsgen_router.policies.features import FEATURES
 
 ROWS = features(200)
@@ -99,14 +100,14 @@ def test_the_card_survives(tmp_path: Path) -> None:
     assert (loaded.method, read.method) == ("replace", "replace")
     assert loaded.certificate == policy.certificate
     assert loaded.pair == PAIR
-    assert loaded.guarantee() == "certified"
+    assert loaded.guarantee().holds
 
 
 def test_the_guarantee_in_the_file_is_the_policys(tmp_path: Path) -> None:
     """A card cannot claim what the policy was not certified for."""
     loaded, read = load_policy(saved(tmp_path / "p.safetensors", guarantee=guarantee()))
     assert read.guarantee is None
-    assert loaded.guarantee() == "none"
+    assert loaded.guarantee() is None
 
 
 def test_the_header_is_readable_by_anyone(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_the_header_is_readable_by_anyone(tmp_path: Path) -> None:
         header = file.metadata()
     assert json.loads(header["card"])["pair"]["slow"] == "large.gguf"
     assert json.loads(header["policy"])["scorer"]["kind"] == "logistic"
-    assert header["fsgen_router.policy"] == "1"
+    assert header["fsgen_router.policy"] == "2"
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -234,9 +235,21 @@ def test_random_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
     assert refused > 150
 
 
+def test_a_file_of_the_first_format_is_read_as_it_was(tmp_path: Path) -> None:
+    """It knows no check of prompts, and an older version would not know it either: hence the second format."""
+    path = saved(tmp_path / "p.safetensors", Learned(logistic(), 0.5).certified(guarantee()), format=1)
+    with safe_open(path, framework="np") as file:
+        header = file.metadata()
+    assert header["fsgen_router.policy"] == str(FORMAT) == str(json.loads(header["card"])["format"])
+    settings = {k: value for k, value in json.loads(header["policy"]).items() if k != "inputs"}
+    loaded, _ = load_policy(rewritten(path, fsgen_router__policy="1", policy=json.dumps(settings)))
+    assert loaded.inputs is None
+    assert loaded.guarantee().holds
+
+
 def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
-    path = rewritten(saved(tmp_path / "p.safetensors"), fsgen_router__policy="2")
-    with pytest.raises(PolicyFileError, match=r"format 2.*up to 1.*upgrade"):
+    path = rewritten(saved(tmp_path / "p.safetensors"), fsgen_router__policy=str(FORMAT + 1))
+    with pytest.raises(PolicyFileError, match=rf"format {FORMAT + 1}.*up to {FORMAT}.*upgrade"):
         load_policy(path)
 
 
@@ -268,7 +281,8 @@ def test_a_part_that_is_missing_or_damaged(tmp_path: Path, part: str) -> None:
         ({"scorer": {"kind": "signal", "signal": ["entropy"]}}, "unknown signal|do not fit"),
         ({"scorer": {"kind": "logistic", "features": 5, "intercept": 0.0}}, "do not fit"),
         ({"scorer": {"kind": "platt", "inner": MARGIN, "slope": -1.0, "intercept": 0}}, "slope"),
-        ({"guard": {"kind": "signal", "signal": "entropy"}}, "no guard"),
+        ({"guard": {"kind": "signal", "signal": "entropy"}}, "guard: .* is no OutlierGuard"),
+            ({"inputs": {"kind": "signal", "signal": "entropy"}}, "inputs: .* is no PromptCheck"),
         ({"extent": 0}, "extent of 0"),
         ({"extent": "many"}, "damaged: extent"),
         ({"threshold": None}, "damaged: threshold"),
@@ -291,7 +305,7 @@ def test_a_certificate_for_other_weights_is_suspended(tmp_path: Path) -> None:
         header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors["scorer.weights"] = tensors["scorer.weights"] * 1.5
     save_file(tensors, path, header)
-    assert load_policy(path)[0].guarantee() == "suspended: the policy is not the certified one"
+    assert load_policy(path)[0].guarantee().reasons == ("the policy is not the certified one",)
 
 
 # --- another pair --------------------------------------------------------------------------------
@@ -332,7 +346,7 @@ def test_another_pair_warns_loudly_and_suspends(
         checked = check_pair(policy, models.fast, models.slow, method="replace")
     assert "policy_pair" in caplog.text
     assert isinstance(checked, Learned)
-    assert checked.guarantee().startswith("suspended: made for another pair")
+    assert checked.guarantee().reasons[0].startswith("made for another pair")
     assert decisions(checked) == decisions(policy)
 
 
@@ -341,7 +355,7 @@ def test_another_method_suspends_a_certificate_only() -> None:
     policy = made_for(models)
     with pytest.warns(PolicyPairWarning, match="method replace, not verify"):
         checked = check_pair(policy, models.fast, models.slow, method="verify")
-    assert guarantee_of(checked).startswith("suspended: certified with the method")
+    assert guarantee_of(checked).reasons[0].startswith("certified with the method")
     uncertified = replace(policy, certificate=None)
     assert check_pair(uncertified, models.fast, models.slow, method="verify") is uncertified
     verified = replace(Learned(logistic(), 0.5).certified(guarantee(method="verify")), pair=policy.pair)
@@ -355,13 +369,13 @@ def test_a_router_runs_a_policy_with_its_method_and_warns_at_the_line_that_made_
     for policy in (path, str(path), load_policy(path)[0]):
         with Router(models.fast, models.slow, policy=policy) as router:
             assert router.method.name == "replace"
-            assert guarantee_of(router.policy, router.ledger) == "certified"
+            assert guarantee_of(router.policy, router.ledger).holds
     with pytest.warns(PolicyPairWarning) as warned, Router(models.fast, models.slow, policy=path, method="verify"):
         pass
     assert warned[0].filename == __file__
     other = pair(1)
     with pytest.warns(PolicyPairWarning), Router(other.slow, other.fast, policy=path) as router:
-        assert guarantee_of(router.policy).startswith("suspended: made for another pair")
+        assert guarantee_of(router.policy).reasons[0].startswith("made for another pair")
 
 
 def test_a_fingerprint_is_of_both_models(fast_model, slow_model) -> None:
@@ -374,7 +388,7 @@ def test_a_fingerprint_is_of_both_models(fast_model, slow_model) -> None:
 
 def test_a_cap_suspends() -> None:
     certified = Learned(logistic(), 0.5, drift=monitor()).certified(guarantee())
-    assert guarantee_of(certified) == "certified"
-    assert guarantee_of(Capped(certified, max_calls=3)) == "suspended: a cap"
-    assert guarantee_of(Capped(certified.holding(0.1), 3)) == "suspended: a rate is held; a cap"
-    assert guarantee_of(Capped(Never(), 3)) == guarantee_of(Never()) == "none"
+    assert guarantee_of(certified).holds
+    assert guarantee_of(Capped(certified, max_calls=3)).reasons == ("a cap",)
+    assert guarantee_of(Capped(certified.holding(0.1), 3)).reasons == ("a rate is held", "a cap")
+    assert guarantee_of(Capped(Never(), 3)) is guarantee_of(Never()) is None

@@ -25,9 +25,9 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 # --- exports -------------------------------------------------------------------------------------
 
 EXPORTS = {
-    "REST", "BackendError", "CalibrationError", "CheckerFailed", "Comparison", "ConfigurationError", "Constraint",
-    "Context", "Decision", "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest", "Ledger",
-    "Mask", "Message", "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage",
+    "REST", "BackendError", "CalibrationError", "CheckerFailed", "Claim", "Comparison", "ConfigurationError",
+    "Constraint", "Context", "Decision", "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest",
+    "Ledger", "Mask", "Message", "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage",
     "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong",
     "QueueFull", "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "RewindWarning", "Router",
     "RouterClosed", "Signals", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning",
@@ -36,8 +36,8 @@ EXPORTS = {
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
-    "PolicyPairWarning", "Random", "SpanRule", "Threshold", "check_pair", "fingerprint", "guarantee_of", "load_policy",
-    "make_policy", "save_policy",
+    "PolicyPairWarning", "Random", "SpanRule", "Threshold", "check_pair", "check_prompt", "fingerprint", "guarantee_of",
+    "load_policy", "make_policy", "save_policy",
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",

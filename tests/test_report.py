@@ -13,7 +13,7 @@ from learned_cases import guarantee, logistic
 from rich.console import Console
 from scripted_pairs import pair, prompt
 
-from fsgen_router import Decision, Generation, Prices, Router, Token, Usage
+from fsgen_router import Claim, Decision, Generation, Prices, Router, Token, Usage
 from fsgen_router.policies import Learned
 from fsgen_router.records import ModelCard, ModelUsage
 from fsgen_router.report import FSGEN_RATE, Comparison, Report, cost_usd, flops
@@ -265,6 +265,7 @@ def test_an_endpoint_is_compared_by_bytes() -> None:
     assert flops_row.count("unknown") == 4  # nobody knows its size
 
 
+SENTENCE = "certified on prompts like the 400 of calibration: regret at most 5% at confidence 90%"
 LONG = "learned:logistic>0.0711656,hold=0.123456,span=rest"
 
 
@@ -279,7 +280,7 @@ def full_report() -> Report:
         usage=usage,
         policy=LONG,
         method="verify:near_best=0.98,draft_len=16",
-        guarantee="suspended: a cap; the answer was sampled; the slow model failed",
+        claim=Claim(SENTENCE, ("a cap", "the answer was sampled", "the slow model failed")),
         degraded="BackendError: the endpoint said 503 Service Unavailable seven times in a row, and then nothing more",
         baseline=slow_only(),
     ).report()
@@ -398,11 +399,22 @@ def test_nothing_is_told_where_nothing_was_lost_or_known() -> None:
     assert "-0.0%" not in str(level)
 
 
-def test_a_guarantee_is_shown() -> None:
-    report = a_generation(guarantee="suspended: a cap").report()
-    assert "suspended: a cap" in str(report)
-    assert report.to_dict()["guarantee"] == "suspended: a cap"
-    assert a_generation().report().to_dict()["guarantee"] is None
+def test_a_guarantee_is_shown_with_its_population_and_its_number() -> None:
+    """Never as one word, which would read as if it were said of the answer."""
+    assert guarantee().sentence == SENTENCE
+    for claim, said in (
+        (Claim(SENTENCE), SENTENCE),
+        (Claim(SENTENCE, ("a cap", "a rate is held")), f"suspended: a cap; a rate is held ({SENTENCE})"),
+    ):
+        answer = a_generation(claim=claim)
+        report = answer.report()
+        assert answer.guarantee == said
+        assert said in " ".join(str(report).split())
+        record = report.to_dict()
+        assert (record["guarantee"], record["guarantee_holds"]) == (said, claim.holds)
+    assert a_generation().guarantee is None
+    record = a_generation().report().to_dict()
+    assert record["guarantee"] is record["guarantee_holds"] is None
     assert "uarantee" not in str(a_generation().report())
 
 
@@ -440,21 +452,24 @@ def test_an_estimate_of_always_is_its_baseline() -> None:
 
 
 def test_a_certificate_holds_only_for_answers_like_those_of_calibration() -> None:
-    """In the answer and its report: certified, or why not."""
+    """In the answer and its report: what is certified, or why not."""
     policy = Learned(logistic(), 0.5).certified(guarantee())
     models = pair(3)
     with Router(models.fast, models.slow, policy=policy) as router:
         assert router.method.name == "replace"  # the certificate's
-        for options, claim in (
-            ({}, "certified"),
-            ({"max_slow_calls": 2}, "suspended: a cap"),
-            ({"temperature": 1.0}, "suspended: the answer was sampled"),
-            ({"temperature": 1.0, "max_slow_calls": 2}, "suspended: a cap; the answer was sampled"),
+        for options, reasons in (
+            ({}, ()),
+            ({"max_slow_calls": 2}, ("a cap",)),
+            ({"temperature": 1.0}, ("the answer was sampled",)),
+            ({"temperature": 1.0, "max_slow_calls": 2}, ("a cap", "the answer was sampled")),
+            ({"max_tokens": 1}, ("the answer was cut off",)),
+            ({"logit_bias": {0: 0.1}}, ("its tokens were masked",)),
+            ({"stop_tokens": [0]}, ("it may end at stop tokens",)),
         ):
-            answer = router.complete("a", seed=1, **options)
-            assert answer.guarantee == answer.report().guarantee == claim
+            answer = router.complete("b", **{"seed": 1, "max_tokens": 200, **options})
+            assert answer.claim == answer.report().claim == Claim(SENTENCE, reasons)
         assert router.with_policy("entropy>1").complete("a").guarantee is None
     eager = Learned(logistic(), 0.0).certified(guarantee(0.0))
     failing = pair(3, slow_fails_after=0)
     with Router(failing.fast, failing.slow, policy=eager) as router:
-        assert router.complete("a").guarantee == "suspended: the slow model failed"
+        assert "the slow model failed" in router.complete("a").claim.reasons

@@ -377,7 +377,11 @@ def test_the_reference_pair_comes_with_a_certified_policy() -> None:
         shipped = make_policy(reference.policy_path())
         assert {router.policy.digest, other.policy.digest} == {shipped.digest}
         assert router.method.name == "verify:exact"
-        assert router.chat([{"role": "user", "content": problem}]).guarantee == "certified"
+        answer = router.chat([{"role": "user", "content": problem}])
+        assert answer.claim.holds
+        assert answer.guarantee == (
+            "certified on prompts like the 1,199 of calibration: regret at most 5% at confidence 90%"
+        )
         assert router.with_policy("never").policy.name == "never"
     with Router(method="replace") as named:
         assert named.policy.name == "budget:0.2"

@@ -5,7 +5,7 @@
     from fsgen_router.calibration import calibrate
 
     found = calibrate("llama_cpp:small.gguf", "llama_cpp:large.gguf", "prompts.jsonl",
-                      out="policy.safetensors", max_regret=0.05, confidence=0.9, report="report.html")
+                      out="policy.safetensors", report="report.html")
     print(found.choice.reason)
 
 Prompts are split by their hash into three: scorers are fitted on ``fit``, thresholds chosen and
@@ -16,6 +16,7 @@ certified on ``calibration``, figures given on ``report``. The steps, for notebo
         require_gap(bench)                          # is there anything to gain?
         fitted = collect_and_fit(bench, target)     # traces, labels, on-policy rounds, a scorer
         choice = choose(bench, fitted, target)      # candidates, each run on the calibration prompts
+        inputs = make_inputs(router.fast.tokenizer, bench.prompts)  # what tells prompts of another kind
         held = hold_out(bench, fitted, choice.policy)
 
 What is finished is kept in the work directory, so each may be called again at no cost. Needs the
@@ -56,6 +57,7 @@ from .pipeline import (
     choose,
     collect_and_fit,
     hold_out,
+    make_inputs,
     make_options,
     make_target,
     open_bench,
@@ -116,6 +118,7 @@ __all__ = [
     "fit_scorer",
     "hold_out",
     "make_checker",
+    "make_inputs",
     "make_options",
     "make_outcome",
     "make_target",

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from ..errors import ConfigurationError
 from ..evaluation import Array, Estimate, Item, Run, interval
 from ..policies import Learned, SpanRule
-from ..policies.cards import Guarantee
+from ..policies.cards import Guarantee, percent
 from ..policies.certify import Bound, Certification, certify, make_guarantee
 from ..policies.scorers import Scorer
 from ..policy import Policy
@@ -22,11 +23,11 @@ from ..router import Router
 from .answers import Answers, OnItems, answer_items
 from .store import WorkDirectory
 
-CANDIDATE_RATES = (
-    0.6, 0.5, 0.42, 0.35, 0.3, 0.26, 0.23, 0.2, 0.175, 0.15, 0.13, 0.11, 0.095, 0.08, 0.065, 0.05, 0.04, 0.03, 0.02,
-    0.01,
-)  # fmt: skip
-"""Shares of the fit prompts' positions that candidates would escalate, the safest first."""
+STEP = 7 / 8
+"""Of the escalations of one candidate, the share that the next one keeps: what a step changes is what it costs."""
+
+CANDIDATE_RATES = tuple(round(0.6 * STEP**k, 5) for k in range(41))
+"""Shares of the fit prompts' positions that candidates would escalate, from 0.6 (the safest) to 0.003."""
 
 ALWAYS = -1.0
 """A threshold below every score."""
@@ -42,14 +43,16 @@ class Target:
     """What a threshold is chosen for; exactly one of the three.
 
     ``rate``: the escalation rate on the calibration prompts that it comes closest to from below.
-    ``max_regret`` with ``confidence``: the least escalation whose expected regret is certified. ``max_cost``:
-    the most escalation whose measured seconds, against the slow model alone, stay within it.
+    ``max_regret`` with ``confidence``: the least escalation whose expected regret is certified; without
+    ``certain``, where none is, the least whose regret seen on the calibration prompts is no higher, which proves
+    nothing. ``max_cost``: the most escalation whose measured seconds, against the slow model alone, stay within it.
     """
 
     rate: float | None = None
     max_regret: float | None = None
     confidence: float = 0.9
     max_cost: float | None = None
+    certain: bool = True
 
     def __post_init__(self) -> None:
         given = [name for name in ("rate", "max_regret", "max_cost") if getattr(self, name) is not None]
@@ -73,9 +76,10 @@ class Target:
 
     def __str__(self) -> str:
         if self.rate is not None:
-            return f"escalation rate {self.rate:g}"
+            return f"escalation rate {percent(self.rate)}"
         if self.max_regret is not None:
-            return f"regret at most {self.max_regret:g} with confidence {self.confidence:g}"
+            wanted = f"regret at most {percent(self.max_regret)} at confidence {percent(self.confidence)}"
+            return f"the least escalation with {wanted}" + ("" if self.certain else ", certified if possible")
         return f"cost at most {self.max_cost:g} of the slow model alone"
 
 
@@ -122,10 +126,22 @@ def candidate_policies(
     extent: int = 1,
     span: Span | None = None,
 ) -> list[Learned]:
-    """Candidates from the safest (most escalation) on, without repeats. They come from the fit prompts'
-    scores, so that neither they nor their order depend on the prompts that certify them."""
+    """Candidates from the safest (most escalation) on, without those that decide like the one before them.
+
+    They come from the fit prompts' scores alone. Fixed-sequence testing holds its level only where neither the
+    candidates nor their order depend on what certifies them: not on the calibration prompts' losses, and not on
+    their scores or rates either, which go along with losses. How many there are costs no confidence.
+    """
+
+    def above(policy: Learned) -> tuple[int, ...]:
+        """How many tokens and spans of the fit prompts it escalates."""
+        found = [scores > policy.threshold]
+        if policy.span is not None:
+            found.append(_span_scores(policy.span, scores, answer) > policy.span.threshold)
+        return tuple(int(flags.sum()) for flags in found)
+
     made = [policy_at(scorer, scores, answer, rate, extent=extent, span=span) for rate in sorted(rates, reverse=True)]
-    return list({policy.digest: policy for policy in made}.values())
+    return [policy for _, (policy, *_) in groupby(made, above)]
 
 
 # --- running them --------------------------------------------------------------------------------
@@ -206,6 +222,7 @@ def _file_name(policy: Policy | str, method: str) -> str:
 class Choice:
     """The policy that was chosen, None where no candidate meets the target, and what that rests on.
 
+    ``reason`` is the verdict, in sentences that stand alone: whether anything is certified comes first.
     ``tried`` are the candidates that were run on the calibration prompts, with their runs. ``always``
     says that nothing but "always escalate" was certified. ``enough_prompts`` is how many calibration
     prompts would probably certify the next candidate; None: no number would, or nothing was certified.
@@ -218,6 +235,14 @@ class Choice:
     guarantee: Guarantee | None = None
     always: bool = False
     enough_prompts: int | None = None
+
+    @property
+    def certified(self) -> bool:
+        """Whether a policy that saves anything was certified."""
+        return self.guarantee is not None and not self.always
+
+
+_NO_CLAIM = "Not certified: nothing is claimed about quality"
 
 
 def regret(routed: Run, slow: Run) -> Array:
@@ -238,10 +263,19 @@ def choose_rate(runner: Runner, candidates: Sequence[Learned], rate: float, *, m
     ran = tuple((candidates[at], tried[at]) for at in sorted(tried))
     if chosen is None:
         least = tried[len(candidates) - 1].rate("escalation_rate") or 0.0
-        return Choice(None, f"even the highest candidate escalates {least:.1%} of the calibration tokens", ran)
+        return Choice(
+            None,
+            f"No threshold was chosen: even the highest candidate escalates {least:.1%} of the decisions on the "
+            f"calibration prompts, where at most {percent(rate)} was asked for",
+            ran,
+        )
     reached = tried[chosen].rate("escalation_rate") or 0.0
     return Choice(
-        candidates[chosen], f"escalates {reached:.1%} of the calibration tokens, {rate:.1%} were asked for", ran
+        candidates[chosen],
+        f"{_NO_CLAIM}. The target was an escalation rate, {percent(rate)}, and of the candidates up to it this one "
+        f"escalates most: {reached:.1%} of the decisions on the calibration prompts. Whether fewer would do is not "
+        "asked; without a target the least is looked for",
+        ran,
     )
 
 
@@ -262,10 +296,18 @@ def choose_cost(
     if chosen is None:
         least = relative_cost(tried[len(candidates) - 1], slow)
         return Choice(
-            None, f"even the highest candidate costs {_figure(least)} of the slow model alone, in measured seconds", ran
+            None,
+            f"No threshold was chosen: even the highest candidate takes {_figure(least)} of the slow model's own "
+            f"seconds on the calibration prompts, where at most {max_cost:g} was asked for",
+            ran,
         )
     cost = relative_cost(tried[chosen], slow)
-    return Choice(candidates[chosen], f"costs {_figure(cost)} of the slow model alone, in measured seconds", ran)
+    return Choice(
+        candidates[chosen],
+        f"{_NO_CLAIM}. The target was a cost, at most {max_cost:g} of the slow model's own seconds, and of the "
+        f"candidates within it this one escalates most: it takes {_figure(cost)} on the calibration prompts",
+        ran,
+    )
 
 
 def _first_that(holds: Callable[[int], bool], count: int) -> int | None:
@@ -305,41 +347,75 @@ def choose_certified(
     loss: Loss = regret,
     loss_name: str = "regret",
     bound: Bound = "binomial",
+    certain: bool = True,
 ) -> Choice:
     """The candidate with the least escalation whose risk is certified by Learn-then-Test (arXiv 2110.01052).
 
     Candidates are run from the safest on and testing stops at the first that fails (fixed sequence), so
-    that those behind it need no run. The first of all is "always escalate", the slow model itself.
+    that those behind it need no run. The first of all is "always escalate", the slow model itself. Where nothing
+    that saves anything is certified and ``certain`` is False, the candidate with the least escalation whose mean
+    loss on the calibration prompts is at most ``alpha`` is taken, without a certificate.
     """
     always = replace(candidates[0], threshold=ALWAYS, span=None)
-    sequence = [always, *candidates]
     losses, runs = [np.zeros(len(slow))], [slow]
-    tested = certify(np.stack(losses, 1), alpha, delta, bound=bound)
+
+    def test() -> Certification:
+        return certify(np.stack(losses, 1), alpha, delta, bound=bound)
+
+    def add(candidate: Learned) -> None:
+        runs.append(runner.run(candidate, method))
+        losses.append(loss(runs[-1], slow))
+
+    tested = test()
     for candidate in candidates:
         if tested.chosen != len(losses) - 1:
             break
-        runs.append(runner.run(candidate, method))
-        losses.append(loss(runs[-1], slow))
-        tested = certify(np.stack(losses, 1), alpha, delta, bound=bound)
-    tried = tuple(zip(sequence, runs, strict=False))
-    if tested.chosen is None:
-        return Choice(
-            None,
-            f"nothing can be certified with {tested.n_prompts} calibration prompts: not even a policy without any "
-            f"{loss_name} could be, which takes {tested.enough_prompts}",
-            tried,
-            tested,
-            enough_prompts=tested.enough_prompts,
-        )
+        add(candidate)
+        tested = test()
+    saving = bool(tested.chosen)
+    if not saving and not certain:
+        for candidate in candidates[len(runs) - 1 :]:
+            if losses[-1].mean() > alpha:
+                break
+            add(candidate)
+        tested = test()
+    tried = tuple(zip([always, *candidates], runs, strict=False))
+    why, enough = _shortfall(tested, loss_name), tested.enough_prompts
     rates = [1.0, *(run.rate("escalation_rate") or 0.0 for run in runs[1:])]
+    seen = int(np.flatnonzero(tested.risks <= alpha)[-1])
+    if not saving and not certain and seen:
+        reason = (
+            f"Not certified: {why}. Of the candidates whose {loss_name} on these prompts is at most {percent(alpha)}, "
+            f"this one escalates least: {rates[seen]:.1%} of the decisions, at a {loss_name} of "
+            f"{tested.risks[seen]:.1%}. That is no bound for other prompts"
+        )
+        return Choice(tried[seen][0], reason, tried, tested, enough_prompts=enough)
+    if tested.chosen is None:
+        return Choice(None, f"Nothing is certified: {why}", tried, tested, enough_prompts=enough)
     guarantee = make_guarantee(tested, [policy.threshold for policy, _ in tried], rates, loss=loss_name, method=method)
     assert guarantee is not None
-    return Choice(
-        sequence[tested.chosen].certified(guarantee),
-        'only "always escalate" was certified: nothing is saved' if tested.chosen == 0 else guarantee.sentence,
-        tried,
-        tested,
-        guarantee,
-        always=tested.chosen == 0,
-        enough_prompts=tested.enough_prompts,
-    )
+    reason = f"Only “always escalate” is certified, which saves nothing: {why}"
+    if saving:
+        reason = (
+            f"{guarantee.sentence[0].upper()}{guarantee.sentence[1:]}. Of the candidates for which that is certain, "
+            f"this one escalates least: {rates[tested.chosen]:.1%} of the decisions on those prompts, at a {loss_name} "
+            f"of {tested.risks[tested.chosen]:.1%}"
+        )
+    policy = tried[tested.chosen][0].certified(guarantee)
+    return Choice(policy, reason, tried, tested, guarantee, always=not saving, enough_prompts=enough)
+
+
+def _shortfall(tested: Certification, loss: str) -> str:
+    """Why nothing that saves anything is certified, and what would probably help."""
+    wanted = f"{loss} at most {percent(tested.alpha)} at confidence {percent(1 - tested.delta)}"
+    if tested.chosen is None:
+        return (
+            f"{tested.n_prompts} calibration prompts are too few for {wanted}, even if no answer were wrong; about "
+            f"{tested.enough_prompts} would probably do"
+        )
+    if tested.enough_prompts is None:
+        help_ = "more prompts would probably not help"
+    else:
+        help_ = f"about {tested.enough_prompts} calibration prompts would probably certify it"
+    first = "" if len(tested.risks) < 2 else f" (here {tested.risks[1]:.1%})"
+    return f"{tested.n_prompts} calibration prompts do not show {wanted} of the next candidate{first}; {help_}"

@@ -53,7 +53,7 @@ def estimate_cost(
     candidates = sorted(CANDIDATE_RATES, reverse=True)
     if target.max_regret is None:
         candidates = candidates[: 1 + math.ceil(math.log2(len(candidates)))]  # a bisection
-    elif calibration < fewest_prompts(target.max_regret, 1.0 - target.confidence):
+    elif target.certain and calibration < fewest_prompts(target.max_regret, 1.0 - target.confidence):
         candidates = []
     traced = fit * (1 + options.rounds) + calibration + report
     stages = [

@@ -26,8 +26,10 @@ from ..policies.cards import Metric, Pair, PolicyCard, fingerprint, library_vers
 from ..policies.certify import fewest_prompts
 from ..policies.drift import make_monitor
 from ..policies.features import FEATURES, hidden_names, hidden_size
+from ..policies.inputs import PromptCheck, asked, fit_inputs
 from ..policies.scorers import Scorer, Signal
 from ..router import Router
+from ..tokenizer import Tokenizer
 from .answers import Answers, OnItems
 from .checks import Judge, bind, make_checker
 from .choose import (
@@ -49,6 +51,8 @@ from .prompts import Prompts, SplitName, read_prompts, reference_prompts
 from .store import WorkDirectory
 from .tokens import TokenUse, token_uses
 from .traces import Traces, join_traces, local_slow, trace_answers
+
+DEFAULT_REGRET = 0.05
 
 
 class CalibrationOptions(BaseModel):
@@ -121,9 +125,10 @@ def make_target(
     confidence: float = 0.9,
     max_cost: float | None = None,
 ) -> Target:
-    """The one target that was given; an escalation rate of 0.2 where none was."""
+    """The one target that was given. Where none was: the least escalation whose regret is certified to be at most
+    ``DEFAULT_REGRET``, or, where nothing can be certified, the least whose regret seen is no higher."""
     if target_rate is None and max_regret is None and max_cost is None:
-        target_rate = 0.2
+        return Target(max_regret=DEFAULT_REGRET, confidence=confidence, certain=False)
     return Target(rate=target_rate, max_regret=max_regret, confidence=confidence, max_cost=max_cost)
 
 
@@ -184,6 +189,8 @@ class Bench:
     options: CalibrationOptions
     stages: Stages
     runners: dict[SplitName, Runner]
+    check: str = "answer"
+    """The checker's name."""
 
     @property
     def pair(self) -> Pair:
@@ -234,7 +241,7 @@ def open_bench(
             runner.items = bind(checker, items, slow.texts)
             runner.on_items = None
             runners[split] = runner
-    return Bench(router, prompts, directory, parsed, stages, runners)
+    return Bench(router, prompts, directory, parsed, stages, runners, checker.name)
 
 
 def require_gap(bench: Bench) -> Estimate:
@@ -404,6 +411,7 @@ def choose(bench: Bench, fitted: Fitted, target: Target) -> Choice:
                 alpha=target.max_regret,
                 delta=1.0 - target.confidence,
                 method=options.method,
+                certain=target.certain,
             )
     runner.on_items = None
     return choice
@@ -416,6 +424,15 @@ def watch(bench: Bench, policy: Learned) -> Learned:
     scores = policy.scorer.score(traces.features())
     monitor = make_monitor(scores, traces.prompt, policy.threshold, seed=bench.options.seed)
     return replace(policy, drift=monitor)
+
+
+def make_inputs(tokenizer: Tokenizer, prompts: Prompts, *, stop: Sequence[str] = ()) -> PromptCheck:
+    """What tells prompts of another kind: counted on the fit prompts, its limits set on the calibration prompts."""
+    known, held = (
+        [asked(tokenizer, prompt=item.prompt, messages=item.messages) for item in items]
+        for items in (prompts.fit, prompts.calibration)
+    )
+    return fit_inputs(known, held, tokenizer.n_vocab, stop=stop)
 
 
 # --- figures on the report prompts ---------------------------------------------------------------
@@ -580,6 +597,8 @@ class Calibration:
     held: Held | None
     seconds: Mapping[str, float]
     path: Path | None = None
+    check: str = "answer"
+    """The checker's name: what "right" means."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: every figure with ``<name>_interval`` beside it."""
@@ -588,6 +607,8 @@ class Calibration:
             "policy": None if self.path is None or self.policy is None else str(self.path),
             "threshold": None if self.policy is None else self.policy.threshold,
             "target": str(self.target),
+            "check": self.check,
+            "certified": self.choice.certified,
             "reason": self.choice.reason,
             "guarantee": None if self.choice.guarantee is None else self.choice.guarantee.model_dump(),
             "always_escalate": self.choice.always,
@@ -648,9 +669,10 @@ def calibrate(
         calibrate("llama_cpp:small.gguf", "llama_cpp:large.gguf", "prompts.jsonl",
                   out="policy.safetensors", max_regret=0.05, confidence=0.9)
 
-    Without models: the reference pair and ``count`` problems of its own. One of ``target_rate`` (the
-    default, 0.2), ``max_regret`` with ``confidence``, and ``max_cost`` (measured seconds against the slow
-    model alone); see :class:`Target`. ``check`` says when an answer is right. ``work`` (default: beside
+    Without models: the reference pair and ``count`` problems of its own. One of ``target_rate``,
+    ``max_regret`` with ``confidence``, and ``max_cost`` (measured seconds against the slow model alone); see
+    :class:`Target`. The default is the least escalation with a regret of at most 0.05, certified if possible,
+    and ``choice.reason`` says whether it is. ``check`` says when an answer is right. ``work`` (default: beside
     ``out``) keeps what is finished, so that an interrupted calibration goes on where it stopped, and
     another target costs no new traces. ``report`` is an HTML file. ``options`` are
     :class:`CalibrationOptions`.
@@ -662,6 +684,7 @@ def calibrate(
     """
     parsed = make_options(**options)
     target = make_target(target_rate=target_rate, max_regret=max_regret, confidence=confidence, max_cost=max_cost)
+    require_rate_to_hold(parsed, target)
     loaded = load_prompts(prompts, fast, slow, count=count)
     require_enough_prompts(loaded, target)
     path = check_output(out)
@@ -688,8 +711,10 @@ def calibrate(
         if policy is not None and not choice.always:
             policy = watch(bench, policy)
         if policy is not None:
-            policy = replace(policy, pair=bench.pair, method=make_method(parsed.method).name)
-            if parsed.hold and target.rate is not None:
+            inputs = make_inputs(router.fast.tokenizer, loaded, stop=parsed.stop)
+            policy = replace(policy, pair=bench.pair, method=make_method(parsed.method).name, inputs=inputs)
+            if parsed.hold:
+                assert target.rate is not None
                 policy = policy.holding(target.rate)
         card = None if policy is None else make_card(bench, policy, choice, target, held)
         pair = bench.pair
@@ -708,6 +733,7 @@ def calibrate(
         held=held,
         seconds=stages.seconds,
         path=path,
+        check=bench.check,
     )
     if report is not None:
         from .report import write_report
@@ -769,9 +795,15 @@ def check_output(out: str | Path) -> Path:
     return path
 
 
+def require_rate_to_hold(options: CalibrationOptions, target: Target) -> None:
+    """Raise :class:`ConfigurationError` for a threshold that should follow a rate, where none is the target."""
+    if options.hold and target.rate is None:
+        raise ConfigurationError("hold without a target rate", hint="add --target-rate, which it follows")
+
+
 def require_enough_prompts(prompts: Prompts, target: Target) -> None:
-    """Raise :class:`InvalidRequest` where no result at all could be certified."""
-    if target.max_regret is None:
+    """Raise :class:`InvalidRequest` where a certificate is asked for and no result at all could be certified."""
+    if target.max_regret is None or not target.certain:
         return
     least, given = fewest_prompts(target.max_regret, 1.0 - target.confidence), len(prompts.calibration)
     if given < least:

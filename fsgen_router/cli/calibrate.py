@@ -14,7 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import calibration as cal
-from ..calibration.pipeline import check_output, load_prompts, require_enough_prompts
+from ..calibration.pipeline import (
+    DEFAULT_REGRET,
+    check_output,
+    load_prompts,
+    require_enough_prompts,
+    require_rate_to_hold,
+)
 from ..calibration.report import check_report_path
 from . import options as o
 from .terminal import EXIT_FAILED, err, out, say, write_json
@@ -55,21 +61,28 @@ def calibrate(
     stop: o.Stop = None,
     target_rate: Annotated[
         float | None,
-        typer.Option(help="Escalate about this share of the tokens.", show_default="0.2", rich_help_panel=_TARGET),
-    ] = None,
-    max_regret: Annotated[
-        float | None,
         typer.Option(
-            help="Certify that this share of prompts at most is right with the slow model and wrong when routed.",
+            help="Escalate up to this share of the decisions, whether or not fewer would do. Nothing is certified.",
             show_default=False,
             rich_help_panel=_TARGET,
         ),
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of --max-regret.", rich_help_panel=_TARGET)] = 0.9,
+    max_regret: Annotated[
+        float | None,
+        typer.Option(
+            help="Regret at most: the share of prompts that are right with the slow model and wrong when routed. The "
+            "least escalation for which that is certified; no policy where it is for none.",
+            show_default=f"{DEFAULT_REGRET}, certified if possible",
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option(help="Of the certificate of --max-regret.", rich_help_panel=_TARGET)
+    ] = 0.9,
     max_cost: Annotated[
         float | None,
         typer.Option(
-            help="Measured seconds at most, as a share of the slow model's alone.",
+            help="Measured seconds at most, as a share of the slow model's alone. Nothing is certified.",
             show_default=False,
             rich_help_panel=_TARGET,
         ),
@@ -147,8 +160,9 @@ def calibrate(
     """Make a policy file for a pair of models, with a stated and tested target.
 
     Prompts are split by their hash: scorers are fitted on some, thresholds chosen and certified on
-    others, figures given on the rest. What is finished is kept: run the same command again after an
-    interruption, or with another target at no cost for the traces.
+    others, figures given on the rest. Without a target: the least escalation with a regret of at most 5%,
+    certified at 90% if the prompts allow it; the verdict says whether they do. What is finished is kept: run the same
+    command again after an interruption, or with another target at no cost for the traces.
 
     Examples:
 
@@ -252,6 +266,7 @@ def _estimate(
     parsed = cal.make_options(**options)
     wanted = cal.make_target(**target)
     loaded = load_prompts(prompts, fast, slow, count=count)
+    require_rate_to_hold(parsed, wanted)
     require_enough_prompts(loaded, wanted)
     check_output(policy_file)
     if report is not None:
@@ -292,19 +307,13 @@ def _estimate(
 def _show(found: cal.Calibration, report: Path | None) -> None:
     console = out()
     if found.policy is None:
-        console.print(Text(f"No policy was written: {found.choice.reason}.", style="bold yellow"))
+        console.print(Text("No policy was written.", style="bold yellow"))
     else:
         console.print(Text(f"{found.path}: {found.policy.name}", style="bold"))
-        if found.choice.guarantee is not None and not found.choice.always:
-            console.print(Text(f"Certified: {found.choice.guarantee.sentence}."))
-        elif found.choice.always:
-            console.print(Text('Only "always escalate" was certified, which saves nothing.', style="bold yellow"))
-        else:
-            console.print(Text(f"Target: {found.target}; the threshold {found.choice.reason}. Nothing is certified."))
-    if found.choice.enough_prompts is not None and (found.policy is None or found.choice.always):
-        console.print(
-            f"About {found.choice.enough_prompts} calibration prompts would probably certify the next candidate."
-        )
+    console.print(Text(f"Target: {found.target}."))
+    console.print(Text(f"{found.choice.reason}.", style="green" if found.choice.certified else "yellow"))
+    if found.check == "slow":
+        console.print("Right means equal to the slow model's answer: no expected answers were compared with.")
     held = found.held
     if held is not None and held.routed is not None:
         rate = held.routed.rate("escalation_rate") or 0.0

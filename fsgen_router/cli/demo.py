@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from ..evaluation import Item, ask, reference_items
-from ..records import Generation, ModelUsage, Usage
+from ..records import Claim, Generation, ModelUsage, Usage
 from ..report import Comparison, Report
 from ..router import Router
 from ..text_models import reads_tokens
@@ -130,7 +130,7 @@ def total_report(answers: Sequence[Generation]) -> Report:
     }
     reasons = sorted({report.finish_reason for report in reports})
     degraded = [report.degraded for report in reports if report.degraded]
-    claims = [report.guarantee for report in reports]
+    claims = [report.claim for report in reports]
     return Report(
         usage=_sum_usage([answer.usage for answer in answers]),
         **totals,
@@ -139,13 +139,21 @@ def total_report(answers: Sequence[Generation]) -> Report:
         finish_reason=" and ".join(reasons),
         degraded=degraded[0] if degraded else None,
         verified_tokens=sum(report.verified_tokens for report in reports),
-        guarantee=next((claim for claim in claims if claim != "certified"), claims[0]),
+        claim=_total_claim(claims),
         alone=_sum_alone([report.alone for report in reports]),
         fast_step_seconds=reports[-1].fast_step_seconds,  # over all of a Router's requests so far
         slow_step_seconds=reports[-1].slow_step_seconds,
         advice=reports[0].advice if all(report.advice for report in reports) else None,
         auditable=all(report.auditable for report in reports),
     )
+
+
+def _total_claim(claims: Sequence[Claim | None]) -> Claim | None:
+    """What holds of all answers; of how many it does not, and why not of the first of these."""
+    against = [claim for claim in claims if claim is not None and not claim.holds]
+    if not against:
+        return claims[0]
+    return Claim(against[0].certified, (f"{len(against)} of {len(claims)} answers: {against[0].reasons[0]}",))
 
 
 def _sum(parts: Sequence[Comparison]) -> Comparison:

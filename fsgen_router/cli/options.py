@@ -37,7 +37,7 @@ Slow: TypeAlias = Annotated[
     ),
 ]
 DEFAULT_POLICY_TEXT = (
-    f"{DEFAULT_POLICY}; the reference pair's own certified one; behind an endpoint "
+    f"{DEFAULT_POLICY}; the reference pair's own file; behind an endpoint "
     f"{DEFAULT_REMOTE_POLICY.replace(',', ', ')}, once"
 )
 POLICY_TEXT = (

@@ -44,13 +44,19 @@ def show(
     console = out()
     console.print(Text(policy.name, style="bold"))
     if card.guarantee is None:
-        console.print(Text("No guarantee.", style="yellow"))
+        console.print(Text("No guarantee: nothing is certified of this policy.", style="yellow"))
     else:
-        console.print(Text(f"Guarantee: {card.guarantee.sentence}; method {card.guarantee.method}."))
+        made = card.guarantee
+        console.print(
+            Text(
+                f"Guarantee: {made.sentence}. On those prompts {made.certified_rate:.1%} of the decisions escalated "
+                f"and {made.loss} was {made.risk:.1%}; method {made.method}."
+            )
+        )
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
-    drift = policy.drift
+    drift, inputs = policy.drift, policy.inputs
     held = "" if policy.hold is None else f", follows a rate of {policy.hold.rate:g}"
     rows = {
         "pair": f"{card.pair.fast} + {card.pair.slow}",
@@ -61,6 +67,7 @@ def show(
         "signals": ", ".join(card.signals),
         "prompts": ", ".join(f"{count} {split}" for split, count in card.splits.items()),
         "data": card.data_hash,
+        "other prompts": "not told apart: the guarantee is claimed for any" if inputs is None else str(inputs),
         "drift": "not watched" if drift is None else f"alarm above {drift.alarm:.3g} ({drift.measure})",
         "libraries": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
     }
