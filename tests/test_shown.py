@@ -196,7 +196,8 @@ def untimed(text: str) -> list[str]:
 
 
 def test_the_readme_shows_what_its_first_lines_print() -> None:
-    first = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    readme = (ROOT / "README.md").read_text()
+    first = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", readme, re.DOTALL)
     assert first is not None
     done = subprocess.run(
         [sys.executable, "-c", first[1]], capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=True
@@ -205,6 +206,10 @@ def test_the_readme_shows_what_its_first_lines_print() -> None:
     difference = "\n".join(difflib.unified_diff(shown, printed, lineterm=""))
     assert shown == printed, f"python benchmarks/readme.py --run writes it anew:\n{difference}"
     assert max(map(len, first[2].splitlines()[1:])) <= 80
+    # What stands below it.
+    assert "The fast model alone says 149" in readme
+    with Router(policy="never") as router:
+        assert world.extract_answer(router.complete(questions(first[1])[0]).text) == "149"
 
 
 def test_doctor_answers_a_question_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
