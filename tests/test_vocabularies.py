@@ -34,10 +34,13 @@ from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
 from fsgen_router.adapters.torch_reading import reduce_rows
 from fsgen_router.adapters.transformers import TransformersModel
+from fsgen_router.calibration import trace_answer
+from fsgen_router.calibration.labels import roll_out
 from fsgen_router.cli import app
+from fsgen_router.evaluation.items import Item
 from fsgen_router.models import TokenModel, Work
 from fsgen_router.reading import FORBIDDEN, Alignment, Read, Row, Scratch, Warp, reduce_row
-from fsgen_router.tokenizer import share_vocabulary, vocabulary_hash
+from fsgen_router.tokenizer import share_vocabulary, token_classes, vocabulary_hash
 
 CONTROL, NORMAL, UNUSED = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL, gguf.TokenType.UNUSED
 WORDS = ("lamp", "rope", "bell")
@@ -224,6 +227,25 @@ def test_conversations_are_read_in_each_models_own_ids(load, tmp_path: Path) -> 
         assert ids_of(answer) == ids_of(answer.baseline)
         follow_up = [*messages, {"role": "assistant", "content": answer.text}, messages[0]]
         assert router.chat(follow_up, max_tokens=12).degraded is None
+
+
+def test_traces_compare_what_both_can_write(files) -> None:
+    less, more, lone = llama_cpp(files[0]), llama_cpp(files[1]), files[2]
+    prompt = next(p for p in string.ascii_letters if not set(alone(more, p, 30, [], {})).isdisjoint(lone))
+    item = Item(id="0", check=bool, prompt=prompt)
+    for pair in ((less, more), (more, less)):
+        with Router(*pair, policy="always", method="replace", audit=1.0) as router:
+            answer = router.complete(prompt, max_tokens=30)
+            classes = token_classes(router.fast.tokenizer)
+            found = trace_answer(
+                *pair, item, ids_of(answer), [1] * len(answer.tokens), classes=classes, shared=router.shared
+            )
+            assert found.slow_choice.tolist() == ids_of(answer)
+            assert found.fast_choice.tolist() == [token.fast_choice for token in answer.tokens]
+            rolled = roll_out(router, item, ids_of(answer)[:3], max_tokens=30)
+            assert rolled == answer.text
+    for model in (less, more):
+        model.shutdown()
 
 
 # --- ends of an answer ---------------------------------------------------------------------------
