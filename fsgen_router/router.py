@@ -323,7 +323,11 @@ class Router:
         return _last(self.stream(prompt, **options))
 
     def stream(self, prompt: str, **options: Unpack[RequestKeywords]) -> Iterator[StreamEvent]:
-        """Like :meth:`complete`, as :class:`TextDelta` events and one :class:`Finished`."""
+        """Like :meth:`complete`, as :class:`TextDelta` events and one :class:`Finished`.
+
+        Raises :class:`InvalidRequest` and :class:`QueueFull` at the call. A stream that is closed or dropped, read or
+        not, gives its place back.
+        """
         return self._stream(TextPrompt(prompt=require_text(prompt)), options)
 
     def chat(self, messages: Sequence[Message], **options: Unpack[RequestKeywords]) -> Generation:
