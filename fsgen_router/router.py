@@ -354,6 +354,8 @@ class Router:
         """Like :meth:`complete`, as :class:`TextDelta` events and one :class:`Finished`.
 
         An endpoint that shows what it thinks adds :class:`ReasoningDelta` events.
+        Raises :class:`InvalidRequest` and :class:`QueueFull` at the call. A stream that is closed or dropped, read or
+        not, gives its place back.
         """
         return self._stream(TextPrompt(prompt=require_text(prompt)), options)
 

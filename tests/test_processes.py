@@ -53,7 +53,7 @@ def run(program: str, *arguments: str, url: str = "", batching: bool = True, cod
         [sys.executable, "-W", "error", "-W", "ignore::ResourceWarning", "-c", source, *arguments],
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=100,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == code, done.stderr
