@@ -69,6 +69,7 @@ class ModelUsageJson(TypedDict):
     catchup: int
     decode: int
     ahead: int
+    reread: int
     forwards: int
     seconds: float
 
