@@ -132,9 +132,9 @@ def _reduce(logits: Tensor, states: Tensor, reads: Sequence[tuple[int, Read]], k
     at = _tensor([row for row, _ in reads], device)
     rows = logits[:, : kind.n_vocab(logits.shape[1])][at].float() + 0.0
     if kind.alignment is not None and len(kind.alignment.ends):
-        rows[:, kind.alignment.end] = logits[at][:, _tensor(kind.alignment.ends, device)].float().logsumexp(1)
+        rows[:, kind.alignment.end] = logits[at[:, None], _tensor(kind.alignment.ends, device)].float().logsumexp(1)
     _apply_masks(rows, [read.mask for _, read in reads])
-    if kind.alignment is not None:
+    if kind.alignment is not None and len(kind.alignment.forbidden):
         rows[:, _tensor(kind.alignment.forbidden, device)] = float(FORBIDDEN)  # behind masks, which could lift them
     best = _best(rows, max(kind.top_k, 1))
     argmax = best[:, :1]
