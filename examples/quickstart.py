@@ -6,6 +6,7 @@ python examples/quickstart.py
 from fsgen_router import Router
 
 with Router() as router:
-    answer = router.complete("How many coins do 3 lamps and 4 ropes cost in Norvale?", baseline=True)
+    question = "How many coins do 3 lamps and 4 ropes cost in Norvale?"
+    answer = router.chat([{"role": "user", "content": question}], baseline=True)
     print(answer.text.strip())
     print(answer.report())

@@ -68,7 +68,7 @@ class RewindWarning(UserWarning):
 
 
 class SwappedModelsWarning(UserWarning):
-    """The slow model has fewer parameters than the fast one: the two are probably named the wrong way round."""
+    """The slow model has clearly fewer parameters than the fast one: the two are probably named the wrong way round."""
 
 
 T = TypeVar("T")
@@ -819,8 +819,13 @@ def _require_count(name: str, value: object) -> None:
         raise ConfigurationError(f"{name}={value!r}", hint="a whole number, at least 0")
 
 
+def look_swapped(fast: TokenModel, slow: AnyModel) -> bool:
+    """Whether the slow model is the smaller one. A vocabulary that is padded otherwise makes a few percent."""
+    return slow.n_params is not None and slow.n_params < 0.9 * fast.n_params
+
+
 def _warn_of_swapped(fast: TokenModel, slow: AnyModel) -> None:
-    if slow.n_params is not None and slow.n_params < fast.n_params:
+    if look_swapped(fast, slow):
         warn(
             SwappedModelsWarning,
             f"the slow model {slow.name} has {slow.n_params:,} parameters, the fast model {fast.name} "

@@ -102,7 +102,8 @@ _THINKING = frozenset(
 def hidden_ids(tokenizer: Tokenizer, special_ids: frozenset[int] | None = None) -> frozenset[int]:
     """Control tokens (None: the tokenizer's own) that are not shown in a text: all but those around reasoning."""
     special = tokenizer.special_ids if special_ids is None else special_ids
-    return frozenset(token for token in special if tokenizer.piece(token) not in _THINKING)
+    own = range(tokenizer.n_vocab)  # another model's may lie beyond
+    return frozenset(token for token in special if token not in own or tokenizer.piece(token) not in _THINKING)
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:

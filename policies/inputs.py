@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.tokenizer import Turn, Tokenizer
+from fsgen_router.tokenizer import Tokenizer, Turn
 
 from .stored import Stored
 

@@ -16,7 +16,7 @@ from fsgen_router.errors import ConfigurationError
 from fsgen_router.policy import Context, Decision, Ledger, Policy, PolicyState
 from fsgen_router.records import Claim
 from fsgen_router.signals import Signals
-from fsgen_router.tokenizer import Turn, Tokenizer
+from fsgen_router.tokenizer import Tokenizer, Turn
 
 from .basic import Capped, _check_extent, _suffix
 from .budget import RateHold

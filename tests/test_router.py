@@ -685,12 +685,13 @@ async def test_another_policy_in_coroutines_and_caps_around_it(make_router: Call
 def test_a_certificate_follows_the_policy_and_method_of_its_request(make_router: Callable[..., Router]) -> None:
     path = reference.policy_path()
     router = make_router(policy="never", method="replace")
-    certified = router.complete(PROMPTS[0], max_tokens=40, policy=path)
+    asked = [{"role": "user", "content": world.problems("calibration", 1)[0].prompt}]
+    certified = router.chat(asked, policy=path)
     assert certified.method == "verify:exact"  # the file's own
     assert (certified.guarantee or "").startswith("certified")
     with pytest.warns(PolicyPairWarning, match="certified with the method verify:exact, not replace"):
-        other = router.complete(PROMPTS[0], max_tokens=40, policy=path, method="replace")
-    assert (other.guarantee or "").startswith("suspended")
+        other = router.chat(asked, policy=path, method="replace")
+    assert (other.guarantee or "").startswith("suspended: certified with the method verify:exact")
     assert router.complete(PROMPTS[0], max_tokens=4).guarantee is None
 
 

@@ -86,7 +86,6 @@ SHOWN = sorted({(where, question) for where, text in shown_texts().items() for q
 def test_prompts_were_found_where_they_are_shown() -> None:
     assert {where for where, _ in SHOWN} >= {
         "README.md",
-        "examples/calibrate.py",
         "examples/quickstart.py",
         "fsgen_router/cli/chat.py",
         "fsgen_router/cli/complete.py",

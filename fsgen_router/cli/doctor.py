@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import BackendError, ConfigurationError, FsgenError, VocabularyMismatch
 from ..machine import free_bytes, usable_cores
 from ..reference import world
-from ..router import SwappedModelsWarning
+from ..router import SwappedModelsWarning, look_swapped
 from ..text_models import Continuation, TextModel, reads_tokens
 from . import options as o
 from .terminal import EXIT_FAILED, out, write_json
@@ -250,7 +250,7 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
         yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}{alike}")
         for sentence in differing:
             yield Check("vocabulary", "note", sentence)
-        if router.slow.n_params < router.fast.n_params:
+        if look_swapped(router.fast, router.slow):
             detail = f"the slow model {router.slow.name} is smaller than the fast model {router.fast.name}"
             yield Check("sizes", "note", detail, "are they swapped? --fast is the small one")
         own = fast is not None  # whose answers are not known to be right, and may take long
