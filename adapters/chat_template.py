@@ -16,10 +16,11 @@ import jinja2.ext
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from fsgen_router.contracts.tokenizer import Turn
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.logs import warn
-from fsgen_router.options import SET_BY_US
-from fsgen_router.tokenizer import SystemMessageWarning, Turn
+from fsgen_router.support.logs import warn
+from fsgen_router.support.options import SET_BY_US
+from fsgen_router.text.conversation import SystemMessageWarning
 
 # Tokens between which some models write their reasoning and their answer, with headings that are plain text or with
 # nothing but these tokens to tell one from the other. Files and loaders differ in which of them are control tokens.

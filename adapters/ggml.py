@@ -1,6 +1,6 @@
 """A row's sums by functions that llama.cpp has for its own use: exponentials at half of numpy's price on AVX2.
 
-The sums are most of what :func:`fsgen_router.reading.reduce_row` costs. Those functions are not among
+The sums are most of what :func:`fsgen_router.rows.reading.reduce_row` costs. Those functions are not among
 llama.cpp's public ones: where a build does not show them, or they do something else there, numpy takes over.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fsgen_router.reading import Scratch
+from fsgen_router.rows.reading import Scratch
 
 SumExp: TypeAlias = Callable[[int, int, int, float], float]
 """(n, y, x, c): y[i] = exp(x[i] - c) for n floats at two addresses; returns their sum."""

@@ -24,6 +24,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias, cast
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fsgen_router.contracts.models import Capabilities, Opened, Rows, Work
+from fsgen_router.contracts.tokenizer import Turn
 from fsgen_router.errors import (
     BackendError,
     ConfigurationError,
@@ -32,13 +34,14 @@ from fsgen_router.errors import (
     ModelNotFound,
     NotEnoughMemory,
 )
-from fsgen_router.logs import log
-from fsgen_router.machine import free_bytes, usable_physical_cores
-from fsgen_router.models import Capabilities, Opened, Rows, SequencePool, Work
-from fsgen_router.options import TemplateVariables, as_text, checked
-from fsgen_router.reading import UNREADABLE, Floats, Read, Row, reduce_row
-from fsgen_router.tokenizer import Turn, encode_conversation
-from fsgen_router.waiting import Home, holding
+from fsgen_router.rows.reading import UNREADABLE, Floats, Read, Row, reduce_row
+from fsgen_router.support.logs import log
+from fsgen_router.support.machine import free_bytes, usable_physical_cores
+from fsgen_router.support.options import TemplateVariables, as_text, checked
+from fsgen_router.support.waiting import Home, holding
+from fsgen_router.text.conversation import encode_conversation
+
+from .sequences import SequencePool
 
 try:
     import psutil
@@ -451,7 +454,7 @@ def _require_devices(options: LlamaCppOptions) -> None:
 
 
 class LlamaCppModel:
-    """A :class:`~fsgen_router.models.TokenModel` on one llama.cpp context."""
+    """A :class:`~fsgen_router.contracts.models.TokenModel` on one llama.cpp context."""
 
     def __init__(self, where: str | os.PathLike[str], /, **options: Any) -> None:
         self.options = checked(LlamaCppOptions, options, error=ConfigurationError)

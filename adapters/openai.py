@@ -1,6 +1,6 @@
 """Models behind an OpenAI-compatible HTTP endpoint (extra ``openai``).
 
-A :class:`~fsgen_router.text_models.TextModel` over ``/chat/completions`` and ``/completions``, streamed as
+A :class:`~fsgen_router.contracts.text_models.TextModel` over ``/chat/completions`` and ``/completions``, streamed as
 server-sent events: hosted vendors, vLLM, SGLang, llama-server, Ollama and the like. What these endpoints
 have in common is little, so what one of them refuses (a parameter's name, a partial answer) is found out
 at the first need and remembered.
@@ -26,11 +26,7 @@ from urllib.parse import urljoin, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from fsgen_router.adapters.streaming import Call, Channel, Patience, ThinkBlock, Unrepeat, late
-from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
-from fsgen_router.logs import log, warn
-from fsgen_router.options import checked
-from fsgen_router.reading import Warp
-from fsgen_router.text_models import (
+from fsgen_router.contracts.text_models import (
     Continuation,
     ReasoningChunk,
     TextCapabilities,
@@ -39,8 +35,12 @@ from fsgen_router.text_models import (
     TextEvent,
     WrappedPromptWarning,
 )
-from fsgen_router.tokenizer import require_messages, require_text
-from fsgen_router.waiting import Home
+from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
+from fsgen_router.rows.reading import Warp
+from fsgen_router.support.logs import log, warn
+from fsgen_router.support.options import checked
+from fsgen_router.support.waiting import Home
+from fsgen_router.text.messages import require_messages, require_text
 
 try:
     import httpx2
@@ -451,7 +451,7 @@ _CONTINUE = (
 
 
 class OpenAIModel:
-    """A :class:`~fsgen_router.text_models.TextModel` behind an OpenAI-compatible endpoint.
+    """A :class:`~fsgen_router.contracts.text_models.TextModel` behind an OpenAI-compatible endpoint.
 
     ``where`` is ``model-name@https://host/v1``; ``options`` are :class:`OpenAIOptions`. Nothing is asked of
     the endpoint before the first :meth:`stream`. Raises :class:`ConfigurationError` for what cannot work.

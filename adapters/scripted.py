@@ -25,10 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
-from fsgen_router.models import Capabilities, Opened, SequencePool, Work
-from fsgen_router.reading import Floats, Read, Row, Scratch, reduce_row
-from fsgen_router.text_models import (
+from fsgen_router.contracts.models import Capabilities, Opened, Work
+from fsgen_router.contracts.text_models import (
     Continuation,
     ReasoningChunk,
     TextCapabilities,
@@ -36,8 +34,12 @@ from fsgen_router.text_models import (
     TextEnd,
     TextEvent,
 )
-from fsgen_router.tokenizer import Turn
-from fsgen_router.waiting import Home, holding
+from fsgen_router.contracts.tokenizer import Turn
+from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
+from fsgen_router.rows.reading import Floats, Read, Row, Scratch, reduce_row
+from fsgen_router.support.waiting import Home, holding
+
+from .sequences import SequencePool
 
 Script = Callable[[Sequence[int]], Floats]
 TextScript = Callable[[Continuation], Iterable[str | ReasoningChunk]]
@@ -82,7 +84,7 @@ class ScriptedTokenizer:
 
 
 class ScriptedModel:
-    """A :class:`~fsgen_router.models.TokenModel` whose logits are ``script(ids)``.
+    """A :class:`~fsgen_router.contracts.models.TokenModel` whose logits are ``script(ids)``.
 
     ``works`` records every work of every forward and ``forwards`` counts those, for tests. ``fail_after``
     makes the forward with that number (from 0) and all later ones raise :class:`BackendError`. With ``hidden``
@@ -170,9 +172,9 @@ class ScriptedModel:
 
 
 class ScriptedTextModel:
-    """A :class:`~fsgen_router.text_models.TextModel` that streams ``script(request)``.
+    """A :class:`~fsgen_router.contracts.text_models.TextModel` that streams ``script(request)``.
 
-    A piece is text or a :class:`~fsgen_router.text_models.ReasoningChunk`, and counts as a token: of more than
+    A piece is text or a ``ReasoningChunk``, and counts as a token: of more than
     ``max_tokens`` the rest is left out, and the stream ends with ``length``. ``requests`` records what was
     asked, ``closed_early`` how many streams were left. What the script raises is what the endpoint fails with.
     """

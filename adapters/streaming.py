@@ -10,9 +10,9 @@ from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import ClassVar
 
+from fsgen_router.contracts.text_models import ReasoningChunk, TextChunk, TextEnd, TextEvent
 from fsgen_router.errors import BackendError
-from fsgen_router.text_models import ReasoningChunk, TextChunk, TextEnd, TextEvent
-from fsgen_router.waiting import Home
+from fsgen_router.support.waiting import Home
 
 # --- one call ------------------------------------------------------------------------------------
 

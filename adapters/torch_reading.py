@@ -1,6 +1,6 @@
 """Rows of logits reduced with torch, on the accelerator that they live on.
 
-The numbers are those of :func:`fsgen_router.reading.reduce_row`, to 1e-5, and the drawn tokens are the
+The numbers are those of :func:`fsgen_router.rows.reading.reduce_row`, to 1e-5, and the drawn tokens are the
 same. Many rows are reduced at once, and what is left of them reaches the host in one transfer. For rows
 in the host's own memory numpy is two to nine times faster.
 """
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsgen_router.acceptance import judge
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.reading import FORBIDDEN, UNREADABLE, Alignment, Floats, Ints, Mask, Read, Row, Warp, check_row
+from fsgen_router.rows.acceptance import judge
+from fsgen_router.rows.reading import FORBIDDEN, UNREADABLE, Alignment, Floats, Ints, Mask, Read, Row, Warp, check_row
 
 try:
     import torch

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Protocol, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from fsgen_router.contracts.models import Capabilities, Opened, Rows, Work
 from fsgen_router.errors import (
     BackendError,
     ConfigurationError,
@@ -30,12 +31,13 @@ from fsgen_router.errors import (
     ModelNotFound,
     NotEnoughMemory,
 )
-from fsgen_router.logs import log
-from fsgen_router.machine import free_bytes, usable_cores
-from fsgen_router.models import Capabilities, Opened, Rows, SequencePool, Work
-from fsgen_router.options import TemplateVariables, as_text, checked
-from fsgen_router.reading import UNREADABLE, Read, Row, Scratch, reduce_row
-from fsgen_router.waiting import Home, holding
+from fsgen_router.rows.reading import UNREADABLE, Read, Row, Scratch, reduce_row
+from fsgen_router.support.logs import log
+from fsgen_router.support.machine import free_bytes, usable_cores
+from fsgen_router.support.options import TemplateVariables, as_text, checked
+from fsgen_router.support.waiting import Home, holding
+
+from .sequences import SequencePool
 
 try:
     import accelerate  # noqa: F401  # transformers loads onto a device, and reads GGUF files, through it
@@ -440,7 +442,7 @@ class _Caches:
 
 
 class TransformersModel:
-    """A :class:`~fsgen_router.models.TokenModel` on a causal language model of transformers."""
+    """A :class:`~fsgen_router.contracts.models.TokenModel` on a causal language model of transformers."""
 
     def __init__(self, where: str | os.PathLike[str], /, **options: Any) -> None:
         self.options = checked(TransformersOptions, options, error=ConfigurationError)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property, partial
 from typing import Any
 
+from fsgen_router.contracts.tokenizer import Turn
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.tokenizer import Turn, encode_conversation
+from fsgen_router.text.conversation import encode_conversation
 
 try:
     from tokenizers import AddedToken, Tokenizer
@@ -30,7 +31,7 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TransformersTokenizer:
-    """A :class:`~fsgen_router.tokenizer.Tokenizer` on a fast tokenizer of transformers.
+    """A :class:`~fsgen_router.contracts.tokenizer.Tokenizer` on a fast tokenizer of transformers.
 
     ``width`` is the number of rows of logits: what the tokenizer holds beyond it cannot be read.
     ``eog_ids`` are those that the model's own configuration names; the tokenizer's is added.

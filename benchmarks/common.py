@@ -18,8 +18,8 @@ import numpy as np
 from llama_cpp import llama_cpp as lib
 from tokenizers import pre_tokenizers
 
-from fsgen_router.models import Capabilities, Opened, TokenModel, Work
-from fsgen_router.reading import Floats, Row
+from fsgen_router.contracts.models import Capabilities, Opened, TokenModel, Work
+from fsgen_router.rows.reading import Floats, Row
 
 RESULTS = Path(__file__).with_name("results")
 CACHE = Path(os.environ.get("FSGEN_BENCH_CACHE", Path.home() / ".cache" / "fsgen-router" / "bench"))

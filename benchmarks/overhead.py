@@ -22,8 +22,8 @@ import llama_cpp
 from fsgen_router import Router
 from fsgen_router.adapters.ggml import make_scratch
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
-from fsgen_router.reading import Floats, Read, reduce_row
-from fsgen_router.signals import TOP_K
+from fsgen_router.rows.reading import Floats, Read, reduce_row
+from fsgen_router.rows.signals import TOP_K
 
 from common import HALF_BILLION, TENTH, BareLoop, block_ratio, random_model, save
 

@@ -16,13 +16,13 @@ from itertools import pairwise
 import numpy as np
 from scipy.stats import bootstrap
 
+from fsgen_router.contracts.policy import Context, Ledger, Policy
 from fsgen_router.policies import Learned, SpanRule, Threshold
 from fsgen_router.policies.drift import DriftMonitor
 from fsgen_router.policies.features import CLASSES, NUMERIC, feature_matrix
 from fsgen_router.policies.guard import fit_guard
 from fsgen_router.policies.scorers import Isotonic, Logistic, Mlp, Platt, Signal, TokenPrior
-from fsgen_router.policy import Context, Ledger, Policy
-from fsgen_router.signals import TOP_K, Signals
+from fsgen_router.rows.signals import TOP_K, Signals
 
 from common import save, timed
 

@@ -51,7 +51,7 @@ from fsgen_router.evaluation import (
     sweep_policies,
     whole_query,
 )
-from fsgen_router.plots import quality_plot
+from fsgen_router.evaluation.plots import quality_plot
 from fsgen_router.reference import world
 
 from common import RESULTS, save

@@ -16,8 +16,8 @@ import torch
 from transformers import DynamicCache
 
 from fsgen_router.adapters.transformers import TransformersModel
-from fsgen_router.models import Work
-from fsgen_router.reading import Read
+from fsgen_router.contracts.models import Work
+from fsgen_router.rows.reading import Read
 
 from common import HALF_BILLION, TENTH, block_ratio, random_model, save, timed
 

@@ -1,6 +1,6 @@
 """A small local model writes; a large one is called in only where the next tokens are uncertain.
 
-    from fsgen_router import Router
+    from . import Router
 
     answer = Router().complete("...")
     print(answer.text, answer.report())
@@ -16,7 +16,9 @@ __path__ = extend_path(__path__, __name__)
 
 from ._version import __version__
 from .config import RequestKeywords, RequestOptions
-from .engine import Constraint
+from .contracts.policy import REST, Context, Decision, Ledger, Policy
+from .contracts.text_models import WrappedPromptWarning
+from .decode.engine import Constraint
 from .errors import (
     BackendError,
     CalibrationError,
@@ -37,8 +39,6 @@ from .errors import (
     RouterClosed,
     VocabularyMismatch,
 )
-from .policy import REST, Context, Decision, Ledger, Policy
-from .reading import Mask
 from .records import (
     Claim,
     Finished,
@@ -55,9 +55,10 @@ from .records import (
 )
 from .report import Comparison, Report
 from .router import RewindWarning, Router, SmallExtentWarning, SwappedModelsWarning, VocabularyWarning
-from .signals import Signals
-from .text_models import WrappedPromptWarning
-from .tokenizer import Message, SystemMessageWarning, TextPart
+from .rows.reading import Mask
+from .rows.signals import Signals
+from .text.conversation import SystemMessageWarning
+from .text.messages import Message, TextPart
 
 __all__ = [
     "REST",

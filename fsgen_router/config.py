@@ -10,12 +10,12 @@ from typing import Any, TypedDict
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from .engine import Constraint
+from .contracts.methods import Method
+from .contracts.policy import Policy
+from .decode.engine import Constraint
 from .errors import InvalidRequest
-from .methods import Method
-from .options import TemplateVariables
-from .policy import Policy
-from .reading import Mask, Warp
+from .rows.reading import Mask, Warp
+from .support.options import TemplateVariables
 
 
 class RequestKeywords(TypedDict, total=False):

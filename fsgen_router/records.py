@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, overload
 
+from .contracts.policy import Decision
 from .json_forms import AnswerJson, GenerationJson, SpanJson, TokenJson, UsageJson, dumps, finite
-from .policy import Decision
-from .signals import Signals
+from .rows.signals import Signals
 
 if TYPE_CHECKING:
     from .report import Report

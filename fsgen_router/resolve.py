@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
+from .contracts.models import TokenModel
+from .contracts.text_models import TextModel, reads_tokens
 from .errors import ConfigurationError
-from .models import TokenModel
 from .records import Role
-from .text_models import TextModel, reads_tokens
 
 
 def _llama_cpp(where: str, options: dict[str, Any]) -> TokenModel:

@@ -17,34 +17,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Never, Self, TypeAlias, TypeVar, Unpack, overload
 
-from . import drivers, reference
+from . import reference
 from .config import RequestKeywords, RequestOptions
-from .engine import Emit, Engine, Request, TextPrompt
+from .contracts.methods import Method
+from .contracts.models import TokenModel, Work
+from .contracts.policy import REST, Ledger, Policy
+from .contracts.text_models import reads_tokens
+from .contracts.tokenizer import Tokenizer
+from .decode.engine import Emit, Engine, Request, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
-from .logs import log, warn
-from .methods import Method, Replace, Verify, make_method
-from .models import TokenModel, Work
-from .options import checked
-from .policy import REST, Ledger, Policy
-from .reading import Alignment, Read, hashed_uniform
+from .methods import Replace, Verify, make_method
 from .records import Claim, Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
 from .resolve import make_model
-from .slots import Place, Slots
-from .streams import AsyncStream, Stream
-from .text_models import reads_tokens
-from .tokenizer import (
-    Message,
-    SharedVocabulary,
-    Tokenizer,
-    encode_after,
-    hidden_ids,
-    require_messages,
-    require_text,
-    share_vocabulary,
-    token_classes,
-)
-from .waiting import Home
-from .workers import AnyModel, Workers
+from .rows.reading import Alignment, Read, hashed_uniform
+from .run import drivers
+from .run.slots import Place, Slots
+from .run.streams import AsyncStream, Stream
+from .run.workers import AnyModel, Workers
+from .support.logs import log, warn
+from .support.options import checked
+from .support.waiting import Home
+from .text.conversation import encode_after
+from .text.messages import Message, require_messages, require_text
+from .text.vocabulary import SharedVocabulary, hidden_ids, share_vocabulary, token_classes
 
 REFERENCE_PAIR = ("reference:fast", "reference:slow")
 DEFAULT_POLICY = "budget:0.2"

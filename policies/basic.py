@@ -7,9 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
+from fsgen_router.contracts.policy import (
+    REST,
+    Context,
+    Decision,
+    Ledger,
+    Policy,
+    PolicyState,
+    checks_end,
+    reads_hidden,
+    rewound,
+)
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, reads_hidden, rewound
-from fsgen_router.signals import Signals
+from fsgen_router.rows.signals import Signals
 
 SignalName: TypeAlias = Literal["entropy", "varentropy", "max_prob", "margin"]
 SIGNALS: tuple[SignalName, ...] = get_args(SignalName)

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from fsgen_router.contracts.policy import Context, Decision, Ledger, PolicyState
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.policy import Context, Decision, Ledger, PolicyState
-from fsgen_router.signals import Signals
+from fsgen_router.rows.signals import Signals
 
 from .basic import SignalName, _check_extent, _suffix, read_signal
 

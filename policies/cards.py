@@ -9,9 +9,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fsgen_router.models import TokenModel
-from fsgen_router.text_models import TextModel
-from fsgen_router.tokenizer import vocabulary_hash
+from fsgen_router.contracts.models import TokenModel
+from fsgen_router.contracts.text_models import TextModel
+from fsgen_router.text.vocabulary import vocabulary_hash
 
 FORMAT = 2
 """Version of the policy file. It rises when an older version of this package could misread a file: one that reads

@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fsgen_router.contracts.policy import Ledger
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.logs import log
-from fsgen_router.policy import Ledger
+from fsgen_router.support.logs import log
 
 from .features import Floats
 

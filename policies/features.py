@@ -9,11 +9,11 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fsgen_router.contracts.policy import Context
+from fsgen_router.contracts.tokenizer import TokenClass
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.policy import Context
 from fsgen_router.records import Token
-from fsgen_router.signals import TOP_K, Signals
-from fsgen_router.tokenizer import TokenClass
+from fsgen_router.rows.signals import TOP_K, Signals
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 

@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fsgen_router.contracts.methods import Method
+from fsgen_router.contracts.models import TokenModel
+from fsgen_router.contracts.policy import Policy, reads_hidden
+from fsgen_router.contracts.text_models import TextModel
 from fsgen_router.errors import ConfigurationError, PolicyFileError
-from fsgen_router.logs import warn
-from fsgen_router.methods import Method, make_method
-from fsgen_router.models import TokenModel
-from fsgen_router.policy import Policy, reads_hidden
-from fsgen_router.text_models import TextModel
+from fsgen_router.methods import make_method
+from fsgen_router.support.logs import warn
 
 from .basic import Capped
 from .budget import RateHold

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fsgen_router.contracts.tokenizer import Tokenizer, Turn
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.tokenizer import Tokenizer, Turn
 
 from .stored import Stored
 

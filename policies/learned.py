@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fsgen_router.contracts.policy import Context, Decision, Ledger, Policy, PolicyState
+from fsgen_router.contracts.tokenizer import Tokenizer, Turn
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.policy import Context, Decision, Ledger, Policy, PolicyState
 from fsgen_router.records import Claim
-from fsgen_router.signals import Signals
-from fsgen_router.tokenizer import Tokenizer, Turn
+from fsgen_router.rows.signals import Signals
 
 from .basic import Capped, _check_extent, _suffix
 from .budget import RateHold

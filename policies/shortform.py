@@ -6,8 +6,8 @@ import math
 import re
 from pathlib import Path
 
+from fsgen_router.contracts.policy import REST, Policy
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.policy import REST, Policy
 
 from .basic import SIGNALS, Always, Every, Never, Random, Threshold
 from .budget import Budget

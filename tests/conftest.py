@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from fsgen_router import reference
-from fsgen_router.models import TokenModel
+from fsgen_router.contracts.models import TokenModel
 from fsgen_router.records import Role
 
 

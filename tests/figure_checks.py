@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fsgen_router.plots import curve_style
+from fsgen_router.evaluation.plots import curve_style
 
 MARKERS = {curve_style(number)["marker"] for number in range(20)}
 

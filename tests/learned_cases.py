@@ -25,7 +25,7 @@ from fsgen_router.policies.scorers import (
     Signal,
     TokenPrior,
 )
-from fsgen_router.signals import TOP_K
+from fsgen_router.rows.signals import TOP_K
 
 PAIR = Pair(vocabulary="abc", fast="small.gguf", slow="large.gguf", fast_params=1000, slow_params=10_000)
 

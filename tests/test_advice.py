@@ -12,13 +12,14 @@ import pytest
 import scripted_pairs
 import typer
 
-from fsgen_router import InvalidRequest, RequestOptions, Router, options
+from fsgen_router import InvalidRequest, RequestOptions, Router
 from fsgen_router.adapters.llama_cpp import LlamaCppOptions
 from fsgen_router.adapters.openai import OpenAIOptions
 from fsgen_router.adapters.transformers import TransformersOptions
 from fsgen_router.calibration import CalibrationOptions
 from fsgen_router.cli import app
 from fsgen_router.resolve import make_model
+from fsgen_router.support import options
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for path in (ROOT / room).rglob("*.py"))

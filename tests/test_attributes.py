@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fsgen_router import ConfigurationError, Prices, Router, SwappedModelsWarning
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel
 from fsgen_router.cli import app
-from fsgen_router.policy import Ledger
+from fsgen_router.contracts.policy import Ledger
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ from fsgen_router.calibration.pipeline import require_enough_prompts
 from fsgen_router.calibration.prompts import split_of
 from fsgen_router.calibration.report import _environment, render_report, report_figures
 from fsgen_router.cli import app
+from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import SLOW_ONLY, Item, Outcome, Run, reference_items
-from fsgen_router.models import TokenModel
 from fsgen_router.policies import Learned, load_policy
 from fsgen_router.policies.features import FEATURES, answer_features
 from fsgen_router.policies.scorers import Logistic, Platt, Signal

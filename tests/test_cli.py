@@ -33,8 +33,8 @@ from fsgen_router.cli.demo import total_report
 from fsgen_router.cli.evaluate import folded
 from fsgen_router.cli.terminal import show_error
 from fsgen_router.cli.tokens import token_table
+from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import Estimate
-from fsgen_router.models import TokenModel
 from fsgen_router.policies import Never, Threshold
 
 COMMANDS = ("demo", "complete", "chat", "eval", "trace", "doctor")
@@ -167,7 +167,7 @@ def test_a_missing_extra_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_line_loads_no_backend() -> None:
     code = (
-        "import sys, fsgen_router.cli, fsgen_router.evaluation, fsgen_router.plots; "
+        "import sys, fsgen_router.cli, fsgen_router.evaluation, fsgen_router.evaluation.plots; "
         "print([name for name in ('torch', 'transformers', 'llama_cpp', 'scipy', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -17,15 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_pairs import N_VOCAB, Pair, finish, ids_of, make_engine, pair, prompt
 
-from fsgen_router import BackendError, ConfigurationError, Mask, QueueFull, Router, RouterClosed, TextDelta, drivers
+from fsgen_router import BackendError, ConfigurationError, Mask, QueueFull, Router, RouterClosed, TextDelta
 from fsgen_router.adapters.scripted import ScriptedModel
-from fsgen_router.engine import Done, Start
-from fsgen_router.models import Work
+from fsgen_router.contracts.models import Work
+from fsgen_router.decode.engine import Done, Start
 from fsgen_router.policies import Capped, Every
-from fsgen_router.reading import Read, Warp
 from fsgen_router.records import Role
-from fsgen_router.waiting import holding
-from fsgen_router.workers import CHUNK, TICK, BatchWorker, Workers, _shares
+from fsgen_router.rows.reading import Read, Warp
+from fsgen_router.run import drivers
+from fsgen_router.run.workers import CHUNK, TICK, BatchWorker, Workers, _shares
+from fsgen_router.support.waiting import holding
 
 POLICIES = ("never", "always", "every:3", "every:4,span=2", "random:0.3,span=rest", "entropy>1.5", "budget:0.2")
 WARPS = (Warp(), Warp(temperature=0.8), Warp(temperature=1.4, top_k=6, top_p=0.9))

@@ -30,12 +30,13 @@ from scripted_pairs import (
     tokenizer,
 )
 
-from fsgen_router import REST, BackendError, Generation, Ledger, Mask, drivers
+from fsgen_router import REST, BackendError, Generation, Ledger, Mask
 from fsgen_router.adapters.scripted import ScriptedModel
-from fsgen_router.engine import Emit, Failed, Open, Start
-from fsgen_router.models import Work
+from fsgen_router.contracts.models import Work
+from fsgen_router.decode.engine import Emit, Failed, Open, Start
 from fsgen_router.policies import Always, Every, Never, Random, Threshold
-from fsgen_router.reading import Warp
+from fsgen_router.rows.reading import Warp
+from fsgen_router.run import drivers
 
 CASES = range(400)
 CASE = st.integers(min_value=0, max_value=100_000)

@@ -14,8 +14,8 @@ from figure_checks import looks
 
 from fsgen_router import ConfigurationError, InvalidRequest, PromptTooLong, Router
 from fsgen_router import evaluation as ev
-from fsgen_router.models import TokenModel
-from fsgen_router.plots import check_plot_path, curve_style, quality_figure, quality_plot, write_atomically
+from fsgen_router.contracts.models import TokenModel
+from fsgen_router.evaluation.plots import check_plot_path, curve_style, quality_figure, quality_plot, write_atomically
 
 
 @pytest.fixture(scope="module")

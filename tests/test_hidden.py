@@ -20,15 +20,15 @@ from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.calibration.fit import fit_logistic
 from fsgen_router.calibration.metrics import average_precision
 from fsgen_router.cli import app
+from fsgen_router.contracts.models import TokenModel
+from fsgen_router.contracts.policy import reads_hidden
 from fsgen_router.evaluation import reference_items
-from fsgen_router.models import TokenModel
 from fsgen_router.policies import Capped, Learned, fingerprint, load_policy, save_policy
 from fsgen_router.policies.features import FEATURES, NUMERIC, feature_matrix, feature_row, hidden_names, hidden_size
 from fsgen_router.policies.guard import fit_guard, log_normaliser
 from fsgen_router.policies.online import OnlineHead
 from fsgen_router.policies.scorers import Adapted, Platt, Scorer, Signal
-from fsgen_router.policy import reads_hidden
-from fsgen_router.tokenizer import token_classes
+from fsgen_router.text.vocabulary import token_classes
 
 SIZE = 5
 NAMES = (*NUMERIC, *hidden_names(SIZE))

@@ -14,8 +14,8 @@ from learned_cases import asked_at_random, guarantee, logistic, prompt_check
 
 from fsgen_router import ConfigurationError, Router, reference
 from fsgen_router.calibration import make_inputs, reference_prompts
+from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import reference_items
-from fsgen_router.models import TokenModel
 from fsgen_router.policies import Capped, Learned, Never, check_prompt, load_policy
 from fsgen_router.policies.inputs import FEWEST, Asked, PromptCheck, asked, fit_inputs
 from fsgen_router.reference import world

@@ -12,8 +12,8 @@ import pytest
 import scripted_pairs
 
 from fsgen_router import Decision, Generation, Mask, Router, Token
+from fsgen_router.contracts.models import TokenModel
 from fsgen_router.json_forms import AnswerJson, GenerationJson, ReportJson, TokenJson, dumps
-from fsgen_router.models import TokenModel
 
 # Every key that is documented is there, and no other.
 _EXACT = pydantic.ConfigDict(extra="forbid", strict=True)

@@ -27,6 +27,7 @@ from learned_cases import (
 from scripted_pairs import answer, finish, make_engine, pair, prompt
 
 from fsgen_router import REST, ConfigurationError, Context, Ledger, Router, Signals
+from fsgen_router.contracts.tokenizer import TokenClass
 from fsgen_router.policies import Budget, Learned, SpanRule, Threshold, load_policy, save_policy
 from fsgen_router.policies.drift import DriftMonitor, Window, ks, make_monitor, psi, widened_threshold
 from fsgen_router.policies.features import (
@@ -55,7 +56,6 @@ from fsgen_router.policies.scorers import (
     sigmoid,
     sigmoids,
 )
-from fsgen_router.tokenizer import TokenClass
 
 ROWS = features(500)
 SIGNALS, CONTEXT = position(np.random.default_rng(0))

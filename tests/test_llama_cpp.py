@@ -35,9 +35,9 @@ from fsgen_router import (
 )
 from fsgen_router.adapters import llama_cpp
 from fsgen_router.adapters.llama_cpp import LlamaCppModel, locate
-from fsgen_router.models import TokenModel, Work
-from fsgen_router.reading import Read
+from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.resolve import make_model
+from fsgen_router.rows.reading import Read
 
 FAST = reference.path("fast")
 

@@ -14,7 +14,7 @@ import scripted_pairs
 import structlog
 
 from fsgen_router import Router
-from fsgen_router.logs import log, warn
+from fsgen_router.support.logs import log, warn
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_structlog_may_be_configured_after_the_import() -> None:
     """By an application's own main(), in a process of its own; and its level is respected."""
     program = """
 import logging, sys
-from fsgen_router.logs import log
+from fsgen_router.support.logs import log
 import structlog
 log.info("answered", tokens=1)  # before: the standard library's, silent
 structlog.configure(
@@ -87,7 +87,7 @@ def test_without_structlog_a_line_and_the_fields_of_the_record(caplog: pytest.Lo
 
 
 def test_nothing_is_said_where_nothing_is_configured() -> None:
-    program = "from fsgen_router.logs import log; log.warning('degraded', reason='x'); log.info('answered')"
+    program = "from fsgen_router.support.logs import log; log.warning('degraded', reason='x'); log.info('answered')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
 

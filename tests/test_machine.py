@@ -10,10 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fsgen_router import NotEnoughMemory, machine, reference
+from fsgen_router import NotEnoughMemory, reference
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.adapters.transformers import TransformersModel
-from fsgen_router.machine import free_bytes, usable_cores, usable_physical_cores
+from fsgen_router.support import machine
+from fsgen_router.support.machine import free_bytes, usable_cores, usable_physical_cores
 
 CORES = 8
 GIB = 2**30

@@ -44,10 +44,17 @@ from fsgen_router import BackendError, ConfigurationError, InvalidRequest, Wrapp
 from fsgen_router.adapters.openai import DIALECTS, OpenAIModel, parse_endpoint
 from fsgen_router.adapters.streaming import Increments, SurrogateJoiner, ThinkBlock, Unrepeat
 from fsgen_router.cli import doctor
-from fsgen_router.models import TokenModel, Work
-from fsgen_router.reading import Read, Warp
+from fsgen_router.contracts.models import TokenModel, Work
+from fsgen_router.contracts.text_models import (
+    Continuation,
+    ReasoningChunk,
+    TextCapabilities,
+    TextChunk,
+    TextEnd,
+    TextEvent,
+)
 from fsgen_router.resolve import make_model
-from fsgen_router.text_models import Continuation, ReasoningChunk, TextCapabilities, TextChunk, TextEnd, TextEvent
+from fsgen_router.rows.reading import Read, Warp
 
 KEY = "sk-do-not-write-this-down-0123456789"
 HELLO = ({"role": "user", "content": "hello"},)

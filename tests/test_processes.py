@@ -288,8 +288,8 @@ def test_a_model_is_not_freed_under_a_thread_that_is_in_a_forward(when: int) -> 
     run(
         """
         model = reference.load("slow", n_seq=1)
-        from fsgen_router.models import Work
-        from fsgen_router.reading import Read
+        from fsgen_router.contracts.models import Work
+        from fsgen_router.rows.reading import Read
         def work():
             sequence = model.open([]).sequence
             with contextlib.suppress(BackendError):  # freed between two forwards

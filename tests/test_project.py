@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 import fsgen_router
-from fsgen_router import errors, logs, policies
+from fsgen_router import errors, policies
 from fsgen_router.config import RequestOptions
+from fsgen_router.support import logs
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for path in (ROOT / room).rglob("*.py"))
@@ -144,10 +145,8 @@ def test_log_events_are_the_documented_ones() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "json_forms", "logs", "machine", "options", "waiting", "acceptance", "reading", "tokenizer",
-    "signals",
-    "policy", "methods", "models", "text_models", "records", "report", "engine", "workers", "drivers", "config",
-    "adapters", "policies", "reference", "resolve", "slots", "streams", "router", "fsgen_router", "evaluation", "plots",
+    "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "report", "decode",
+    "run", "config", "adapters", "policies", "reference", "resolve", "router", "fsgen_router", "evaluation",
     "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.
@@ -174,8 +173,8 @@ WHEN_CALLED = {
     "adapters/llama_cpp.py": {"huggingface_hub"},
     "fsgen_router/evaluation/intervals.py": {"scipy"},
     "fsgen_router/cli/doctor.py": {"llama_cpp", "huggingface_hub", "torch"},
-    "fsgen_router/machine.py": {"psutil"},
-    "fsgen_router/plots.py": {"matplotlib"},
+    "fsgen_router/support/machine.py": {"psutil"},
+    "fsgen_router/evaluation/plots.py": {"matplotlib"},
     "policies/certify.py": {"scipy"},
     "policies/files.py": {"safetensors"},
     "policies/guard.py": {"scipy"},

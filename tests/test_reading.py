@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from llama_cpp import llama_cpp
 from scipy.special import log_softmax
 
-from fsgen_router import Mask, reading
+from fsgen_router import Mask
 from fsgen_router.adapters.ggml import GgmlScratch, make_scratch
-from fsgen_router.reading import (
+from fsgen_router.rows import reading
+from fsgen_router.rows.reading import (
     FORBIDDEN,
     Read,
     Row,
@@ -29,7 +30,7 @@ from fsgen_router.reading import (
     top_ids_of,
     warped,
 )
-from fsgen_router.signals import make_signals
+from fsgen_router.rows.signals import make_signals
 
 SIGNALS = Read(signals=True, top_k=8, ids=(0, 1))
 GGML = make_scratch(llama_cpp._lib)

@@ -26,18 +26,18 @@ from fsgen_router import (
     RouterClosed,
     SmallExtentWarning,
     TextDelta,
-    drivers,
     reference,
 )
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel, ScriptedTokenizer
-from fsgen_router.engine import Engine, Request, TextPrompt
+from fsgen_router.contracts.models import TokenModel
+from fsgen_router.contracts.policy import REST, Ledger
+from fsgen_router.contracts.text_models import Continuation, ReasoningChunk, TextChunk, TextEnd, TextEvent
+from fsgen_router.decode.engine import Engine, Request, TextPrompt
 from fsgen_router.methods import Replace
-from fsgen_router.models import TokenModel
 from fsgen_router.policies import Always, Capped
-from fsgen_router.policy import REST, Ledger
 from fsgen_router.reference import world
 from fsgen_router.router import _Vocabulary
-from fsgen_router.text_models import Continuation, ReasoningChunk, TextChunk, TextEnd, TextEvent
+from fsgen_router.run import drivers
 
 # Short spans are the harder case, though nobody should pay for them.
 pytestmark = pytest.mark.filterwarnings("ignore::fsgen_router.SmallExtentWarning")

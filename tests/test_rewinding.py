@@ -18,9 +18,9 @@ from fsgen_router import Generation, RewindWarning, Router
 from fsgen_router.adapters import llama_cpp
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.adapters.transformers import TransformersModel
+from fsgen_router.contracts.models import Rows, TokenModel, Work
 from fsgen_router.methods import Replace, Verify
-from fsgen_router.models import Rows, TokenModel, Work
-from fsgen_router.reading import Read
+from fsgen_router.rows.reading import Read
 
 FULL = Read(full=True)
 

@@ -34,10 +34,10 @@ from fsgen_router import (
     reference,
 )
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
-from fsgen_router.models import TokenModel, Work
+from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.policies import PolicyPairWarning, make_policy
-from fsgen_router.reading import Read
 from fsgen_router.reference import world
+from fsgen_router.rows.reading import Read
 
 LIMIT = 110
 PROMPTS = [problem.prompt + "\n" for problem in world.problems("test", 100)]

@@ -17,7 +17,7 @@ import pytest
 from world_solver import solve
 
 from fsgen_router import Router, cli
-from fsgen_router.models import TokenModel
+from fsgen_router.contracts.models import TokenModel
 from fsgen_router.reference import world
 
 ROOT = Path(__file__).parents[1]

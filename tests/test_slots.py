@@ -14,7 +14,7 @@ import pytest
 from scripted_pairs import N_VOCAB, Pair, pair
 
 from fsgen_router import InvalidRequest, NoFreeSequence, QueueFull, Router, RouterClosed
-from fsgen_router.slots import Slots
+from fsgen_router.run.slots import Slots
 
 DRIVERS = pytest.mark.parametrize("batching", [False, True], ids=["alone", "batching"])
 

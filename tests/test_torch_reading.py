@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsgen_router import ConfigurationError, Mask
-from fsgen_router.acceptance import RULES, Check, Rule
 from fsgen_router.adapters import torch_reading
 from fsgen_router.adapters.torch_reading import reduce_rows
-from fsgen_router.reading import GREEDY, Read, Row, Scratch, Warp, reduce_row
+from fsgen_router.rows.acceptance import RULES, Check, Rule
+from fsgen_router.rows.reading import GREEDY, Read, Row, Scratch, Warp, reduce_row
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 

@@ -38,11 +38,12 @@ from fsgen_router import (
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.adapters.transformers import TransformersModel, plan_batches
 from fsgen_router.adapters.transformers_tokenizer import TransformersTokenizer
-from fsgen_router.models import TokenModel, Work
-from fsgen_router.reading import Read
+from fsgen_router.contracts.models import TokenModel, Work
+from fsgen_router.contracts.tokenizer import TokenClass
 from fsgen_router.reference import world
 from fsgen_router.resolve import make_model
-from fsgen_router.tokenizer import TokenClass, share_vocabulary, token_classes, vocabulary_hash
+from fsgen_router.rows.reading import Read
+from fsgen_router.text.vocabulary import share_vocabulary, token_classes, vocabulary_hash
 
 FULL = Read(full=True)
 PADDING = list(range(tiny_transformers.N_VOCAB, tiny_transformers.N_VOCAB + tiny_transformers.PADDING))

@@ -23,12 +23,13 @@ from scripted_pairs import (
     tokenizer,
 )
 
-from fsgen_router import ConfigurationError, Decision, Mask, drivers
-from fsgen_router.acceptance import RULES, Check, Rule, target
+from fsgen_router import ConfigurationError, Decision, Mask
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.methods import Replace, Verify, make_method
 from fsgen_router.policies import Capped, Every
-from fsgen_router.reading import GREEDY, Read, Scratch, Warp, dense, reduce_row, softmax
+from fsgen_router.rows.acceptance import RULES, Check, Rule, target
+from fsgen_router.rows.reading import GREEDY, Read, Scratch, Warp, dense, reduce_row, softmax
+from fsgen_router.run import drivers
 
 CASE = st.integers(min_value=0, max_value=100_000)
 WARPS = (Warp(), Warp(temperature=0.7), Warp(temperature=1.3, top_k=4), Warp(temperature=1.0, top_p=0.8))

@@ -28,7 +28,6 @@ from fsgen_router import (
     Router,
     VocabularyMismatch,
     VocabularyWarning,
-    reading,
 )
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
@@ -37,10 +36,11 @@ from fsgen_router.adapters.transformers import TransformersModel
 from fsgen_router.calibration import trace_answer
 from fsgen_router.calibration.labels import roll_out
 from fsgen_router.cli import app
+from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.evaluation.items import Item
-from fsgen_router.models import TokenModel, Work
-from fsgen_router.reading import FORBIDDEN, Alignment, Read, Row, Scratch, Warp, reduce_row
-from fsgen_router.tokenizer import share_vocabulary, token_classes, vocabulary_hash
+from fsgen_router.rows import reading
+from fsgen_router.rows.reading import FORBIDDEN, Alignment, Read, Row, Scratch, Warp, reduce_row
+from fsgen_router.text.vocabulary import share_vocabulary, token_classes, vocabulary_hash
 
 CONTROL, NORMAL, UNUSED = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL, gguf.TokenType.UNUSED
 WORDS = ("lamp", "rope", "bell")

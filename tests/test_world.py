@@ -12,7 +12,7 @@ import gguf
 import pytest
 
 from fsgen_router import reference
-from fsgen_router.models import TokenModel
+from fsgen_router.contracts.models import TokenModel
 from fsgen_router.reference import world
 
 COUNT = 1500

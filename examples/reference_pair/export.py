@@ -21,9 +21,9 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
-from fsgen_router.models import Work
-from fsgen_router.reading import Read
+from fsgen_router.contracts.models import Work
 from fsgen_router.reference import world
+from fsgen_router.rows.reading import Read
 
 TOLERANCE = 1e-4
 _TENSORS = {

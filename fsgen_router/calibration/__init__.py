@@ -2,7 +2,7 @@
 
 ::
 
-    from fsgen_router.calibration import calibrate
+    from . import calibrate
 
     found = calibrate("llama_cpp:small.gguf", "llama_cpp:large.gguf", "prompts.jsonl",
                       out="policy.safetensors", report="report.html")

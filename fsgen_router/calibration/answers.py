@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..contracts.methods import Method
+from ..contracts.policy import Policy
 from ..evaluation import COLUMNS, Array, Item, Outcome, Run, ask, make_outcome
-from ..methods import Method
-from ..policy import Policy
 from ..records import Generation
 from ..router import Router
 from .store import Arrays, WorkDirectory, pack_ids, pack_texts, unpack_ids, unpack_texts

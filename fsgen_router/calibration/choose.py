@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..contracts.policy import Policy
 from ..errors import ConfigurationError
 from ..evaluation import Array, Estimate, Item, Run, interval
 from ..policies import Learned, SpanRule
 from ..policies.cards import Guarantee, percent
 from ..policies.certify import Bound, Certification, certify, make_guarantee
 from ..policies.scorers import Scorer
-from ..policy import Policy
 from ..router import Router
 from .answers import Answers, OnItems, answer_items
 from .store import WorkDirectory

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..acceptance import Rule
 from ..evaluation import (
     Array,
     Estimate,
@@ -26,8 +25,9 @@ from ..evaluation import (
 from ..evaluation.runs import rate_columns, require_paired
 from ..evaluation.summaries import crossings
 from ..policies.scorers import Scorer
-from ..reading import Row
 from ..records import Generation
+from ..rows.acceptance import Rule
+from ..rows.reading import Row
 from .answers import answer_items
 from .choose import Ints, Runner, Span, candidate_policies
 

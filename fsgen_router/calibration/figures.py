@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from ..evaluation import Estimate
-from ..plots import (
+from ..evaluation.plots import (
     curve_style,
     draw_curve,
     draw_levels,

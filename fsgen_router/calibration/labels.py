@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from ..errors import ConfigurationError
 from ..evaluation import SLOW_ONLY, Array, Item, ask
-from ..reading import Mask
 from ..router import Router
+from ..rows.reading import Mask
 from .answers import OnItems
 from .store import Arrays, WorkDirectory, pack_texts, unpack_texts
 from .traces import Traces

@@ -15,11 +15,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .._version import __version__
+from ..contracts.models import TokenModel
+from ..contracts.tokenizer import Tokenizer
 from ..errors import ConfigurationError, InvalidRequest, NothingToGain
 from ..evaluation import SLOW_ONLY, Array, Estimate, Run, interval
 from ..methods import make_method
-from ..models import TokenModel
-from ..options import checked
 from ..policies import Learned, save_policy
 from ..policies.basic import SIGNALS
 from ..policies.cards import Metric, Pair, PolicyCard, fingerprint, library_versions
@@ -29,7 +29,7 @@ from ..policies.features import FEATURES, hidden_names, hidden_size
 from ..policies.inputs import PromptCheck, asked, fit_inputs
 from ..policies.scorers import Scorer, Signal
 from ..router import Router
-from ..tokenizer import Tokenizer
+from ..support.options import checked
 from .answers import Answers, OnItems
 from .checks import Judge, bind, make_checker
 from .choose import (

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias, get_args
 
 from ..errors import ConfigurationError, InvalidRequest
 from ..evaluation import Item, read_items, reference_items
-from ..reading import hashed_uniform
 from ..reference import world
+from ..rows.reading import hashed_uniform
 
 SplitName: TypeAlias = Literal["fit", "calibration", "report"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..evaluation import Estimate
-from ..plots import figure_bytes
+from ..evaluation.plots import figure_bytes
 from .curves import AREA_UP_TO, LEVELS
 from .figures import quality_figures, reliability_figure
 from .pipeline import Calibration

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CalibrationError, ConfigurationError
-from ..plots import write_atomically
+from ..evaluation.plots import write_atomically
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 

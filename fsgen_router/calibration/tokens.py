@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..contracts.tokenizer import Tokenizer
 from ..evaluation import Array
-from ..tokenizer import Tokenizer
 from .traces import Traces
 
 _OFTEN = 5

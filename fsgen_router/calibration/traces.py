@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..contracts.models import TokenModel, Work
+from ..contracts.policy import Context
+from ..contracts.text_models import reads_tokens
+from ..contracts.tokenizer import Tokenizer
 from ..errors import ConfigurationError
 from ..evaluation import Array, Item
-from ..models import TokenModel, Work
 from ..policies.features import feature_matrix
-from ..policy import Context
-from ..reading import Read, Row
 from ..router import Router
-from ..signals import TOP_K, Signals, make_signals
-from ..text_models import reads_tokens
-from ..tokenizer import SharedVocabulary, Tokenizer, token_classes
+from ..rows.reading import Read, Row
+from ..rows.signals import TOP_K, Signals, make_signals
+from ..text.vocabulary import SharedVocabulary, token_classes
 from .answers import CHUNK, Answers, OnItems
 from .store import Arrays, WorkDirectory, join
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from ..errors import FsgenError
 from ..records import Finished, Generation, TextDelta
 from ..router import Router
-from ..tokenizer import Message
+from ..text.messages import Message
 from . import options as o
 from .terminal import decode, err, exit_code, say, show_error, write, write_json
 

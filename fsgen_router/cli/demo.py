@@ -12,11 +12,11 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
+from ..contracts.text_models import reads_tokens
 from ..evaluation import Item, ask, reference_items
 from ..records import Claim, Generation, ModelUsage, Usage
 from ..report import Comparison, Report
 from ..router import Router
-from ..text_models import reads_tokens
 from . import options as o
 from .terminal import err, out, write_json
 from .tokens import legend, marked, token_records

@@ -18,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
+from ..contracts.text_models import Continuation, TextModel, reads_tokens
 from ..errors import BackendError, ConfigurationError, FsgenError, VocabularyMismatch
-from ..machine import free_bytes, usable_cores
 from ..reference import world
 from ..router import SwappedModelsWarning, look_swapped
-from ..text_models import Continuation, TextModel, reads_tokens
+from ..support.machine import free_bytes, usable_cores
 from . import options as o
 from .terminal import EXIT_FAILED, out, write_json
 

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import evaluation as ev
+from ..contracts.policy import Policy
 from ..errors import ConfigurationError
 from ..policies import make_policy
 from ..policies.basic import SIGNALS
-from ..policy import Policy
 from ..records import Generation
 from ..reference import world
 from ..router import Router
@@ -163,7 +163,7 @@ def evaluate(
         policies = [None]
     signals = [_check_sweep(form) for form in sweep or []]
     if plot is not None:
-        from ..plots import check_plot_path
+        from ..evaluation.plots import check_plot_path
 
         check_plot_path(plot)
     items = _items(prompts, match, split, count, start)
@@ -334,7 +334,7 @@ def _run(
 
 
 def _plot(path: Path, results: _Results, *, pair: str) -> None:
-    from ..plots import quality_plot
+    from ..evaluation.plots import quality_plot
 
     by_name = {summary.policy: summary for summary in results.summaries}
     in_sweep = {run.policy for runs in results.sweeps.values() for run in runs}

@@ -6,11 +6,11 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from ..acceptance import RULES
 from ..methods import DEFAULT_DRAFT_LEN
 from ..policies import SHORT_FORMS
 from ..resolve import EXAMPLES
 from ..router import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY, Router
+from ..rows.acceptance import RULES
 
 _MODELS, _ROUTING, _SAMPLING, _OUTPUT = "Models", "Routing", "Writing", "Output"
 

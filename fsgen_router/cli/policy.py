@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ..contracts.policy import REST
 from ..policies import load_policy
-from ..policy import REST
 from . import options as o
 from .terminal import out, write_json
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..policy import Decision
+from ..contracts.policy import Decision
 from ..records import Generation, Token
 from ..router import Router
-from ..signals import Signals
+from ..rows.signals import Signals
 
 Standing: TypeAlias = Literal["unchecked", "accepted", "corrected", "bonus", "written"]
 """How a token came to stand.

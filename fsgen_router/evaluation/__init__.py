@@ -2,8 +2,8 @@
 
 ::
 
-    from fsgen_router import Router
-    from fsgen_router.evaluation import reference_items, run_baselines, run_items, summarise
+    from .. import Router
+    from . import reference_items, run_baselines, run_items, summarise
 
     router, items = Router(), reference_items("test", 200)
     fast, slow = run_baselines(router, items)

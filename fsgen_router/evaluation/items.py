@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from ..contracts.tokenizer import Turn
 from ..errors import ConfigurationError, InvalidRequest
 from ..reference import world
-from ..tokenizer import Turn, require_messages, require_text
+from ..text.messages import require_messages, require_text
 
 Match = Literal["answer", "exact", "contains", "number"]
 MATCHES: tuple[Match, ...] = get_args(Match)

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from ..contracts.policy import Policy
 from ..errors import ConfigurationError, InvalidRequest
-from ..policy import Policy
 from ..records import Generation
 from ..router import Router
-from ..tokenizer import Message
+from ..text.messages import Message
 from .items import Item
 
 Array: TypeAlias = npt.NDArray[np.float64]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+from ..contracts.models import TokenModel
 from ..errors import ModelNotFound
-from ..models import TokenModel
 from ..records import Role
 
 # F32 keys and values: with F16 ones, "equal to the slow model" would hold up to ties only.

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from .json_forms import SignalsJson, finite
+from ..json_forms import SignalsJson, finite
 from .reading import Row
 
 TOP_K = 8
@@ -22,7 +22,7 @@ class Signals:
 
     Probabilities are in [0, 1], entropy in nats, varentropy in nats squared; ``top_ids`` and
     ``top_logprobs`` are the ``TOP_K`` best, best first. ``token_id`` is the token that the fast model
-    would write and ``token_class`` its :class:`~fsgen_router.tokenizer.TokenClass`. ``hidden`` is the fast
+    would write and ``token_class`` its :class:`~fsgen_router.contracts.tokenizer.TokenClass`. ``hidden`` is the fast
     model's last hidden state, float32 of shape (n_embd,), where the policy reads it; records of tokens leave
     it out.
     """

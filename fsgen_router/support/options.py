@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from .errors import ConfigurationError, InvalidRequest
+from ..errors import ConfigurationError, InvalidRequest
 
 SET_BY_US: Final = ("add_generation_prompt", "documents", "messages", "tools")
 """Variables of chat templates that no caller sets."""

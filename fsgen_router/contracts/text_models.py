@@ -6,8 +6,8 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeGuard
 
+from ..rows.reading import GREEDY, Warp
 from .models import TokenModel
-from .reading import GREEDY, Warp
 from .tokenizer import Turn
 
 

@@ -35,24 +35,25 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from .acceptance import Check
-from .errors import BackendError, ConfigurationError, FsgenError, RouterClosed
-from .methods import Method
-from .models import Opened, Work
-from .policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, reads_hidden, rewound
-from .reading import Alignment, Mask, Read, Row, Warp, hashed_uniform
-from .records import FinishReason, Generation, ModelUsage, Role, Token, Usage
-from .signals import TOP_K, Signals, make_signals
-from .text_models import Continuation, TextEnd
-from .tokenizer import TextStream, Turn
-from .waiting import holding
+from ..contracts.methods import Method
+from ..contracts.models import Opened, Work
+from ..contracts.policy import REST, Context, Decision, Ledger, Policy, PolicyState, checks_end, reads_hidden, rewound
+from ..contracts.text_models import Continuation, TextEnd
+from ..contracts.tokenizer import Turn
+from ..errors import BackendError, ConfigurationError, FsgenError, RouterClosed
+from ..records import FinishReason, Generation, ModelUsage, Role, Token, Usage
+from ..rows.acceptance import Check
+from ..rows.reading import Alignment, Mask, Read, Row, Warp, hashed_uniform
+from ..rows.signals import TOP_K, Signals, make_signals
+from ..support.waiting import holding
+from ..text.stream import TextStream
 
 # --- commands and events -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Open a sequence for these ids; the result is an :class:`~fsgen_router.models.Opened`."""
+    """Open a sequence for these ids; the result is an :class:`~fsgen_router.contracts.models.Opened`."""
 
     ids: Sequence[int]
 

@@ -16,11 +16,11 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mappi
 from contextlib import suppress
 from typing import TypeAlias, cast
 
-from .engine import Cancel, Chunk, Command, Done, Emit, Engine, Event, Start
-from .models import Opened, TokenModel
-from .records import Role
-from .text_models import Continuation
-from .waiting import Home, holding, may_wait
+from ..contracts.models import Opened, TokenModel
+from ..contracts.text_models import Continuation
+from ..decode.engine import Cancel, Chunk, Command, Done, Emit, Engine, Event, Start
+from ..records import Role
+from ..support.waiting import Home, holding, may_wait
 from .workers import AnyModel, Worker, as_backend_error, perform
 
 Models: TypeAlias = Mapping[Role, AnyModel]

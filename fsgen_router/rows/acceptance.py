@@ -30,7 +30,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 
 Floats: TypeAlias = npt.NDArray[np.floating]
 

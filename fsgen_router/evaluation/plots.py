@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigurationError
-from .evaluation import RATES, Estimate, Summary
-from .report import FSGEN_RATE
+from ..errors import ConfigurationError
+from ..report import FSGEN_RATE
+from . import RATES, Estimate, Summary
 
 FORMATS = ("png", "svg", "pdf")
 

@@ -17,8 +17,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ConfigurationError
 from .acceptance import Check, judge
-from .errors import ConfigurationError
 
 Floats: TypeAlias = npt.NDArray[np.floating]
 Ints: TypeAlias = npt.NDArray[np.integer]

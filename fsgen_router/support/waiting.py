@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from .errors import ForkedProcess
+from ..errors import ForkedProcess
 
 
 class WorkerThread(threading.Thread):

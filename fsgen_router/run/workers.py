@@ -18,13 +18,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Protocol, TypeAlias, cast
 
-from .engine import Chunk, Done, Event, Failed, Open, Start
-from .errors import BackendError, FsgenError, RouterClosed
-from .models import Rows, TokenModel, Work
-from .reading import Row
-from .records import Role
-from .text_models import Continuation, ReasoningChunk, TextEnd, TextModel, reads_tokens
-from .waiting import Home, WorkerThread, holding
+from ..contracts.models import Rows, TokenModel, Work
+from ..contracts.text_models import Continuation, ReasoningChunk, TextEnd, TextModel, reads_tokens
+from ..decode.engine import Chunk, Done, Event, Failed, Open, Start
+from ..errors import BackendError, FsgenError, RouterClosed
+from ..records import Role
+from ..rows.reading import Row
+from ..support.waiting import Home, WorkerThread, holding
 
 CHUNK = 64
 """Tokens of one work in one forward while others wait too, so that a long prompt does not hold them up."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from .signals import Signals
-from .waiting import holding
+from ..rows.signals import Signals
+from ..support.waiting import holding
 
 T = TypeVar("T")
 

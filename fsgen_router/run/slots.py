@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
-from .errors import NoFreeSequence, QueueFull
-from .waiting import Home, holding
+from ..errors import NoFreeSequence, QueueFull
+from ..support.waiting import Home, holding
 
 _CHECK_SECONDS = 1.0
 """How often who waits looks for slots that went to closed event loops: nobody is told of those."""

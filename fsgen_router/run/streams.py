@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any
 
-from .records import StreamEvent
+from ..records import StreamEvent
+from ..support.waiting import Home
 from .slots import Place
-from .waiting import Home
 
 
 class Stream(Generator[StreamEvent, None, None]):

@@ -1,0 +1,1 @@
+"""What others implement: models, a policy, a method, a tokenizer; protocols and their records."""

@@ -1,0 +1,1 @@
+"""One request's decode loop, without I/O."""

@@ -1,0 +1,7 @@
+"""What the slow model's rows do at an escalation. One method, one module."""
+
+from .replace import Replace
+from .shortform import SHORT_FORMS, make_method
+from .verify import DEFAULT_DRAFT_LEN, Verify
+
+__all__ = ["DEFAULT_DRAFT_LEN", "SHORT_FORMS", "Replace", "Verify", "make_method"]

@@ -1,0 +1,1 @@
+"""Who carries a request out: drivers, workers that own a model, places in the queue, streams."""

@@ -1,0 +1,71 @@
+"""Text and conversations as token ids, cut as a tokenizer cuts them in their place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from ..contracts.tokenizer import Tokenizer, Turn
+
+
+class SystemMessageWarning(UserWarning):
+    """A model's chat template takes no such system message: it was put before the user's text instead."""
+
+
+def encode_after(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
+    """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between."""
+    # A replacement character stands for bytes that are no text, and would be cut in another way.
+    tail = before[-32:].rpartition("\N{REPLACEMENT CHARACTER}")[2]
+    ids = tokenizer.encode(tail + text, add_bos=False)
+    pieces = [tokenizer.piece(token) for token in ids]
+    own, size = 0, sum(map(len, pieces))
+    while size > len(text.encode()):
+        size -= len(pieces[own])
+        own += 1
+    if b"".join(pieces[own:]) == text.encode():
+        return ids[own:]
+    return encode_within(tokenizer, text)
+
+
+def encode_within(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> list[int]:
+    """Ids of ``text`` as behind a line break: many vocabularies put a space before what begins a text."""
+    line_break = tokenizer.encode("\n", add_bos=False)
+    ids = tokenizer.encode("\n" + text, add_bos=False, parse_special=parse_special)
+    if ids[: len(line_break)] == line_break:
+        return ids[len(line_break) :]
+    # It was taken into a token of the text.
+    return tokenizer.encode(text, add_bos=False, parse_special=parse_special)
+
+
+def encode_conversation(
+    tokenizer: Tokenizer, messages: Sequence[Turn], render: Callable[[Sequence[Turn]], str], *, bos: int | None
+) -> list[int]:
+    """Ids of messages in the template that ``render`` puts them in, behind ``bos`` where there is one.
+
+    No user's text becomes a control token: where a message holds the name of one, template and contents are cut
+    apart, the template around stand-ins and each content as plain text.
+    """
+    control = {tokenizer.piece(token) for token in tokenizer.special_ids} - {b""}
+    if any(name in message["content"].encode() for message in messages for name in control):
+        ids = _encode_apart(tokenizer, messages, render)
+    else:
+        ids = tokenizer.encode(render(messages), add_bos=False, parse_special=True)
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def _encode_apart(tokenizer: Tokenizer, messages: Sequence[Turn], render: Callable[[Sequence[Turn]], str]) -> list[int]:
+    contents, around = {}, []
+    for number, message in enumerate(messages):
+        content, stand_in = message["content"], f"\x02{number}\x03"
+        contents[stand_in] = content.strip()
+        # White space stays around a stand-in: some templates trim it, some do not.
+        shown = content.replace(content.strip(), stand_in, 1) if content.strip() else content
+        around.append({**message, "content": shown})
+    ids: list[int] = []
+    for part in filter(None, re.split("(\x02\\d+\x03)", render(around))):
+        text, parse = contents.get(part, part), part not in contents
+        if ids and ids[-1] not in tokenizer.special_ids:
+            ids += encode_within(tokenizer, text, parse_special=parse)
+        else:
+            ids += tokenizer.encode(text, add_bos=False, parse_special=parse)
+    return ids
