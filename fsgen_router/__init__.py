@@ -39,6 +39,7 @@ from .errors import (
     RouterClosed,
     VocabularyMismatch,
 )
+from .pairing import RewindWarning, SmallExtentWarning, SwappedModelsWarning, VocabularyWarning
 from .records import (
     Claim,
     Finished,
@@ -54,7 +55,7 @@ from .records import (
     Usage,
 )
 from .report import Comparison, Report
-from .router import RewindWarning, Router, SmallExtentWarning, SwappedModelsWarning, VocabularyWarning
+from .router import Router
 from .rows.reading import Mask
 from .rows.signals import Signals
 from .text.conversation import SystemMessageWarning
