@@ -52,7 +52,7 @@ class Docstrings(griffe.Extension):
         def block(found: re.Match[str]) -> str:
             lead = f"{found['lead']}:\n\n" if found["lead"].strip() else ""
             code = textwrap.dedent(found["code"]).strip("\n")
-            return f"{lead}```{'python' if _is_python(code) else 'text'}\n{code}\n```\n\n"
+            return f"{lead}```{'python' if _is_python(code) else ''}\n{code}\n```\n\n"
 
         return _CODE.sub(block, _ROLE.sub(link, text) + "\n").rstrip()
 

@@ -64,7 +64,7 @@ MODEL_OPTIONS = {
 
 _FENCE = re.compile(r"```(?P<language>\w*)(?: title=\"(?P<title>[\w.]+)\")?$")
 _COMMENT = re.compile(r"<!-- (?P<kind>output|not run)(?:: (?P<why>.+))? -->")
-_INCLUDE = re.compile(r'--8<-- "(?P<path>[^"]+)"')
+_INCLUDE = re.compile(r"--8<--\n(?P<path>.+)\n--8<--")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read(text: str) -> Iterator[Block]:
         while lines[number] != "```":
             number += 1
         said = _COMMENT.fullmatch(lines[first - 2]) if first > 1 else None
-        code = _INCLUDE.sub(lambda found: (ROOT / found["path"]).read_text(), "\n".join(lines[first:number]))
+        code = _INCLUDE.sub(lambda found: (ROOT / found["path"]).read_text().rstrip(), "\n".join(lines[first:number]))
         yield Block(
             opened["language"],
             opened["title"],
@@ -195,7 +195,8 @@ class Page:
 
     def close(self) -> None:
         for server in self.servers:
-            os.killpg(server.pid, signal.SIGKILL)  # its own session: it and the workers that it started
+            with contextlib.suppress(ProcessLookupError):  # ended by itself, which has been said by then
+                os.killpg(server.pid, signal.SIGKILL)  # its own session: it and the workers that it started
             server.wait()
         for thing in self.names.values():
             if isinstance(thing, Router):
