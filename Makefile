@@ -9,7 +9,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDI
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help install demo test check docs docs-serve bench wheel clean
+.PHONY: help install demo test test-fast check docs docs-serve bench wheel clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ demo: install  ## the main job on the embedded pair: a small model answers, a la
 
 test: install  ## all tests
 	$(BIN)/python -m pytest
+
+test-fast: install  ## those tests that need no model files
+	$(BIN)/python -m pytest $$(cat .ci/tests_without_models)
 
 check: install wheel  ## lint, formatting, and types of the installed wheel
 	$(BIN)/ruff check .

@@ -5,13 +5,13 @@ python examples/chat_backend.py
 
 import asyncio
 
-from fsgen_router import Finished, Router, TextDelta
+from fsgen_router import Finished, Message, Router, TextDelta
 from fsgen_router.reference import world
 
 
 async def converse(router: Router, questions: list[str]) -> list[str]:
     """One conversation; each turn finds the KV caches of the one before."""
-    messages: list[dict[str, str]] = []
+    messages: list[Message] = []
     for question in questions:
         messages.append({"role": "user", "content": question})
         pieces = []

@@ -13,17 +13,23 @@ import pytest
 
 from fsgen_router import reference
 from fsgen_router.models import TokenModel
+from fsgen_router.records import Role
+
+
+def load(which: Role) -> TokenModel:
+    pytest.importorskip("llama_cpp", reason="the reference pair runs on the extra 'llama', which is not installed")
+    return reference.load(which)
 
 
 @pytest.fixture(scope="session")
 def fast_model() -> Iterator[TokenModel]:
-    model = reference.load("fast")
+    model = load("fast")
     yield model
     model.shutdown()
 
 
 @pytest.fixture(scope="session")
 def slow_model() -> Iterator[TokenModel]:
-    model = reference.load("slow")
+    model = load("slow")
     yield model
     model.shutdown()
