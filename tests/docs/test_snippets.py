@@ -102,4 +102,6 @@ def test_a_page_that_is_wrong_is_told() -> None:
     with pytest.raises(AssertionError, match="line 1 opens"):
         list(snippets.read("```python {linenums=1}\n1\n```"))
     assert snippets.steady("seconds  0.02  0.05") == snippets.steady("seconds 0.1 0.3")
+    lost = "Seconds were lost: it took 0.3 s,\nand 0.2 s alone.\n"
+    assert snippets.steady(f"a\n{lost}b") == snippets.steady("a\n\nb")
     assert snippets.steady("steps  0.02") != snippets.steady("steps  0.03")
