@@ -10,7 +10,7 @@ A comment above a block changes that::
     <!-- output -->          this block is what the one before it printed; see UPDATE
     <!-- not run: why -->    checked only: syntax, imports, commands, model strings and the names of options
 
-``json`` has to be valid; ``text`` is a picture. Other languages are refused, so that nothing goes unseen.
+``json`` has to be valid, and ``text`` is for outputs. All else is refused, so that nothing goes unseen.
 """
 
 from __future__ import annotations
@@ -41,9 +41,6 @@ import click
 import typer.main
 
 from fsgen_router import RequestOptions, Router
-from fsgen_router.adapters.llama_cpp import LlamaCppOptions
-from fsgen_router.adapters.openai import OpenAIOptions
-from fsgen_router.adapters.transformers import TransformersOptions
 from fsgen_router.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -54,16 +51,18 @@ PUBLIC = re.compile(r"fsgen_router(\.policies|\.adapters(\.\w+)?|\.calibration|\
 """Where documentation may import from: all else moves."""
 WITHOUT_A_PUBLIC_PLACE = {("fsgen_router.tokenizer", "TokenClass")}
 MODEL_OPTIONS = {
-    "llama_cpp": LlamaCppOptions,
-    "reference": LlamaCppOptions,
-    "openai": OpenAIOptions,
-    "transformers": TransformersOptions,
+    "llama_cpp": "llama_cpp.LlamaCppOptions",
+    "reference": "llama_cpp.LlamaCppOptions",
+    "openai": "openai.OpenAIOptions",
+    "transformers": "transformers.TransformersOptions",
 }
+"""By backend, in ``fsgen_router.adapters``; loaded where a page names one."""
 
 # --- reading -------------------------------------------------------------------------------------
 
 _FENCE = re.compile(r"```(?P<language>\w*)(?: title=\"(?P<title>[\w.]+)\")?$")
 _COMMENT = re.compile(r"<!-- (?P<kind>output|not run)(?:: (?P<why>.+))? -->")
+_FIGURES = re.compile(r"<!-- (figures: \w+|/figures) -->")
 _INCLUDE = re.compile(r"--8<--\n(?P<path>.+)\n--8<--")
 
 
@@ -86,7 +85,10 @@ def read(text: str) -> Iterator[Block]:
         opened = _FENCE.fullmatch(lines[number])
         number += 1
         if opened is None:
-            assert not lines[number - 1].lstrip().startswith("```"), f"line {number} opens no block that is known"
+            line = lines[number - 1].lstrip()
+            assert not line.startswith("```"), f"line {number} opens no block that is known"
+            if line.startswith("<!--"):
+                assert _COMMENT.fullmatch(line) or _FIGURES.fullmatch(line), f"line {number} says nothing that is known"
             continue
         first = number
         while lines[number] != "```":
@@ -265,8 +267,13 @@ def check_model(text: str) -> None:
     backend, colon, rest = text.partition(":")
     if not colon or backend not in MODEL_OPTIONS or " " in text:
         return
-    for name, _ in urllib.parse.parse_qsl(rest.partition("?")[2], keep_blank_values=True, strict_parsing="?" in rest):
-        assert name in MODEL_OPTIONS[backend].model_fields, f"{backend} has no option {name}"
+    query = rest.partition("?")[2]
+    if not query:
+        return
+    module, _, options = MODEL_OPTIONS[backend].partition(".")
+    known = getattr(importlib.import_module(f"fsgen_router.adapters.{module}"), options).model_fields
+    for name, _ in urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=True):
+        assert name in known, f"{backend} has no option {name}"
 
 
 def check_command(command: str) -> None:

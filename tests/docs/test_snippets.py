@@ -51,8 +51,6 @@ def follow(block: Block, page: Page, where: str) -> str:
             return page.console(block)
         case "json", None:
             snippets.check_json(block.code)
-        case "text", None:
-            pass
         case unknown:
             raise AssertionError(f"{where}:{block.line}: {unknown}")
     return ""
@@ -101,6 +99,10 @@ def test_a_page_that_is_wrong_is_told() -> None:
             snippets.check_command(wrong)
     with pytest.raises(AssertionError, match="line 1 opens"):
         list(snippets.read("```python {linenums=1}\n1\n```"))
+    with pytest.raises(AssertionError, match="line 1 says"):
+        list(snippets.read("<!-- outputs -->\n```text\n1\n```"))
+    with pytest.raises(AssertionError, match="text"):
+        follow(Block("text", None, "printed by nothing", 1), Page(ROOT), "page.md")
     assert snippets.steady("seconds  0.02  0.05") == snippets.steady("seconds 0.1 0.3")
     lost = "Seconds were lost: it took 0.3 s,\nand 0.2 s alone.\n"
     assert snippets.steady(f"a\n{lost}b") == snippets.steady("a\n\nb")
