@@ -9,10 +9,10 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDI
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-fast check bench wheel clean
+.PHONY: help install demo test test-fast check docs docs-serve bench wheel clean
 
 help:  ## what there is to make
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/linked  ## everything, pinned, in .venv (compiles llama.cpp: minutes)
 
@@ -24,7 +24,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt $(EDITABLE) \
-		'.[llama,transformers,openai,hub,eval,calibrate,train,test,bench,check]'
+		'.[llama,transformers,openai,hub,eval,calibrate,train,test,bench,check,docs]'
 	@touch $@
 
 # Linked anew where modules came or went; changes in them need nothing.
@@ -52,6 +52,13 @@ check: install wheel  ## lint, formatting, and types of the installed wheel
 	$(BIN)/ruff format --check .
 	bash .ci/check_wheel.sh "$$PWD/$(BIN)" "$$PWD"/dist/*.whl
 
+docs: install  ## the documentation in site/; a warning is an error
+	$(BIN)/python benchmarks/readme.py --check
+	$(BIN)/zensical build --strict --clean
+
+docs-serve: install  ## the documentation on http://localhost:8000, built anew at each change
+	$(BIN)/zensical serve
+
 bench: install  ## every figure of the README (hours)
 	bash benchmarks/run_all.sh "$$PWD/$(BIN)"
 
@@ -60,4 +67,4 @@ wheel: install  ## dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
 
 clean:  ## remove what was built
-	rm -rf $(VENV) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
