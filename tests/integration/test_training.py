@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch")
 from safetensors.numpy import load_file
 
-SCRIPTS = Path(__file__).parents[1] / "examples" / "reference_pair"
+SCRIPTS = Path(__file__).parents[2] / "examples" / "reference_pair"
 TOKENS = 120_000
 
 

@@ -20,7 +20,7 @@ from fsgen_router import errors, policies
 from fsgen_router.config import RequestOptions
 from fsgen_router.support import logs
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for path in (ROOT / room).rglob("*.py"))
 
 # --- exports -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import pytest
 
 from fsgen_router.reference import world
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(*arguments: str) -> str:

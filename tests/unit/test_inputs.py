@@ -20,7 +20,7 @@ from fsgen_router.policies import Capped, Learned, Never, check_prompt, load_pol
 from fsgen_router.policies.inputs import FEWEST, Asked, PromptCheck, asked, fit_inputs
 from fsgen_router.reference import world
 
-OTHER = Path(__file__).parents[1] / "benchmarks" / "other_prompts.jsonl"
+OTHER = Path(__file__).parents[2] / "benchmarks" / "other_prompts.jsonl"
 ROWS = [json.loads(line) for line in OTHER.read_text(encoding="utf-8").splitlines()]
 
 

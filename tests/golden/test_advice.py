@@ -21,7 +21,7 @@ from fsgen_router.cli import app
 from fsgen_router.resolve import make_model
 from fsgen_router.support import options
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for path in (ROOT / room).rglob("*.py"))
 ROUTER = set(inspect.signature(Router).parameters)
 MODELS = {name for model in (LlamaCppOptions, TransformersOptions, OpenAIOptions) for name in model.model_fields}

@@ -20,7 +20,7 @@ from fsgen_router import Router, cli
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.reference import world
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMMANDS = {
     name: inspect.getdoc(getattr(getattr(cli, module), function)) or ""
