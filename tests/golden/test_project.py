@@ -145,8 +145,8 @@ def test_log_events_are_the_documented_ones() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "report", "decode",
-    "run", "config", "adapters", "policies", "reference", "resolve", "router", "fsgen_router", "evaluation",
+    "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "report",
+    "decode", "run", "config", "adapters", "policies", "reference", "resolve", "router", "fsgen_router", "evaluation",
     "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.

@@ -911,7 +911,10 @@ def test_retries_end() -> None:
     assert len(server.asked) == 4
 
 
-@pytest.mark.parametrize("after", ["3600", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)])
+IN_AN_HOUR = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+
+
+@pytest.mark.parametrize("after", ["3600", IN_AN_HOUR], ids=["seconds", "date"])
 def test_no_waiting_beyond_the_deadline(after: str) -> None:
     with (
         scripted_server(serving(failing(429, Retry_After=after), says("fine"))) as server,

@@ -266,7 +266,7 @@ def test_a_thread_does_not_wait_for_ever_for_what_the_main_one_holds() -> None:
 def test_a_forward_that_hangs_does_not_keep_the_interpreter() -> None:
     run(
         """
-        from fsgen_router import workers
+        from fsgen_router.run import workers
         from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
         import numpy as np
         workers._EXIT_SECONDS = 0.2

@@ -26,7 +26,7 @@ from learned_cases import (
 )
 from scripted_pairs import answer, finish, make_engine, pair, prompt
 
-from fsgen_router import REST, ConfigurationError, Context, Ledger, Router, Signals
+from fsgen_router import REST, ConfigurationError, Context, Ledger, Signals
 from fsgen_router.contracts.tokenizer import TokenClass
 from fsgen_router.policies import Budget, Learned, SpanRule, Threshold, load_policy, save_policy
 from fsgen_router.policies.drift import DriftMonitor, Window, ks, make_monitor, psi, widened_threshold
@@ -683,21 +683,3 @@ def test_a_candidate_is_promoted_only_with_a_certificate_and_the_old_file_is_kep
     assert keep_old(tmp_path / "other.safetensors") is None
     with pytest.raises(ConfigurationError, match="attempt 0"):
         promote(path, candidates, card(), losses=losses, delta=0.1, attempt=0, **common)
-
-
-# --- on the reference pair -----------------------------------------------------------------------
-
-
-def test_a_learned_policy_routes_real_models(fast_model, slow_model) -> None:
-    """Never, sometimes, always: the threshold alone decides, and scores are those of training."""
-    with Router(fast=fast_model, slow=slow_model, policy="never") as router:
-        fast = router.complete("lamp", max_tokens=24)
-        slow = router.with_policy("always").complete("lamp", max_tokens=24)
-        policy = Learned(Signal("max_prob"), 1.0, drift=monitor())
-        assert router.with_policy(policy).complete("lamp", max_tokens=24).text == fast.text
-        assert router.with_policy(replace(policy, threshold=-1.0)).complete("lamp", max_tokens=24).text == slow.text
-        middle = router.with_policy(replace(policy, threshold=0.3)).complete("lamp", max_tokens=24)
-    at, rows = answer_features(middle.tokens)
-    decisions = [middle.tokens[i].decision for i in at]
-    assert [d.score for d in decisions] == pytest.approx(policy.scorer.score(rows), abs=1e-12)
-    assert [d.escalate for d in decisions] == [d.score > 0.3 for d in decisions]

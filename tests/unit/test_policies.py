@@ -13,17 +13,7 @@ from hypothesis import strategies as st
 from scripted_pairs import answer, finish, make_engine, pair, prompt
 
 from fsgen_router import REST, ConfigurationError, Context, Ledger, Signals
-from fsgen_router.policies import (
-    SHORT_FORMS,
-    Always,
-    Budget,
-    Capped,
-    Every,
-    Never,
-    Random,
-    Threshold,
-    make_policy,
-)
+from fsgen_router.policies import SHORT_FORMS, Always, Budget, Capped, Every, Never, Random, Threshold, make_policy
 
 SIGNALS = Signals(
     token_id=3,
@@ -311,7 +301,9 @@ def test_wrong_short_forms_say_what_exists(form: str) -> None:
     assert raised.value.hint
 
 
-@pytest.mark.parametrize("thing", [None, 5, object(), b"never", Never, ["never"]], ids=repr)
+@pytest.mark.parametrize(
+    "thing", [None, 5, object(), b"never", Never, ["never"]], ids=lambda thing: type(thing).__name__
+)
 def test_what_is_no_policy(thing: object) -> None:
     with pytest.raises(ConfigurationError, match="is not a policy"):
         make_policy(thing)

@@ -126,18 +126,6 @@ def test_a_file_is_a_short_form(tmp_path: Path, kind: type) -> None:
         make_policy(kind(tmp_path / "other.safetensors"))
 
 
-def test_a_router_takes_a_file(tmp_path: Path, fast_model, slow_model) -> None:
-    path = saved(
-        tmp_path / "calibrated.safetensors", Learned(logistic(), 0.3), pair=fingerprint(fast_model, slow_model)
-    )
-    with Router(policy=str(path)) as router:
-        answer = router.complete("lamp", max_tokens=12)
-    assert answer.policy == Learned(logistic(), 0.3).name
-    scored = [token.decision.score for token in answer.tokens if token.signals is not None]
-    assert scored
-    assert all(0 <= score <= 1 for score in scored)
-
-
 # --- writing -------------------------------------------------------------------------------------
 
 
@@ -376,14 +364,6 @@ def test_a_router_runs_a_policy_with_its_method_and_warns_at_the_line_that_made_
     other = pair(1)
     with pytest.warns(PolicyPairWarning), Router(other.slow, other.fast, policy=path) as router:
         assert guarantee_of(router.policy).reasons[0].startswith("made for another pair")
-
-
-def test_a_fingerprint_is_of_both_models(fast_model, slow_model) -> None:
-    found = fingerprint(fast_model, slow_model)
-    assert found == fingerprint(fast_model, slow_model)
-    assert (found.fast_params, found.slow_params) == (fast_model.n_params, slow_model.n_params)
-    assert found.differences(fingerprint(slow_model, fast_model))
-    assert not found.differences(found)
 
 
 def test_a_cap_suspends() -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_cpp import llama_cpp
 from scipy.special import log_softmax
 
 from fsgen_router import Mask
@@ -33,7 +32,15 @@ from fsgen_router.rows.reading import (
 from fsgen_router.rows.signals import make_signals
 
 SIGNALS = Read(signals=True, top_k=8, ids=(0, 1))
-GGML = make_scratch(llama_cpp._lib)
+
+
+@pytest.fixture(params=["numpy", "ggml"], scope="module")
+def scratch(request: pytest.FixtureRequest) -> Scratch:
+    return Scratch() if request.param == "numpy" else ggml()
+
+
+def ggml() -> Scratch:
+    return make_scratch(pytest.importorskip("llama_cpp.llama_cpp")._lib)
 
 
 def reduce(logits: np.ndarray, read: Read = SIGNALS, scratch: Scratch | None = None) -> Row:
@@ -77,7 +84,6 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
 @pytest.mark.parametrize("kind", ROWS)
 def test_a_row_is_reduced_to_what_float64_gives(kind: str, scratch: Scratch) -> None:
     for seed in range(3):
@@ -108,7 +114,6 @@ FIRST_LINES = {
 }
 
 
-@pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
 @pytest.mark.parametrize("first", FIRST_LINES.values(), ids=FIRST_LINES)
 def test_whatever_the_first_line_holds(first: float, scratch: Scratch) -> None:
     for logits in (np.random.default_rng(0).normal(0, 2, 100_000).astype(np.float32), np.zeros(100_000, np.float32)):
@@ -116,7 +121,6 @@ def test_whatever_the_first_line_holds(first: float, scratch: Scratch) -> None:
         assert_exact(reduce(logits, Read(signals=True, top_k=8), scratch), logits)
 
 
-@pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
 @pytest.mark.parametrize("signals", [True, False])
 @pytest.mark.parametrize("at", [0, 777, 31_999])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -129,7 +133,6 @@ def test_a_row_that_is_no_distribution(value: float, at: int, signals: bool, scr
     assert reduce(np.full_like(logits, -np.inf), Read(signals=signals, top_k=8), scratch) is reading.UNREADABLE
 
 
-@pytest.mark.parametrize("scratch", [Scratch(), GGML], ids=["numpy", "ggml"])
 @pytest.mark.parametrize("masked", [-np.inf, np.finfo(np.float32).min])
 def test_a_backends_own_mask(masked: float, scratch: Scratch) -> None:
     logits = np.random.default_rng(0).normal(0, 2, 3000).astype(np.float32)
@@ -144,7 +147,7 @@ def test_a_backends_own_mask(masked: float, scratch: Scratch) -> None:
 
 
 def test_llama_cpp_shows_its_exponentials() -> None:
-    assert isinstance(GGML, GgmlScratch)
+    assert isinstance(ggml(), GgmlScratch)
 
 
 def doubled(size: int, out: int, values: int, shift: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from endpoints import delta_chunk, real_server, scripted_server, streamed
+from endpoints import delta_chunk, scripted_server, streamed
 from scripted_pairs import N_VOCAB, Vocabulary, pair, tokenizer
 
 from fsgen_router import (
@@ -26,16 +26,13 @@ from fsgen_router import (
     RouterClosed,
     SmallExtentWarning,
     TextDelta,
-    reference,
 )
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel, ScriptedTokenizer
-from fsgen_router.contracts.models import TokenModel
 from fsgen_router.contracts.policy import REST, Ledger
 from fsgen_router.contracts.text_models import Continuation, ReasoningChunk, TextChunk, TextEnd, TextEvent
 from fsgen_router.decode.engine import Engine, Request, TextPrompt
 from fsgen_router.methods import Replace
 from fsgen_router.policies import Always, Capped
-from fsgen_router.reference import world
 from fsgen_router.router import _Vocabulary
 from fsgen_router.run import drivers
 
@@ -388,15 +385,6 @@ def test_a_default_that_handed_nothing_over_says_so() -> None:
         assert not router.complete(ASKED, max_tokens=9).default_policy
 
 
-def test_the_default_on_the_reference_pair(fast_model: TokenModel) -> None:
-    """As the README says of it."""
-    with Router(fast_model, says("b")) as router:
-        for item in world.problems("test", 6):
-            answer = router.complete(item.prompt + "\n", max_tokens=100)
-            assert answer.usage.escalations == 0
-            assert "handed nothing over" in str(answer.report())
-
-
 def test_the_default_on_a_fast_model_without_doubt() -> None:
     with Router(ScriptedModel(lambda ids: 99 * letters(ids), tokenizer()), says("b")) as router:
         advice = router.complete(ASKED, max_tokens=9).report().advice
@@ -714,45 +702,3 @@ def test_a_fork_in_the_middle_of_a_thought() -> None:
     assert original.generation.reasoning == "Let me see. Well."
     assert twin.generation.reasoning == "Let me see.\n\nLet me see. Well."
     assert (original.generation.usage.round_trips, twin.generation.usage.round_trips) == (1, 2)
-
-
-PLAIN = 'extra_body={"repeat_penalty":1.0}'
-
-# --- a real server -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with real_server(tmp_path_factory.mktemp("remote"), {"slow": reference.path("slow")}) as served:
-        yield served.url
-
-
-def test_the_reference_pair_with_its_slow_model_behind_http(
-    url: str, fast_model: TokenModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same weights, the same texts as at home: whole answers, spans and the rest."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    items = list(world.problems("calibration", 6))
-    with (
-        # This server penalises repetition unless told not to.
-        Router(fast_model, f"openai:slow@{url}?{PLAIN}", policy="always,span=rest") as remote_router,
-        Router(method="replace", policy="always,span=rest") as home,
-    ):
-        for policy in ("always,span=rest", "every:10,span=rest", "every:6,span=4"):
-            routed, local = remote_router.with_policy(policy), home.with_policy(policy)
-            for item in items:
-                answer = routed.complete(item.prompt + "\n", max_tokens=200)
-                assert answer.degraded is None
-                assert answer.text == local.complete(item.prompt + "\n", max_tokens=200).text, policy
-        # Through its own template too.
-        messages = [{"role": "user", "content": items[0].prompt}]
-        chat = Router(fast_model, f"openai:slow@{url}?{PLAIN}", policy="always,span=rest")
-        assert chat.chat(messages, max_tokens=200).text == home.chat(messages, max_tokens=200).text
-        chat.close()
-
-
-def test_a_server_that_is_not_there(fast_model: TokenModel) -> None:
-    with Router(fast_model, "openai:slow@http://127.0.0.1:9/v1?max_retries=0", policy="every:4,span=rest") as router:
-        answer = router.complete("Ada has 3 shells.", max_tokens=12)
-        assert answer.degraded is not None
-        assert answer.usage.tokens > 4

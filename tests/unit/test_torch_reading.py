@@ -7,9 +7,11 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+import torch
 
 from fsgen_router import ConfigurationError, Mask
 from fsgen_router.adapters import torch_reading
