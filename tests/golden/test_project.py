@@ -45,7 +45,8 @@ OPTIONS = {
 }  # fmt: skip
 ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "batching", "chat", "close", "complete", "fast",
-    "ledger", "max_waiting", "measure_steps", "method", "policy", "prices", "read_ahead", "seed", "slow", "stream",
+    "ledger", "max_waiting", "measure_steps", "method", "policy", "prices", "read_ahead", "seed", "shared", "slow",
+    "stream",
     "stream_chat", "with_policy",
 }  # fmt: skip
 
@@ -60,6 +61,33 @@ def test_exported_names_are_these() -> None:
         assert hasattr(fsgen_router, name)
     for name in POLICY_EXPORTS:
         assert hasattr(policies, name)
+
+
+def test_names_come_from_where_type_checkers_are_told() -> None:
+    """They are loaded when they are used; a checker reads imports that are never carried out."""
+    tree = ast.parse((ROOT / "fsgen_router" / "__init__.py").read_text())
+    told = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == fsgen_router._HOME_OF
+    assert {*told, "__version__"} == set(fsgen_router.__all__) == EXPORTS
+    assert set(dir(fsgen_router)) >= EXPORTS
+    with pytest.raises(AttributeError, match="has no attribute 'Ruoter'"):
+        fsgen_router.Ruoter  # noqa: B018
+
+
+def test_importing_the_package_loads_nothing_before_it_is_used() -> None:
+    program = (
+        "import sys, fsgen_router\n"
+        "print(sorted(sys.modules.keys() & {'numpy', 'pydantic', 'rich', 'structlog', 'asyncio', 'typer'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.strip() == "[]"
 
 
 def test_everything_exported_is_documented() -> None:
@@ -145,8 +173,8 @@ def test_log_events_are_the_documented_ones() -> None:
 # A file imports only from rooms before its own.
 ORDER = (
     "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "report",
-    "decode", "run", "config", "adapters", "policies", "reference", "resolve", "router", "fsgen_router", "evaluation",
-    "calibration", "cli",
+    "decode", "run", "config", "adapters", "policies", "reference", "resolve", "pairing", "requests", "router",
+    "fsgen_router", "evaluation", "calibration", "cli",
 )  # fmt: skip
 # An answer makes its own report, which is about answers: the one loop, closed only when it is called.
 LOOPS = {("records", "report")}

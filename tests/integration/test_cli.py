@@ -814,3 +814,11 @@ def test_output_that_cannot_be_written_is_one_line_of_error(where: str, said: st
     assert done.returncode == 1
     assert said in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+def test_the_command_that_demo_advises_works() -> None:
+    """With the options that demo was given: a policy's own name is no short form of it."""
+    shown = invoke("demo", "--count", "1", "--policy", "entropy>0.8,span=4")
+    assert "fsgen-router eval --policy 'entropy>0.8,span=4' measures" in " ".join(shown.stdout.split())
+    shown = invoke("demo", "--count", "1")
+    assert "fsgen-router eval measures" in " ".join(shown.stdout.split())

@@ -685,7 +685,7 @@ async def test_another_policy_in_coroutines_and_caps_around_it(make_router: Call
 def test_a_certificate_follows_the_policy_and_method_of_its_request(make_router: Callable[..., Router]) -> None:
     path = reference.policy_path()
     router = make_router(policy="never", method="replace")
-    asked = [{"role": "user", "content": world.problems("calibration", 1)[0].prompt}]
+    asked = [{"role": "user", "content": next(iter(world.problems("calibration", 1))).prompt}]
     certified = router.chat(asked, policy=path)
     assert certified.method == "verify:exact"  # the file's own
     assert (certified.guarantee or "").startswith("certified")

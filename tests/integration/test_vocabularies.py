@@ -408,7 +408,7 @@ def test_control_tokens_that_one_model_lacks_are_logged_and_text_is_warned_of(
     assert caught[0].filename == __file__
     assert str(caught[0].message) == (
         f"text.gguf alone has 'drum' (id {N_SHARED}), 'horn' (id {N_SHARED + 1}), 'fife' (id {N_SHARED + 2}), 'gong' "
-        f"(id {N_SHARED + 3}), 1 more, which neither model will write"
+        f"(id {N_SHARED + 3}), 1 more, which neither model will write."
     )
 
 

@@ -689,7 +689,7 @@ def in_a_cycle(stream: object) -> None:
 
 
 @pytest.mark.parametrize("batching", [False, True])
-@pytest.mark.parametrize("module", ["run.slots", "contracts.models", "contracts.policy", "run.drivers"])
+@pytest.mark.parametrize("module", ["run.slots", "adapters.sequences", "contracts.policy", "run.drivers"])
 def test_a_stream_may_be_collected_while_another_request_begins(
     module: str, batching: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -351,6 +351,7 @@ def test_another_method_suspends_a_certificate_only() -> None:
     assert check_pair(verified, models.fast, models.slow, method="verify:exact") is verified
 
 
+@pytest.mark.filterwarnings("ignore::fsgen_router.SwappedModelsWarning")
 def test_a_router_runs_a_policy_with_its_method_and_warns_at_the_line_that_made_it(tmp_path: Path) -> None:
     models = pair(0)
     path = saved(tmp_path / "p.safetensors", made_for(models))

@@ -32,8 +32,8 @@ from fsgen_router.contracts.policy import REST, Ledger
 from fsgen_router.contracts.text_models import Continuation, ReasoningChunk, TextChunk, TextEnd, TextEvent
 from fsgen_router.decode.engine import Engine, Request, TextPrompt
 from fsgen_router.methods import Replace
+from fsgen_router.pairing import PairVocabulary
 from fsgen_router.policies import Always, Capped
-from fsgen_router.router import _Vocabulary
 from fsgen_router.run import drivers
 
 # Short spans are the harder case, though nobody should pay for them.
@@ -446,7 +446,7 @@ def test_a_vocabulary_that_puts_a_space_before_everything_adds_none_to_what_was_
 
     words = tokenizer()
     spaced = Spaced(words.pieces, eog=words.eog_ids, special=words.special_ids)
-    ids = _Vocabulary(spaced, None).encode_after(before, text)
+    ids = PairVocabulary(spaced, None).encode_after(before, text)
     assert b"".join(map(spaced.piece, ids)).decode() == text
 
 
