@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -79,6 +81,13 @@ def started(*arguments: str, stdin: int = subprocess.PIPE) -> Iterator[subproces
         finally:
             if process.poll() is None:
                 process.kill()
+
+
+def idle(pid: int) -> None:
+    """Until a process uses no processor: it waits for what is typed."""
+    spent = None
+    while spent != (spent := psutil.Process(pid).cpu_times()[:2]):
+        time.sleep(0.3)
 
 
 # --- help and wrong usage ------------------------------------------------------------------------
@@ -307,6 +316,7 @@ def test_ctrl_c_between_piped_messages_ends_the_chat() -> None:
         process.stdin.write(PROMPT.encode() + b"\n")
         process.stdin.flush()
         assert process.stdout.readline().strip()
+        idle(process.pid)
         for _ in range(6):  # the first one may still meet the end of the answer, and then stops only that
             process.send_signal(signal.SIGINT)
             # Long, so that on a busy machine no second one meets an interpreter that is already ending.

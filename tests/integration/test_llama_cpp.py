@@ -618,7 +618,8 @@ def test_hub_names_that_are_none(where: str) -> None:
 def in_a_process(where: str, home: Path, **environment: str) -> str:
     """What ``locate`` gives or raises where the hub client reads this environment (at its import)."""
     program = (
-        "import sys\n"
+        "import sys, time\n"
+        "time.sleep = lambda seconds: None\n"  # the hub's client would wait between its attempts, half a minute
         "from fsgen_router import FsgenError\n"
         "from fsgen_router.adapters.llama_cpp import LlamaCppModel, locate\n"
         "try:\n"

@@ -9,16 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_pairs import pair
+from things import THINGS
 
 from fsgen_router import FsgenError, RequestOptions, Router
 from fsgen_router.policies import make_policy
-from fsgen_router.resolve import make_model
 
-THINGS: list[Any] = [
-    None, True, False, 0, 1, -1, 7, 10**30, 0.0, 0.5, -2.5, 1e300, 1e-320, float("nan"), float("inf"), -float("inf"),
-    "", "a", "x" * 300, "\ud800", "\x00", "7", b"", b"a", (), [], {}, [1], ["a"], ["a", ""], [None], {"a": 1}, {1: 1},
-    {1: None}, {-1: 1.0}, {1: float("nan")}, {"1": "2"}, object(), int, Router, Ellipsis, 3j,
-]  # fmt: skip
 ANYTHING = st.sampled_from(THINGS)
 NESTED = st.recursive(
     ANYTHING, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
@@ -83,20 +78,6 @@ def test_policies(form: Any) -> None:
         models = pair(41)
         with Router(models.fast, models.slow, policy=policy) as router:
             assert works(router)
-
-
-MODEL_PARTS = [
-    "llama_cpp", "reference", "scripted", "openai", ":", "?", "&", "=", "fast", "slow", "n_ctx", "n_seq", "type_k",
-    "where", "self", "which", "0", "-1", "64", "1e9", "99999999999999999999", "f16", "/", "..", "~", "~nobody", "\0",
-    "/dev/null", "/tmp", "é", "\ud800", "%00", "x" * 300,
-]  # fmt: skip
-
-
-@given(st.text(max_size=20) | st.lists(st.sampled_from(MODEL_PARTS), max_size=8).map("".join) | ANYTHING)
-@settings(max_examples=1000, deadline=None)
-def test_models(where: Any) -> None:
-    with suppress(FsgenError):
-        make_model(where).shutdown()
 
 
 @pytest.mark.parametrize("name", ["fast", "slow", "policy", "method", "audit", "prices", "seed"])
