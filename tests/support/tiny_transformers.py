@@ -77,7 +77,7 @@ def make_model(architecture: str) -> Any:
 
 
 def byte_level(words: Sequence[str] = WORDS, *, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE as tests/tiny_gguf.py writes it: ``SPECIALS``, 256 bytes, ``words``."""
+    """A byte-level BPE as tests/support/tiny_gguf.py writes it: ``SPECIALS``, 256 bytes, ``words``."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIALS, *alphabet, *words])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], ignore_merges=True))
