@@ -8,6 +8,8 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDI
 # One busy thread pool at a time: two on the same cores can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
+# Tests in as many processes, each with one thread (above): the models are tiny.
+JOBS ?= 2
 
 .PHONY: help install demo test test-fast check docs docs-serve bench wheel clean
 
@@ -42,10 +44,10 @@ demo: install  ## the main job on the embedded pair: a small model answers, a la
 	@$(BIN)/fsgen-router demo
 
 test: install  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test-fast: install  ## those tests that need no model files
-	$(BIN)/python -m pytest $$(cat .ci/tests_without_models)
+test-fast: install  ## the tests that need no model: under two minutes on two cores
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/unit
 
 check: install wheel  ## lint, formatting, and types of the installed wheel
 	$(BIN)/ruff check .

@@ -399,7 +399,7 @@ def filled(path: Path, text: str) -> str:
 
 
 def with_output(text: str) -> str:
-    """The README with what its first lines print (``tests/test_shown.py`` compares it, times aside)."""
+    """The README with what its first lines print (``tests/docs/test_shown.py`` compares it, times aside)."""
     shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
     assert shown is not None
     done = subprocess.run([sys.executable, "-c", shown[1]], capture_output=True, text=True, check=True)
