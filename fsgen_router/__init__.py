@@ -39,20 +39,8 @@ from .errors import (
     RouterClosed,
     VocabularyMismatch,
 )
-from .records import (
-    Claim,
-    Finished,
-    Generation,
-    ModelCard,
-    ModelUsage,
-    Prices,
-    ReasoningDelta,
-    Span,
-    StreamEvent,
-    TextDelta,
-    Token,
-    Usage,
-)
+from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
+from .records import Claim, ModelCard, ModelUsage, Prices, Span, Token, Usage
 from .report import Comparison, Report
 from .router import RewindWarning, Router, SmallExtentWarning, SwappedModelsWarning, VocabularyWarning
 from .rows.reading import Mask

@@ -26,8 +26,9 @@ from .contracts.text_models import reads_tokens
 from .contracts.tokenizer import Tokenizer
 from .decode.engine import Emit, Engine, Request, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
+from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
 from .methods import Replace, Verify, make_method
-from .records import Claim, Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
+from .records import Claim, ModelCard, Prices, Role
 from .resolve import make_model
 from .rows.reading import Alignment, Read, hashed_uniform
 from .run import drivers

@@ -24,8 +24,8 @@ from ..evaluation import (
 )
 from ..evaluation.runs import rate_columns, require_paired
 from ..evaluation.summaries import crossings
+from ..generation import Generation
 from ..policies.scorers import Scorer
-from ..records import Generation
 from ..rows.acceptance import Rule
 from ..rows.reading import Row
 from .answers import answer_items
