@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import inspect
 import re
@@ -228,6 +229,39 @@ def test_a_file_imports_only_from_rooms_before_it(path: Path) -> None:
             continue
         # The root holds the version and the exports; what comes before it may not use it.
         assert ORDER.index(other) < ORDER.index(room), f"{room} imports {name}"
+
+
+def test_files_import_each_other_in_no_circle() -> None:
+    """Within a room too, and whether an import happens when the module is imported or when something is called."""
+
+    def module(path: Path) -> str:
+        top, *rest = path.relative_to(ROOT).with_suffix("").parts
+        return ".".join(["fsgen_router", *([] if top == "fsgen_router" else [top]), *rest]).removesuffix(".__init__")
+
+    modules = {module(path): path for path in SOURCES}
+
+    def holder(name: str) -> str:
+        """The module that an imported name is in."""
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    arrows = {own: {holder(name) for name, _ in imports(path)} - {own, ""} for own, path in modules.items()}
+    assert sum(map(len, arrows.values())) > len(modules)
+    try:
+        graphlib.TopologicalSorter(arrows).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_what_is_shown_loads_rich(path: Path) -> None:
+    """rich takes longer to import than all of this package: it waits until something is rendered."""
+    if "rich" in {name.split(".")[0] for name, _ in imports(path)}:
+        assert room_of(path) == "cli" or path == ROOT / "fsgen_router" / "report" / "layout.py"
+    for name, early in imports(path):
+        if name.startswith("fsgen_router.report.layout") and room_of(path) != "cli":
+            assert not early
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
