@@ -1,6 +1,6 @@
 """How long an import takes, beside what it cannot do without: whole processes, in turns, by their wall time.
 
-    python benchmarks/import_time.py
+python benchmarks/import_time.py
 """
 
 from __future__ import annotations

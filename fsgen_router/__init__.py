@@ -43,21 +43,9 @@ if TYPE_CHECKING:
         RouterClosed,
         VocabularyMismatch,
     )
+    from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
     from .pairing import RewindWarning, SmallExtentWarning, SwappedModelsWarning, VocabularyWarning
-    from .records import (
-        Claim,
-        Finished,
-        Generation,
-        ModelCard,
-        ModelUsage,
-        Prices,
-        ReasoningDelta,
-        Span,
-        StreamEvent,
-        TextDelta,
-        Token,
-        Usage,
-    )
+    from .records import Claim, ModelCard, ModelUsage, Prices, Span, Token, Usage
     from .report import Comparison, Report
     from .router import Router
     from .rows.reading import Mask
@@ -146,20 +134,8 @@ _HOMES = {
         "VocabularyMismatch",
     ),
     "pairing": ("RewindWarning", "SmallExtentWarning", "SwappedModelsWarning", "VocabularyWarning"),
-    "records": (
-        "Claim",
-        "Finished",
-        "Generation",
-        "ModelCard",
-        "ModelUsage",
-        "Prices",
-        "ReasoningDelta",
-        "Span",
-        "StreamEvent",
-        "TextDelta",
-        "Token",
-        "Usage",
-    ),
+    "generation": ("Finished", "Generation", "ReasoningDelta", "StreamEvent", "TextDelta"),
+    "records": ("Claim", "ModelCard", "ModelUsage", "Prices", "Span", "Token", "Usage"),
     "report": ("Comparison", "Report"),
     "router": ("Router",),
     "rows.reading": ("Mask",),

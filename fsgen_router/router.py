@@ -22,9 +22,10 @@ from .contracts.policy import Ledger, Policy
 from .contracts.text_models import reads_tokens
 from .decode.engine import Emit, Engine, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
+from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
 from .methods import make_method
 from .pairing import REFERENCE_PAIR, Pairing, is_reference_pair, warn_of_swapped
-from .records import Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
+from .records import ModelCard, Prices, Role
 from .resolve import make_model
 from .rows.reading import Read
 from .run import drivers

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidRequest
-from ..records import Finished, TextDelta
+from ..generation import Finished, TextDelta
 from . import options as o
 from .terminal import err, read_prompt, say, write, write_json
 from .tokens import token_records

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from ..contracts.text_models import reads_tokens
 from ..evaluation import Item, ask, reference_items
-from ..records import Claim, Generation, ModelUsage, Usage
+from ..generation import Generation
+from ..records import Claim, ModelUsage, Usage
 from ..report import Comparison, Report
 from ..router import Router
 from . import options as o

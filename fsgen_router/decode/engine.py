@@ -41,7 +41,8 @@ from ..contracts.policy import REST, Context, Decision, Ledger, Policy, PolicySt
 from ..contracts.text_models import Continuation, TextEnd
 from ..contracts.tokenizer import Turn
 from ..errors import BackendError, ConfigurationError, FsgenError, RouterClosed
-from ..records import FinishReason, Generation, ModelUsage, Role, Token, Usage
+from ..generation import Generation
+from ..records import FinishReason, ModelUsage, Role, Token, Usage
 from ..rows.acceptance import Check
 from ..rows.reading import Alignment, Mask, Read, Row, Warp, hashed_uniform
 from ..rows.signals import TOP_K, Signals, make_signals

@@ -33,11 +33,11 @@ from fsgen_router import (
 from fsgen_router import calibration as cal
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.calibration import store, traces
-from fsgen_router.calibration.choose import policy_at
+from fsgen_router.calibration.candidates import policy_at
 from fsgen_router.calibration.figures import COSTS, quality_figure, reliability_figure
-from fsgen_router.calibration.pipeline import require_enough_prompts
 from fsgen_router.calibration.prompts import split_of
 from fsgen_router.calibration.report import _environment, render_report, report_figures
+from fsgen_router.calibration.target import require_enough_prompts
 from fsgen_router.cli import app
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import SLOW_ONLY, Item, Outcome, Run, reference_items

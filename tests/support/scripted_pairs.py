@@ -18,9 +18,10 @@ from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
 from fsgen_router.contracts.methods import Method
 from fsgen_router.contracts.policy import Ledger, Policy
 from fsgen_router.decode.engine import Engine, Request
+from fsgen_router.generation import Generation
 from fsgen_router.methods import make_method
 from fsgen_router.policies import make_policy
-from fsgen_router.records import Generation, Role
+from fsgen_router.records import Role
 from fsgen_router.run import drivers
 
 PIECES = (

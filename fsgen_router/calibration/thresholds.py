@@ -1,221 +1,24 @@
-"""Choosing a threshold: every candidate is run, because one that changes a token changes all that follows."""
+"""Which of the candidates meets the target: by escalation rate, by cost, or by certified risk."""
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from ..contracts.policy import Policy
-from ..errors import ConfigurationError
-from ..evaluation import Array, Estimate, Item, Run, interval
-from ..policies import Learned, SpanRule
+from ..evaluation import Array, Estimate, Run, interval
+from ..policies import Learned
 from ..policies.cards import Guarantee, percent
 from ..policies.certify import Bound, Certification, certify, make_guarantee
-from ..policies.scorers import Scorer
-from ..router import Router
-from .answers import Answers, OnItems, answer_items
-from .store import WorkDirectory
-
-STEP = 7 / 8
-"""Of the escalations of one candidate, the share that the next one keeps: what a step changes is what it costs."""
-
-CANDIDATE_RATES = tuple(round(0.6 * STEP**k, 5) for k in range(41))
-"""Shares of the fit prompts' positions that candidates would escalate, from 0.6 (the safest) to 0.003."""
+from .runner import Runner
 
 ALWAYS = -1.0
 """A threshold below every score."""
 
-Ints: TypeAlias = npt.NDArray[np.int64]
-
 Loss: TypeAlias = Callable[[Run, Run], Array]
 """(routed, slow alone) -> each prompt's loss in [0, 1], shape (n,)"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What a threshold is chosen for; exactly one of the three.
-
-    ``rate``: the escalation rate on the calibration prompts that it comes closest to from below.
-    ``max_regret`` with ``confidence``: the least escalation whose expected regret is certified; without
-    ``certain``, where none is, the least whose regret seen on the calibration prompts is no higher, which proves
-    nothing. ``max_cost``: the most escalation whose measured seconds, against the slow model alone, stay within it.
-    """
-
-    rate: float | None = None
-    max_regret: float | None = None
-    confidence: float = 0.9
-    max_cost: float | None = None
-    certain: bool = True
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("rate", "max_regret", "max_cost") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ConfigurationError(
-                f"{len(given)} targets", hint="give exactly one of target_rate, max_regret and max_cost"
-            )
-        if self.rate is not None and not 0.0 < self.rate < 1.0:
-            raise ConfigurationError(f"a target rate of {self.rate}", hint="between 0 and 1")
-        if self.max_regret is not None and not 0.0 < self.max_regret < 1.0:
-            raise ConfigurationError(f"a regret of at most {self.max_regret}", hint="between 0 and 1")
-        if not 0.0 < self.confidence < 1.0:
-            raise ConfigurationError(f"a confidence of {self.confidence}", hint="between 0 and 1, like 0.9")
-        if self.max_cost is not None and not self.max_cost > 0.0:
-            raise ConfigurationError(f"a cost of at most {self.max_cost}", hint="a share of the slow model's, above 0")
-
-    @property
-    def nominal_rate(self) -> float:
-        """What on-policy rounds run with before any threshold is chosen."""
-        return 0.2 if self.rate is None else self.rate
-
-    def __str__(self) -> str:
-        if self.rate is not None:
-            return f"escalation rate {percent(self.rate)}"
-        if self.max_regret is not None:
-            wanted = f"regret at most {percent(self.max_regret)} at confidence {percent(self.confidence)}"
-            return f"the least escalation with {wanted}" + ("" if self.certain else ", certified if possible")
-        return f"cost at most {self.max_cost:g} of the slow model alone"
-
-
-# --- candidates ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """How drafted spans are judged besides single tokens: by a ``quantile`` of ``window`` tokens' scores."""
-
-    window: int = 8
-    quantile: float = 0.9
-
-
-def policy_at(
-    scorer: Scorer, scores: Array, answer: Ints, rate: float, *, extent: int = 1, span: Span | None = None
-) -> Learned:
-    """The policy that would escalate a share ``rate`` of ``scores``, shape (n,), if that changed no text.
-
-    ``answer`` says which answer each score is of, so that no span reaches over two. A span's own
-    threshold is the same quantile of the spans' scores.
-    """
-    threshold = float(np.quantile(scores, 1.0 - rate))
-    if span is None:
-        return Learned(scorer, threshold, extent)
-    rule = SpanRule(span.window, span.quantile, 0.0)
-    spans = _span_scores(rule, scores, answer)
-    return Learned(scorer, threshold, extent, replace(rule, threshold=float(np.quantile(spans, 1.0 - rate))))
-
-
-def _span_scores(rule: SpanRule, scores: Array, answer: Ints) -> Array:
-    size = min(rule.window, len(scores))
-    whole = answer[size - 1 :] == answer[: len(answer) - size + 1]
-    windows = np.lib.stride_tricks.sliding_window_view(scores, size)[whole]
-    return np.quantile(windows, rule.quantile, axis=1) if len(windows) else scores
-
-
-def candidate_policies(
-    scorer: Scorer,
-    scores: Array,
-    answer: Ints,
-    *,
-    rates: Sequence[float] = CANDIDATE_RATES,
-    extent: int = 1,
-    span: Span | None = None,
-) -> list[Learned]:
-    """Candidates from the safest (most escalation) on, without those that decide like the one before them.
-
-    They come from the fit prompts' scores alone. Fixed-sequence testing holds its level only where neither the
-    candidates nor their order depend on what certifies them: not on the calibration prompts' losses, and not on
-    their scores or rates either, which go along with losses. How many there are costs no confidence.
-    """
-
-    def above(policy: Learned) -> tuple[int, ...]:
-        """How many tokens and spans of the fit prompts it escalates."""
-        found = [scores > policy.threshold]
-        if policy.span is not None:
-            found.append(_span_scores(policy.span, scores, answer) > policy.span.threshold)
-        return tuple(int(flags.sum()) for flags in found)
-
-    made = [policy_at(scorer, scores, answer, rate, extent=extent, span=span) for rate in sorted(rates, reverse=True)]
-    return [policy for _, (policy, *_) in groupby(made, above)]
-
-
-# --- running them --------------------------------------------------------------------------------
-
-
-@dataclass
-class Runner:
-    """Runs policies over one list of items, each once; the answers are kept in the work directory.
-
-    Runs of one scorer under ``replace`` share answers: an answer stays the same for every threshold
-    between the highest score that it accepted and the lowest that it escalated.
-    """
-
-    router: Router
-    items: Sequence[Item]
-    work: WorkDirectory
-    split: str
-    options: dict[str, Any]
-    concurrency: int = 1
-    on_items: OnItems | None = None
-
-    def __post_init__(self) -> None:
-        self._answers: dict[str, Answers] = {}
-        self._alike: dict[str, list[Answers]] = {}
-
-    def answers(self, policy: Policy | str, method: str = "replace") -> Answers:
-        """The items' answers under a policy."""
-        name = f"{self.split}-{_file_name(policy, method)}"
-        if name not in self._answers:
-            shareable = isinstance(policy, Learned) and _by_threshold_alone(policy) and method == "replace"
-            alike = self._alike.setdefault(_scorer_key(policy), []) if shareable else []
-
-            def known(number: int) -> Answers | None:
-                threshold = policy.threshold if isinstance(policy, Learned) else 0.0
-                return next((a for a in alike if a.accepted[number] <= threshold < a.escalated[number]), None)
-
-            found = answer_items(
-                self.router,
-                self.items,
-                policy,
-                work=self.work,
-                name=name,
-                method=method,
-                known=known if shareable else None,
-                concurrency=self.concurrency,
-                on_items=self.on_items,
-                **self.options,
-            )
-            alike.append(found)
-            self._answers[name] = found
-        elif self.on_items is not None:
-            self.on_items(len(self.items))
-        return self._answers[name]
-
-    def run(self, policy: Policy | str, method: str = "replace") -> Run:
-        """The same as an evaluation's run, judged by the items' ``check``."""
-        return self.answers(policy, method).run(self.items, policy if isinstance(policy, str) else policy.name)
-
-
-def _by_threshold_alone(policy: Learned) -> bool:
-    return policy.span is None and policy.hold is None and policy.drift is None and policy.guard is None
-
-
-def _scorer_key(policy: Policy | str) -> str:
-    return replace(policy, threshold=0.0).digest if isinstance(policy, Learned) else ""
-
-
-def _file_name(policy: Policy | str, method: str) -> str:
-    form = policy if isinstance(policy, str) else policy.digest[:20] if isinstance(policy, Learned) else policy.name
-    plain = re.sub(r"[^\w.-]", "_", f"{form}-{method}")
-    return plain if len(plain) <= 60 else hashlib.sha256(plain.encode()).hexdigest()[:20]
-
-
-# --- choosing ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
