@@ -17,8 +17,8 @@ import tiny_transformers
 
 from fsgen_router import BackendError, Mask, NoFreeSequence, reference
 from fsgen_router.adapters.scripted import ScriptedModel
-from fsgen_router.adapters.torch_reading import reduce_rows
 from fsgen_router.adapters.transformers import TransformersModel
+from fsgen_router.adapters.transformers.reading import reduce_rows
 from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.records import Role
 from fsgen_router.rows.reading import GREEDY, Read, Row, Warp, draw, warped

@@ -8,10 +8,22 @@ import sys
 from pathlib import Path
 from typing import get_type_hints
 
+import pytest
+from pydantic import BaseModel
+
 from fsgen_router import RequestKeywords, RequestOptions
+from fsgen_router.adapters.llama_cpp import LlamaCppKeywords, LlamaCppOptions
+from fsgen_router.adapters.openai import OpenAIKeywords, OpenAIOptions
+from fsgen_router.adapters.transformers import TransformersKeywords, TransformersOptions
 
 PROGRAM = """
+from pathlib import Path
+
 from fsgen_router import Finished, Generation, Message, Prices, RequestOptions, Router, TextDelta
+from fsgen_router import reference
+from fsgen_router.adapters.llama_cpp import LlamaCppModel, LlamaCppOptions
+from fsgen_router.adapters.openai import OpenAIModel, OpenAIOptions
+from fsgen_router.adapters.transformers import TransformersModel, TransformersOptions
 from fsgen_router.policies import Threshold
 
 RequestOptions(max_tokens=5)
@@ -30,12 +42,33 @@ for event in router.stream("a"):
         case Finished(generation=last):
             print(last.models["fast"].n_params, last.tokens[0].source == "slow")
 
+LlamaCppModel("a.gguf", n_ctx=8192, lora={"b.gguf": 0.5}, tensor_split=[0.6, 0.4], type_k="f32")
+LlamaCppModel(Path("a.gguf"), lora={Path("b.gguf"): 0.5}, tensor_split="0.6,0.4", chat_template=Path("c.jinja"))
+LlamaCppOptions(n_ctx=8192)
+TransformersModel("a", device="cpu", dtype="bfloat16", quantization_config={"load_in_4bit": True})
+TransformersOptions(n_seq=4)
+OpenAIModel("a", extra_body={"b": 1}, api="chat", n_ctx=None)
+OpenAIOptions(max_retries=0)
+reference.load("fast", n_seq=4)
+
 router.complete("a", max_token=5)  # E: call-arg
 router.complete("a", temperature="hot")  # E: arg-type
 router.stream("a", stop=5)  # E: arg-type
 router.chat([{"role": "usr", "content": "a"}])  # E: typeddict-item
 router.chat([{"role": "user", "content": [{"type": "image_url", "text": "a"}]}])  # E: typeddict-item
 RequestOptions(max_token=5)  # E: call-arg
+LlamaCppModel("a.gguf", n_ctxt=8192)  # E: call-arg
+LlamaCppModel("a.gguf", n_ctx="8192")  # E: arg-type
+LlamaCppModel("a.gguf", type_k="f64")  # E: arg-type
+LlamaCppOptions(n_ctxt=8192)  # E: call-arg
+TransformersModel("a", dtype="float64")  # E: arg-type
+TransformersModel("a", devices="cpu")  # E: call-arg
+TransformersOptions(n_seqs=4)  # E: call-arg
+OpenAIModel("a", api="responses")  # E: arg-type
+OpenAIModel("a", api_key="b")  # E: call-arg
+OpenAIOptions(timeout=1.0)  # E: call-arg
+reference.load("fast", n_sequences=4)  # E: call-arg
+reference.load("medium")  # E: arg-type
 answer.models["tuned"]  # E: index
 answer.tokens[0].source == "medium"  # E: comparison-overlap
 """
@@ -55,5 +88,14 @@ def test_what_is_right_passes_and_what_is_wrong_does_not(tmp_path: Path) -> None
     assert {(int(number), code) for number, code in found} == wanted, done.stdout + done.stderr
 
 
-def test_keywords_of_a_request_are_its_options() -> None:
-    assert get_type_hints(RequestKeywords).keys() == RequestOptions.model_fields.keys()
+@pytest.mark.parametrize(
+    ("keywords", "options"),
+    [
+        (RequestKeywords, RequestOptions),
+        (LlamaCppKeywords, LlamaCppOptions),
+        (OpenAIKeywords, OpenAIOptions),
+        (TransformersKeywords, TransformersOptions),
+    ],
+)
+def test_keywords_are_the_options(keywords: type, options: type[BaseModel]) -> None:
+    assert get_type_hints(keywords).keys() == options.model_fields.keys()

@@ -20,6 +20,7 @@ import pytest
 import tiny_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_cpp import llama_cpp as lib
 
 from fsgen_router import (
     BackendError,
@@ -33,8 +34,8 @@ from fsgen_router import (
     VocabularyMismatch,
     reference,
 )
-from fsgen_router.adapters import llama_cpp
-from fsgen_router.adapters.llama_cpp import LlamaCppModel, locate
+from fsgen_router.adapters.llama_cpp import LlamaCppModel, LlamaCppOptions, locate
+from fsgen_router.adapters.llama_cpp.loading import model_params
 from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.resolve import make_model
 from fsgen_router.rows.reading import Read
@@ -276,13 +277,13 @@ def test_a_context_beyond_training_is_said(tmp_path: Path, caplog: pytest.LogCap
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that really go through llama_decode."""
     sizes: list[int] = []
-    plain = llama_cpp.lib.llama_decode
+    plain = lib.llama_decode
 
     def counting(context, batch):
         sizes.append(batch.n_tokens)
         return plain(context, batch)
 
-    monkeypatch.setattr(llama_cpp.lib, "llama_decode", counting)
+    monkeypatch.setattr(lib, "llama_decode", counting)
     return sizes
 
 
@@ -311,7 +312,7 @@ def test_a_decode_that_fails_is_a_backend_error(monkeypatch: pytest.MonkeyPatch)
     sequence = model.open([]).sequence
     model.forward([Work(sequence, 0, [1, 2, 3], [(2, Read())])])
     with monkeypatch.context() as patched:
-        patched.setattr(llama_cpp.lib, "llama_memory_seq_rm", lambda *_: True)
+        patched.setattr(lib, "llama_memory_seq_rm", lambda *_: True)
         with pytest.raises(BackendError, match="llama_decode returned -1"):
             model.forward([Work(sequence, 1, [2], [(0, Read())])])
     with pytest.raises(BackendError):
@@ -567,15 +568,14 @@ def test_a_scaled_context_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCap
 def test_devices_are_told_to_llama_cpp() -> None:
     """What it is given; what it makes of several devices takes a machine that has them."""
     options = dict(parse_qsl("main_gpu=1&split_mode=row&tensor_split=0.6,0.4,0&n_gpu_layers=-1"))
-    params = llama_cpp._model_params(llama_cpp.LlamaCppOptions(**options))
-    lib = llama_cpp.lib
+    params = model_params(LlamaCppOptions(**options))
     assert (params.main_gpu, params.split_mode, params.n_gpu_layers) == (1, lib.LLAMA_SPLIT_MODE_ROW, -1)
     assert np.allclose([params.tensor_split[at] for at in range(lib.llama_max_devices())][:4], [0.6, 0.4, 0, 0])
     for mode in ("none", "layer", "row"):
-        assert llama_cpp._model_params(llama_cpp.LlamaCppOptions(split_mode=mode)).split_mode == getattr(
+        assert model_params(LlamaCppOptions(split_mode=mode)).split_mode == getattr(
             lib, f"LLAMA_SPLIT_MODE_{mode.upper()}"
         )
-    unset, default = llama_cpp._model_params(llama_cpp.LlamaCppOptions()), lib.llama_model_default_params()
+    unset, default = model_params(LlamaCppOptions()), lib.llama_model_default_params()
     assert (unset.main_gpu, unset.split_mode) == (default.main_gpu, default.split_mode)
     assert not unset.tensor_split
 
@@ -599,7 +599,7 @@ def test_devices_that_are_none(options: dict[str, object], words: str) -> None:
 
 
 def test_devices_where_llama_cpp_knows_none() -> None:
-    if llama_cpp.lib.llama_supports_gpu_offload():
+    if lib.llama_supports_gpu_offload():
         pytest.skip("llama.cpp was built for a GPU here")
     for options in ({"main_gpu": 0}, {"split_mode": "layer"}, {"tensor_split": "1"}):
         with pytest.raises(ConfigurationError, match=rf"{next(iter(options))} chooses among GPUs.*built without them"):

@@ -64,15 +64,14 @@ def test_torch_takes_no_more_threads_than_there_are_cores(tmp_path: Path) -> Non
 def test_llama_cpps_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llama_cpp import llama_cpp as lib
 
-    from fsgen_router.adapters import llama_cpp
+    from fsgen_router.adapters.llama_cpp import loading
 
     version_2(tmp_path, "390000 100000")
     monkeypatch.setattr(machine.usable_physical_cores, "__defaults__", (tmp_path,))
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: CORES)
     model = LlamaCppModel(reference.path("fast"), n_ctx=32)
-    assert model._default_threads() == lib.llama_n_threads(model._context) == 1  # a small model
-    monkeypatch.setattr(llama_cpp, "_SMALL_MODEL", 0)
-    assert model._default_threads() == 2
+    assert lib.llama_n_threads(model._context) == 1  # a small model
+    monkeypatch.setattr(loading, "_SMALL_MODEL", 0)
     model.shutdown()
     larger = LlamaCppModel(reference.path("fast"), n_ctx=32)
     assert lib.llama_n_threads(larger._context) == 2

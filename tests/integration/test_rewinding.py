@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tiny_gguf
 import tiny_transformers
+from llama_cpp import llama_cpp as lib
 
 from fsgen_router import Generation, RewindWarning, Router
-from fsgen_router.adapters import llama_cpp
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.adapters.transformers import TransformersModel
 from fsgen_router.contracts.models import Rows, TokenModel, Work
@@ -159,14 +159,14 @@ def test_several_sequences_in_one_forward(make: Make, monkeypatch: pytest.Monkey
 
 def test_layers_with_a_window_keep_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever llama.cpp's default is: with a window alone, a rewind would go back to what is forgotten."""
-    defaults = llama_cpp.lib.llama_context_default_params
+    defaults = lib.llama_context_default_params
 
     def otherwise() -> Any:
         params = defaults()
         params.swa_full = False
         return params
 
-    monkeypatch.setattr(llama_cpp.lib, "llama_context_default_params", otherwise)
+    monkeypatch.setattr(lib, "llama_context_default_params", otherwise)
     model = tiny("window", tmp_path, n_batch=16)
     assert model.capabilities.rewind
     ids, sequence = some_ids(400), model.open([]).sequence

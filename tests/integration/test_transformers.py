@@ -36,8 +36,7 @@ from fsgen_router import (
     reference,
 )
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
-from fsgen_router.adapters.transformers import TransformersModel, plan_batches
-from fsgen_router.adapters.transformers_tokenizer import TransformersTokenizer
+from fsgen_router.adapters.transformers import TransformersModel, TransformersTokenizer, plan_batches
 from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.contracts.tokenizer import TokenClass
 from fsgen_router.reference import world

@@ -31,8 +31,8 @@ from fsgen_router import (
 )
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
-from fsgen_router.adapters.torch_reading import reduce_rows
 from fsgen_router.adapters.transformers import TransformersModel
+from fsgen_router.adapters.transformers.reading import reduce_rows
 from fsgen_router.calibration import trace_answer
 from fsgen_router.calibration.labels import roll_out
 from fsgen_router.cli import app

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from fsgen_router import Mask
-from fsgen_router.adapters.ggml import GgmlScratch, make_scratch
+from fsgen_router.adapters.llama_cpp.ggml import GgmlScratch, make_scratch
 from fsgen_router.rows import reading
 from fsgen_router.rows.reading import (
     FORBIDDEN,

@@ -14,8 +14,8 @@ pytest.importorskip("torch")
 import torch
 
 from fsgen_router import ConfigurationError, Mask
-from fsgen_router.adapters import torch_reading
-from fsgen_router.adapters.torch_reading import reduce_rows
+from fsgen_router.adapters.transformers import reading
+from fsgen_router.adapters.transformers.reading import reduce_rows
 from fsgen_router.rows.acceptance import RULES, Check, Rule
 from fsgen_router.rows.reading import GREEDY, Read, Row, Scratch, Warp, reduce_row
 
@@ -158,7 +158,7 @@ def test_rows_are_not_changed() -> None:
 
 
 def test_more_rows_than_are_reduced_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_reading, "_ELEMENTS", 700)
+    monkeypatch.setattr(reading, "_ELEMENTS", 700)
     rows = np.random.default_rng(6).normal(0, 2, (5, 300))
     compare(rows, [(at % 5, Read(signals=True, top_k=at % 2, uniform=at / 20)) for at in range(20)])
 

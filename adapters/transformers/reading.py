@@ -13,18 +13,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fsgen_router.errors import ConfigurationError
 from fsgen_router.rows.acceptance import judge
-from fsgen_router.rows.reading import FORBIDDEN, UNREADABLE, Alignment, Floats, Ints, Mask, Read, Row, Warp, check_row
-
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise ImportError(
-        "the transformers backend needs the extra 'transformers': pip install 'fsgen-router[transformers]'"
-    ) from error
+from fsgen_router.rows.reading import (
+    FORBIDDEN,
+    UNREADABLE,
+    Alignment,
+    Floats,
+    Ints,
+    Mask,
+    Read,
+    Row,
+    Scratch,
+    Warp,
+    check_row,
+    reduce_row,
+)
 
 # Rows times vocabulary that are reduced at once: sorting them takes some 40 bytes for each.
 _ELEMENTS = 1 << 23
@@ -280,3 +287,14 @@ def _below(logits: Floats, log_partition: float) -> Iterator[float]:
 
 def _no_distributions(_: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     raise AssertionError("this rule needs no distributions")
+
+
+def reduce_on_host(
+    scratch: Scratch, logits: Tensor, reads: Sequence[tuple[int, Read]], hidden: Tensor | None = None
+) -> list[Row]:
+    """The same with numpy, for rows in the host's own memory."""
+    rows = logits.float().cpu().numpy()
+    if hidden is None:
+        return [reduce_row(rows[row], read, scratch) for row, read in reads]
+    states = hidden.float().cpu().numpy()
+    return [reduce_row(rows[row], read, scratch, states[row]) for row, read in reads]

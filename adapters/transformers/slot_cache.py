@@ -15,21 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-
-try:
-    import torch
-    from torch import Tensor
-    from transformers.cache_utils import (
-        Cache,
-        CacheLayerMixin,
-        DummyLayer,
-        DynamicLayer,
-        DynamicSlidingWindowLayer,
-    )
-except ImportError as error:
-    raise ImportError(
-        "the transformers backend needs the extra 'transformers': pip install 'fsgen-router[transformers]'"
-    ) from error
+import torch
+from torch import Tensor
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 _PLAIN = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 

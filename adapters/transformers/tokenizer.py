@@ -9,18 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property, partial
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer
+
 from fsgen_router.contracts.tokenizer import Turn
 from fsgen_router.errors import ConfigurationError
 from fsgen_router.text.conversation import encode_conversation
 
-try:
-    from tokenizers import AddedToken, Tokenizer
-
-    from .chat_template import ChatTemplate, no_template
-except ImportError as error:
-    raise ImportError(
-        "the transformers backend needs the extra 'transformers': pip install 'fsgen-router[transformers]'"
-    ) from error
+from ..chat_template import ChatTemplate, no_template
 
 # Names of control tokens that some vocabularies list as ordinary added tokens. GGUF files have them as
 # control tokens, and both must agree where one model of a pair comes from each.
