@@ -92,6 +92,10 @@ def run_all(
     resamples: int,
     request: dict[str, Any],
 ) -> Results:
+    """Each model alone, each policy (None: the Router's own), then sweeps of (signal, suffix).
+
+    ``split`` is the reference world's, so that thresholds come from another one; None for problems of one's own.
+    """
     collectors = {signal: ev.signal_collector(signal) for signal, _ in signals if signal in SIGNALS}
     swept = len(signals) * len(ev.SWEEP_RATES)
     with _progress(len(items) * (2 + len(policies) + swept)) as progress:

@@ -19,6 +19,7 @@ _COUNTS = ("corrections", "bonus_tokens", "discarded_tokens")
 
 
 def record(results: Results, *, single: bool) -> dict[str, Any]:
+    """For JSON; ``single``: one policy's figures stand at the top, not in a list."""
     *summaries, _, slow = results.summaries
     policies = [_summary(run, summary) for run, summary in zip(results.runs, summaries, strict=True)]
     common = {name: value for key in _ALONE for name, value in getattr(slow, key).to_dict(key).items()}
@@ -62,6 +63,7 @@ def _plain(estimate: ev.Estimate) -> str:
 
 
 def show(head: dict[str, Any], results: Results) -> None:
+    """Tables on standard output, warnings beside them."""
     console = out()
     *policies, fast, slow = results.summaries
     console.print(
@@ -164,6 +166,7 @@ def folded(name: str, width: int = 18) -> str:
 
 
 def show_plot(path: Path, results: Results, *, pair: str) -> None:
+    """Write the plot: accuracy against the share of tokens that the slow model wrote."""
     from ..evaluation.plots import quality_plot
 
     by_name = {summary.policy: summary for summary in results.summaries}
