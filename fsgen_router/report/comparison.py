@@ -67,6 +67,7 @@ def compare_flops(
     slow: ModelCard | None,
     kind: Kind,
 ) -> Comparison:
+    """Both models' FLOPs against the slow one's ``alone``; unknown where it does not say its size."""
     if fast is None or slow is None or slow.n_params is None:
         return Comparison(None, None, "unknown")
     own, asked = flops(usage.fast, fast.n_params), flops(usage.slow, slow.n_params)
@@ -75,6 +76,7 @@ def compare_flops(
 
 
 def compare_seconds(usage: Usage, measured: Usage | None, slow: ModelCard | None) -> Comparison:
+    """Wall time against what the slow model alone took, or would at its measured time of a step."""
     if measured is not None:
         return Comparison(usage.seconds, measured.seconds, "measured")
     if slow is None or slow.step_seconds is None:
@@ -83,6 +85,7 @@ def compare_seconds(usage: Usage, measured: Usage | None, slow: ModelCard | None
 
 
 def compare_money(usage: Usage, alone: ModelUsage, written: int, slow: ModelCard | None, kind: Kind) -> Comparison:
+    """US dollars for what the slow model read and wrote; ``written``: tokens of its own answer."""
     if slow is None or slow.prices is None:
         return Comparison(None, None, "unknown")
     routed, calls = usage.slow_tokens, usage.escalations if usage.slow.forwards else 0

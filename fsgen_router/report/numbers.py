@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 
 def shown(value: float | None, form: Callable[[float], str]) -> str:
+    """A figure, or that it is unknown."""
     return "unknown" if value is None else form(value)
 
 
 def percent(value: float) -> str:
+    """A share with a tenth of a percent."""
     return f"{round(value, 3) + 0.0:.1%}"  # a zero without a sign
 
 
@@ -25,4 +27,5 @@ def si(value: float) -> str:
 
 
 def seconds_of(value: float) -> str:
+    """Seconds to the millisecond, with their unit."""
     return f"{value:.3f} s"

@@ -32,7 +32,7 @@ from fsgen_router.cli import app
 from fsgen_router.cli.calibrate import curves_table
 from fsgen_router.cli.chat import _Session
 from fsgen_router.cli.demo import total_report
-from fsgen_router.cli.evaluate import folded
+from fsgen_router.cli.evaluate_show import folded
 from fsgen_router.cli.terminal import show_error
 from fsgen_router.cli.tokens import token_table
 from fsgen_router.contracts.models import TokenModel
