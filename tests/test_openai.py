@@ -420,7 +420,7 @@ def test_after_shutdown(server: RealServer) -> None:
     with pytest.raises(BackendError, match="was shut down"):
         complete(model)
     raced = OpenAIModel(f"slow@{server.url}")
-    raced._client.close()  # as if shutdown() had come between two lines of stream()
+    raced._connection.close()  # as if shutdown() had come between two lines of stream()
     with pytest.raises(BackendError, match=r"request to .* failed"):
         complete(raced)
 
