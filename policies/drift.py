@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -19,8 +20,6 @@ from .features import Floats
 
 Measure: TypeAlias = Literal["psi", "ks"]
 Counts: TypeAlias = tuple[int, ...]
-
-KEY = "learned/drift"
 
 
 def psi(counts: npt.ArrayLike, shares: npt.ArrayLike) -> Floats:
@@ -106,15 +105,24 @@ class DriftMonitor:
         at = bisect_right(self.edges, score)
         return (*counts[:at], counts[at] + 1, *counts[at + 1 :])
 
-    def state(self, ledger: Ledger) -> Window:
-        """What the recent requests of a Router say."""
-        return ledger.recall(KEY, Window())
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the settings."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
-    def observe(self, counts: Counts, ledger: Ledger) -> Window:
-        """Enter a finished request. Logs ``policy_drift`` when it turns the alarm on or off."""
+    def _key(self, policy: str) -> str:
+        # A Router's requests may run with several policies: the scores of one are no drift of another's.
+        return f"learned/drift/{policy}/{self.digest}"
+
+    def state(self, ledger: Ledger, policy: str = "") -> Window:
+        """What the recent requests of a Router say, with the policy of that digest."""
+        return ledger.recall(self._key(policy), Window())
+
+    def observe(self, counts: Counts, ledger: Ledger, policy: str = "") -> Window:
+        """Enter a finished request of a policy. Logs ``policy_drift`` when it turns the alarm on or off."""
         if not any(counts):
-            return self.state(ledger)
-        after = ledger.revise(KEY, lambda before: self._slid(before, counts), Window())
+            return self.state(ledger, policy)
+        after = ledger.revise(self._key(policy), lambda before: self._slid(before, counts), Window())
         if after.turned:
             level = log.warning if after.alarm else log.info
             level("policy_drift", alarm=after.alarm, measure=self.measure, value=after.value, level=self.alarm)

@@ -124,7 +124,7 @@ class Learned:
         counts: Counts = () if self.drift is None else self.drift.empty
         if self.hold is not None:
             shift = self.hold.begin(ledger)
-        elif self.drift is not None and self.drift.state(ledger).alarm:
+        elif self.drift is not None and self.drift.state(ledger, self.digest).alarm:
             threshold = min(threshold, self.drift.widened)
         return _State(threshold, shift, counts=counts)
 
@@ -166,7 +166,7 @@ class Learned:
         if self.hold is not None:
             self.hold.end(state.moved, ledger)
         if self.drift is not None:
-            self.drift.observe(state.counts, ledger)
+            self.drift.observe(state.counts, ledger, self.digest)
 
     # --- variants ---
 
@@ -176,7 +176,7 @@ class Learned:
         Those of tokens and of spans are shifted alike. While a rate is held nothing is certified, and an
         alarm of drift widens nothing.
         """
-        return replace(self, hold=RateHold(rate, step, 0.0, f"learned/rate/{rate:g}"))
+        return replace(self, hold=RateHold(rate, step, 0.0, f"learned/rate/{rate:g}/{self.digest}"))
 
     def certified(self, guarantee: Guarantee) -> Learned:
         """This policy with its certificate; changing scorer, threshold, extent or span suspends it."""
@@ -213,7 +213,7 @@ class Learned:
             reasons.append("the policy is not the certified one")
         if self.hold is not None:
             reasons.append("a rate is held")
-        if self.drift is not None and ledger is not None and self.drift.state(ledger).ever:
+        if self.drift is not None and ledger is not None and self.drift.state(ledger, self.digest).ever:
             reasons.append("scores drifted from those of calibration")
         if state is not None and state.outliers:
             reasons.append(f"{state.outliers} positions unlike those of calibration")

@@ -92,10 +92,15 @@ class Connection:
             mapped(self.name, options),
             self._client.stream("POST", url, json=sent, timeout=timeout) as response,
         ):
-            if response.status_code != 200:
-                raise refusal(response, path, self.name, key=self.key, options=options)
-            with patience.cutting(lambda: _cut(response)):
-                yield from read(response)
+            try:
+                if response.status_code != 200:
+                    raise refusal(response, path, self.name, key=self.key, options=options)
+                with patience.cutting(lambda: _cut(response)):
+                    yield from read(response)
+            finally:
+                if self._client.is_closed:
+                    # It was still connecting at close(): the pool, which has forgotten it, would leave it open.
+                    response.extensions["network_stream"].close()
 
     def _adapted(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return {self._renamed.get(name, name): value for name, value in body.items() if name not in self._dropped}

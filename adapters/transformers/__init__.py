@@ -13,8 +13,10 @@ what goes wrong; :mod:`.model` puts them together.
 try:
     import accelerate  # noqa: F401  # transformers loads onto a device, and reads GGUF files, through it
     import gguf  # noqa: F401
+    import huggingface_hub  # noqa: F401
     import jinja2  # noqa: F401  # chat templates
     import psutil  # noqa: F401  # free_bytes reads the memory through it
+    import tokenizers  # noqa: F401
     import torch  # noqa: F401
     import transformers  # noqa: F401
 except ImportError as error:

@@ -198,7 +198,9 @@ AT_IMPORT = {
     "adapters/openai/endpoint.py": {"httpx2"},
     "adapters/openai/errors.py": {"httpx2", "tenacity"},
     "adapters/openai/reading.py": {"httpx2"},
-    "adapters/transformers/__init__.py": {"accelerate", "gguf", "jinja2", "psutil", "torch", "transformers"},
+    "adapters/transformers/__init__.py": {
+        *("accelerate", "gguf", "huggingface_hub", "jinja2", "psutil", "tokenizers", "torch", "transformers"),
+    },
     "adapters/transformers/devices.py": {"torch"},
     "adapters/transformers/errors.py": {"huggingface_hub", "torch"},
     "adapters/transformers/loading.py": {"torch", "transformers"},
@@ -353,6 +355,30 @@ def test_a_missing_extra_is_named(missing: str, extra: str, model: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")
     assert f"pip install 'fsgen-router[{extra}]'" in done.stdout
     assert f"{extra} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"),
+    [
+        ("llama_cpp", "llama"),
+        ("httpx2", "openai"),
+        ("tokenizers", "transformers"),
+        ("huggingface_hub", "transformers"),
+    ],
+)
+def test_a_missing_extra_is_named_by_every_part_of_a_backend(missing: str, extra: str) -> None:
+    """Whichever is imported first."""
+    package = {"llama": "llama_cpp"}.get(extra, extra)
+    parts = sorted(path.stem for path in (ROOT / "adapters" / package).glob("*.py") if path.stem != "__init__")
+    program = (
+        f"import importlib, sys; sys.modules[{missing!r}] = None\n"
+        f"for part in {parts!r}:\n"
+        f"    try:\n        importlib.import_module('fsgen_router.adapters.{package}.' + part)\n"
+        "    except ImportError as error:\n        print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")
+    assert len(parts) > 5
+    assert done.stdout.count(f"pip install 'fsgen-router[{extra}]'") == len(parts)
 
 
 # --- the wheel -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -420,9 +421,37 @@ def test_after_shutdown(server: RealServer) -> None:
     with pytest.raises(BackendError, match="was shut down"):
         complete(model)
     raced = OpenAIModel(f"slow@{server.url}")
-    raced._client.close()  # as if shutdown() had come between two lines of stream()
+    raced._connection.close()  # as if shutdown() had come between two lines of stream()
     with pytest.raises(BackendError, match=r"request to .* failed"):
         complete(raced)
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_connection_that_is_made_during_shutdown_is_closed(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands when the others have been closed, and its reply is whole: what would be kept for the next call."""
+    connecting, closed = threading.Event(), threading.Event()
+    plain, left_open = socket.create_connection, []
+
+    def slowly(*args: Any, **kwargs: Any) -> socket.socket:
+        connecting.set()
+        assert closed.wait(30)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "create_connection", slowly)
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: left_open.append(found.exc_value))
+    body = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}
+    with scripted_server(serving(reply(status, body))) as server:
+        model = OpenAIModel(f"m@{server.url}")
+        call = model.stream(Continuation(prompt="lamp", max_tokens=5))
+        assert connecting.wait(30)
+        model.shutdown()
+        closed.set()
+        for thread in [thread for thread in threading.enumerate() if thread.name == "fsgen-call"]:
+            thread.join(30)
+        assert len(server.asked) == 1
+        del call, model  # which hold the connection, and would until the end of the session
+        gc.collect()
+    assert not left_open
 
 
 # --- what is sent --------------------------------------------------------------------------------
