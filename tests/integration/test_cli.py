@@ -772,6 +772,15 @@ def test_doctor() -> None:
     assert "Ready" in invoke("doctor").stdout
 
 
+def test_doctor_notes_models_in_the_wrong_seats() -> None:
+    swapped = invoke("doctor", "--fast", "reference:slow", "--slow", "reference:fast", "--json")
+    assert swapped.exit_code == 0, swapped.output
+    (sizes,) = [check for check in json.loads(swapped.stdout)["checks"] if check["name"] == "sizes"]
+    assert sizes["status"] == "note"
+    assert "smaller than the fast model" in sizes["detail"]
+    assert "sizes" not in [check["name"] for check in json.loads(invoke("doctor", "--json").stdout)["checks"]]
+
+
 def test_doctor_says_why_not(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     arguments = ("doctor", "--fast", f"llama_cpp:{tmp_path / 'bad.gguf'}", "--slow", "reference:slow")

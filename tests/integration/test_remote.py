@@ -12,6 +12,9 @@ from fsgen_router.adapters.scripted import ScriptedTextModel
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.reference import world
 
+# Short spans are the harder case, though nobody should pay for them.
+pytestmark = pytest.mark.filterwarnings("ignore::fsgen_router.SmallExtentWarning")
+
 PLAIN = 'extra_body={"repeat_penalty":1.0}'
 
 

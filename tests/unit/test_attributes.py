@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted_pairs import EOG, Pair, pair
-from typer.testing import CliRunner
 
 from fsgen_router import ConfigurationError, Prices, Router, SwappedModelsWarning
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel
-from fsgen_router.cli import app
 from fsgen_router.contracts.policy import Ledger
 
 
@@ -168,16 +165,6 @@ def test_an_endpoint_whose_size_is_known_is_compared_too() -> None:
     small = ScriptedTextModel(lambda request: ["a"], n_params=10)
     with pytest.warns(SwappedModelsWarning):
         Router(models.fast, small).close()
-
-
-def test_doctor_notes_it() -> None:
-    ran = CliRunner().invoke(app, ["doctor", "--fast", "reference:slow", "--slow", "reference:fast", "--json"])
-    assert ran.exit_code == 0, ran.output
-    (sizes,) = [check for check in json.loads(ran.stdout)["checks"] if check["name"] == "sizes"]
-    assert sizes["status"] == "note"
-    assert "smaller than the fast model" in sizes["detail"]
-    ran = CliRunner().invoke(app, ["doctor", "--json"])
-    assert "sizes" not in [check["name"] for check in json.loads(ran.stdout)["checks"]]
 
 
 def test_scripted_models_of_one_size_are_no_swap() -> None:
