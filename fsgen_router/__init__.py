@@ -18,7 +18,7 @@ from ._version import __version__
 from .config import RequestKeywords, RequestOptions
 from .contracts.policy import REST, Context, Decision, Ledger, Policy
 from .contracts.text_models import WrappedPromptWarning
-from .decode.engine import Constraint
+from .decode import Constraint
 from .errors import (
     BackendError,
     CalibrationError,

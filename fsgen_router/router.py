@@ -24,7 +24,7 @@ from .contracts.models import TokenModel, Work
 from .contracts.policy import REST, Ledger, Policy
 from .contracts.text_models import reads_tokens
 from .contracts.tokenizer import Tokenizer
-from .decode.engine import Emit, Engine, Request, TextPrompt
+from .decode import Emit, Engine, Request, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
 from .methods import Replace, Verify, make_method
 from .records import Claim, Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
