@@ -39,53 +39,59 @@ class Engine(Core):
 
     def start(self) -> list[Command]:
         """The first commands (of a new engine or of a fork)."""
-        return [*continuation.resume(self), *self._next()]
+        return self._next(continuation.resume(self))
 
     def send(self, event: Event) -> list[Command]:
         """Take the outcome of a job. Raises what the fast model failed with."""
-        return [*self._heard(event), *self._next()]
-
-    def _heard(self, event: Event) -> list[Command]:
-        """What comes of an event: the act that its job was for goes on."""
         if isinstance(event, Chunk):
-            return continuation.said(self, event)
+            return self._next(continuation.said(self, event))
         role, purpose, size = self.state.jobs.pop(event.job)
         error = failure.error_of(event, role)
         if error is not None:
-            return failure.failed(self, role, purpose, error)
+            return self._next(failure.failed(self, role, purpose, error))
         assert isinstance(event, Done)
         self.spent(role, purpose, size, event)
-        if isinstance(event.result, Opened):
-            self.opened(role, event.result)
-            return []
-        if isinstance(event.result, TextEnd):
-            return continuation.ended(self, event.result)
-        return self._read(role, purpose, event.result)
+        return self._next(self._act(role, purpose, event.result))
 
-    def _read(self, role: Role, purpose: Purpose, rows: list[Row]) -> list[Command]:
+    def _act(self, role: Role, purpose: Purpose, result: Opened | list[Row] | TextEnd) -> list[Command]:
+        """The act that a job was for goes on with what came of it."""
+        if isinstance(result, Opened):
+            self.opened(role, result)
+            return []
+        if isinstance(result, TextEnd):
+            return continuation.ended(self, result)
         match purpose:
             case "propose":
-                return proposal.proposed(self, rows[0])
+                return proposal.proposed(self, result[0])
             case "answer":
-                return escalation.answered(self, role, rows[0])
+                return escalation.answered(self, role, result[0])
             case "verify":
-                return verification.verified(self, rows)
+                return verification.verified(self, result)
             case "audit":
-                audit.audited(self, role, rows)
+                audit.audited(self, role, result)
         return []
 
-    def _next(self) -> list[Command]:
-        """The one place that decides which model reads next; an act asks nothing of a model that is busy."""
-        state, emitted = self.state, forced.force(self)
+    def _next(self, commands: list[Command]) -> list[Command]:
+        """The one place that decides which model reads next; an act asks nothing of a model that is busy.
+
+        Its commands come behind those of the act before.
+        """
+        state = self.state
+        if self.request.constraint is not None:
+            commands += forced.force(self)
         if state.finish is not None:
-            return [*emitted, *ending.end(self)]
-        if state.span_left == 0:
-            return [*emitted, *read_ahead.ask(self), *proposal.ask(self)]
-        if self.request.text is not None:
-            return [*emitted, *continuation.ask(self)]
-        if state.held:
-            return [*emitted, *verification.ask(self)]
-        return [*emitted, *escalation.ask(self)]
+            commands += ending.end(self)
+        elif state.span_left == 0:
+            if self.read_ahead:
+                commands += read_ahead.ask(self)
+            commands += proposal.ask(self)
+        elif self.request.text is not None:
+            commands += continuation.ask(self)
+        elif state.held:
+            commands += verification.ask(self)
+        else:
+            commands += escalation.ask(self)
+        return commands
 
     def settle(self) -> None:
         """Enter in the ledger what a request that was given up, or failed, has spent all the same."""

@@ -12,8 +12,8 @@ from .drafts import place
 
 def force(core: Core) -> list[Command]:
     """Place what a mask leaves no choice about: no model is asked, no policy."""
-    constraint, state = core.request.constraint, core.state
-    if constraint is None or any(purpose != "ahead" for _, purpose, _ in state.jobs.values()):
+    state = core.state
+    if any(purpose != "ahead" for _, purpose, _ in state.jobs.values()):
         return []  # what is under way is about this position, which is not forced then
     emitted: list[Command] = []
     while state.finish is None:

@@ -8,7 +8,7 @@ from .core import Core
 
 def ask(core: Core) -> list[Command]:
     """Let an idle slow model read what stands for good, all but the last token, whose row is wanted later."""
-    if not core.read_ahead or core.state.degraded or core.busy("slow"):
+    if core.state.degraded or core.busy("slow"):
         return []
     state, reader = core.state, core.state.readers["slow"]
     if reader.sequence < 0:
