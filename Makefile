@@ -8,11 +8,13 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDI
 # One busy thread pool at a time: two on the same cores can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
+# Tests in as many processes, each with one thread (above): the models are tiny.
+JOBS ?= 2
 
-.PHONY: help install demo test test-fast check bench wheel clean
+.PHONY: help install demo test test-fast check docs docs-serve bench wheel clean
 
 help:  ## what there is to make
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/linked  ## everything, pinned, in .venv (compiles llama.cpp: minutes)
 
@@ -24,7 +26,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt $(EDITABLE) \
-		'.[llama,transformers,openai,hub,eval,calibrate,train,test,bench,check]'
+		'.[llama,transformers,openai,hub,eval,calibrate,train,test,bench,check,docs]'
 	@touch $@
 
 # Linked anew where modules came or went; changes in them need nothing.
@@ -42,15 +44,22 @@ demo: install  ## the main job on the embedded pair: a small model answers, a la
 	@$(BIN)/fsgen-router demo
 
 test: install  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test-fast: install  ## those tests that need no model files
-	$(BIN)/python -m pytest $$(cat .ci/tests_without_models)
+test-fast: install  ## the tests that need no model: under two minutes on two cores
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/unit
 
 check: install wheel  ## lint, formatting, and types of the installed wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	bash .ci/check_wheel.sh "$$PWD/$(BIN)" "$$PWD"/dist/*.whl
+
+docs: install  ## the documentation in site/; a warning is an error
+	$(BIN)/python benchmarks/readme.py --check
+	$(BIN)/zensical build --strict --clean
+
+docs-serve: install  ## the documentation on http://localhost:8000, built anew at each change
+	$(BIN)/zensical serve
 
 bench: install  ## every figure of the README (hours)
 	bash benchmarks/run_all.sh "$$PWD/$(BIN)"
@@ -60,4 +69,4 @@ wheel: install  ## dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
 
 clean:  ## remove what was built
-	rm -rf $(VENV) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

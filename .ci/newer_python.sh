@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests that need no model files, on the newest other Python that this machine has: pyproject.toml claims several.
+# The tests that need no model (tests/unit), on the newest other Python that this machine has: pyproject.toml claims several.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 found=
@@ -14,7 +14,7 @@ apart=$(mktemp -d)
 trap 'rm -rf "$apart" build/lib' EXIT
 "$found" -m venv "$apart"
 "$apart/bin/pip" install --quiet --disable-pip-version-check --constraint constraints.txt \
-    '.[openai,eval]' pytest pytest-asyncio pytest-timeout hypothesis
+    '.[openai,eval]' psutil pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis
 "$apart/bin/python" --version
 # Not through "python -m pytest", which would take the checkout for the package.
-OMP_NUM_THREADS=1 "$apart/bin/pytest" -p no:cacheprovider $(cat .ci/tests_without_models)
+OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 "$apart/bin/pytest" -p no:cacheprovider -n 2 --dist worksteal tests/unit

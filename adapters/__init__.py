@@ -1,1 +1,1 @@
-"""Backends: one module each, loaded when a model string or an import asks for it."""
+"""Backends: a module or a package each, loaded when a model string or an import asks for it."""

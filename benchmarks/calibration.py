@@ -31,7 +31,9 @@ from tqdm import tqdm
 
 from fsgen_router import Router, reference
 from fsgen_router import calibration as cal
-from fsgen_router.calibration.pipeline import Bench, Fitted, baseline_scorers
+from fsgen_router.calibration.bench import Bench
+from fsgen_router.calibration.fitting import Fitted
+from fsgen_router.calibration.held_out import baseline_scorers
 from fsgen_router.evaluation import SLOW_ONLY, Item, Run, interval, rate_at_recovery, reference_items
 from fsgen_router.policies import Learned, load_policy
 from fsgen_router.policies.certify import certify

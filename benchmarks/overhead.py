@@ -20,8 +20,8 @@ import greenlet
 import llama_cpp
 
 from fsgen_router import Router
-from fsgen_router.adapters.ggml import make_scratch
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
+from fsgen_router.adapters.llama_cpp.ggml import make_scratch
 from fsgen_router.rows.reading import Floats, Read, reduce_row
 from fsgen_router.rows.signals import TOP_K
 

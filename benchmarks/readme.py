@@ -1,8 +1,11 @@
-"""Write the figures in the README and the model card from measured results; ``--check`` only compares.
+"""Write the figures in the documents from measured results; ``--check`` only compares.
 
 ``--run`` also runs the README's first lines, and shows below them what they print.
 
 python benchmarks/readme.py [--check | --run]
+
+A document has them between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. docs/figures.md has all but the model
+card's, and the README those that it picks.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "figures.md"
 PAIR = HERE.parent / "examples" / "reference_pair"
 
 
@@ -378,19 +382,24 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
 
 
 def filled(path: Path, text: str) -> str:
+    """The document with the figures in their blocks."""
+    for name in set(re.findall(r"<!-- figures: (\w+) -->", text)) - set(BLOCKS):
+        raise SystemExit(f"{path.name} has a block for {name}, which nothing makes")
     for name, (where, make) in BLOCKS.items():
-        if where != path:
+        if path not in (where, PAGE) or (path == PAGE and where != README):
             continue
         pattern = re.compile(rf"(<!-- figures: {name} -->\n).*?(<!-- /figures -->)", re.DOTALL)
         body = make()
+        if path == PAGE:  # pictures lie beside the page, where the site finds them
+            body = body.replace("](benchmarks/results/", "](assets/")
         text, count = pattern.subn(lambda found, b=body: f"{found[1]}{b}\n{found[2]}", text)
-        if count != 1:
+        if count > 1 or (count == 0 and path != README):
             raise SystemExit(f"{path.name} has {count} blocks for {name}, not one")
     return text
 
 
 def with_output(text: str) -> str:
-    """The README with what its first lines print (``tests/test_shown.py`` compares it, times aside)."""
+    """The README with what its first lines print (``tests/docs/test_shown.py`` compares it, times aside)."""
     shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
     assert shown is not None
     done = subprocess.run([sys.executable, "-c", shown[1]], capture_output=True, text=True, check=True)
@@ -402,7 +411,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="fail if a figure differs from the results")
     parser.add_argument("--run", action="store_true", help="also run the README's first lines and show their output")
     args = parser.parse_args()
-    for path in {where for where, _ in BLOCKS.values()}:
+    for path in {PAGE, *(where for where, _ in BLOCKS.values())}:
         before = path.read_text()
         after = filled(path, before)
         if args.run and path == README:

@@ -22,8 +22,7 @@ from fsgen_router.calibration import (
     reference_prompts,
     require_gap,
 )
-from fsgen_router.policies import save_policy
-from fsgen_router.policies.cards import PolicyCard
+from fsgen_router.policies import PolicyCard, save_policy
 
 count = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 target = make_target(max_regret=0.2, confidence=0.9)

@@ -5,60 +5,53 @@
     answer = Router().complete("...")
     print(answer.text, answer.report())
 
-Importing this package loads no backend.
+Importing this package loads no backend, and nothing else before a name of it is used.
 """
 
+from importlib import import_module
 from pkgutil import extend_path
+from typing import TYPE_CHECKING, Any
 
 # adapters/ and policies/ lie beside this folder in a checkout. Whoever stands in its root imports this folder from
 # there, and finds those two where the editable install links them.
 __path__ = extend_path(__path__, __name__)
 
 from ._version import __version__
-from .config import RequestKeywords, RequestOptions
-from .contracts.policy import REST, Context, Decision, Ledger, Policy
-from .contracts.text_models import WrappedPromptWarning
-from .decode import Constraint
-from .errors import (
-    BackendError,
-    CalibrationError,
-    CheckerFailed,
-    ConfigurationError,
-    ForkedProcess,
-    FsgenError,
-    InvalidRequest,
-    ModelFileCorrupt,
-    ModelLoadError,
-    ModelNotFound,
-    NoFreeSequence,
-    NotEnoughMemory,
-    NothingToGain,
-    PolicyFileError,
-    PromptTooLong,
-    QueueFull,
-    RouterClosed,
-    VocabularyMismatch,
-)
-from .records import (
-    Claim,
-    Finished,
-    Generation,
-    ModelCard,
-    ModelUsage,
-    Prices,
-    ReasoningDelta,
-    Span,
-    StreamEvent,
-    TextDelta,
-    Token,
-    Usage,
-)
-from .report import Comparison, Report
-from .router import RewindWarning, Router, SmallExtentWarning, SwappedModelsWarning, VocabularyWarning
-from .rows.reading import Mask
-from .rows.signals import Signals
-from .text.conversation import SystemMessageWarning
-from .text.messages import Message, TextPart
+
+if TYPE_CHECKING:
+    from .config import RequestKeywords, RequestOptions
+    from .contracts.policy import REST, Context, Decision, Ledger, Policy
+    from .contracts.text_models import WrappedPromptWarning
+    from .decode import Constraint
+    from .errors import (
+        BackendError,
+        CalibrationError,
+        CheckerFailed,
+        ConfigurationError,
+        ForkedProcess,
+        FsgenError,
+        InvalidRequest,
+        ModelFileCorrupt,
+        ModelLoadError,
+        ModelNotFound,
+        NoFreeSequence,
+        NotEnoughMemory,
+        NothingToGain,
+        PolicyFileError,
+        PromptTooLong,
+        QueueFull,
+        RouterClosed,
+        VocabularyMismatch,
+    )
+    from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
+    from .pairing import RewindWarning, SmallExtentWarning, SwappedModelsWarning, VocabularyWarning
+    from .records import Claim, ModelCard, ModelUsage, Prices, Span, Token, Usage
+    from .report import Comparison, Report
+    from .router import Router
+    from .rows.reading import Mask
+    from .rows.signals import Signals
+    from .text.conversation import SystemMessageWarning
+    from .text.messages import Message, TextPart
 
 __all__ = [
     "REST",
@@ -114,3 +107,56 @@ __all__ = [
     "WrappedPromptWarning",
     "__version__",
 ]
+
+_HOMES = {
+    "config": ("RequestKeywords", "RequestOptions"),
+    "contracts.policy": ("REST", "Context", "Decision", "Ledger", "Policy"),
+    "contracts.text_models": ("WrappedPromptWarning",),
+    "decode": ("Constraint",),
+    "errors": (
+        "BackendError",
+        "CalibrationError",
+        "CheckerFailed",
+        "ConfigurationError",
+        "ForkedProcess",
+        "FsgenError",
+        "InvalidRequest",
+        "ModelFileCorrupt",
+        "ModelLoadError",
+        "ModelNotFound",
+        "NoFreeSequence",
+        "NotEnoughMemory",
+        "NothingToGain",
+        "PolicyFileError",
+        "PromptTooLong",
+        "QueueFull",
+        "RouterClosed",
+        "VocabularyMismatch",
+    ),
+    "pairing": ("RewindWarning", "SmallExtentWarning", "SwappedModelsWarning", "VocabularyWarning"),
+    "generation": ("Finished", "Generation", "ReasoningDelta", "StreamEvent", "TextDelta"),
+    "records": ("Claim", "ModelCard", "ModelUsage", "Prices", "Span", "Token", "Usage"),
+    "report": ("Comparison", "Report"),
+    "router": ("Router",),
+    "rows.reading": ("Mask",),
+    "rows.signals": ("Signals",),
+    "text.conversation": ("SystemMessageWarning",),
+    "text.messages": ("Message", "TextPart"),
+}
+"""Which module each name comes from: it is loaded when the name is first used (PEP 562)."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_ROOMS = {"adapters", "calibration", "errors", "evaluation", "policies", "reference"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+        globals()[name] = value  # found at once from now on
+        return value
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -4,85 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import hashlib
 import os
 import statistics
-import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Never, Self, TypeAlias, TypeVar, Unpack, overload
+from typing import Any, Generic, Never, Self, TypeVar, Unpack, overload
 
-from . import reference
+from . import reference, requests
 from .config import RequestKeywords, RequestOptions
 from .contracts.methods import Method
 from .contracts.models import TokenModel, Work
-from .contracts.policy import REST, Ledger, Policy
+from .contracts.policy import Ledger, Policy
 from .contracts.text_models import reads_tokens
-from .contracts.tokenizer import Tokenizer
-from .decode import Emit, Engine, Request, TextPrompt
-from .errors import BackendError, ConfigurationError, InvalidRequest, PromptTooLong, RouterClosed
-from .methods import Replace, Verify, make_method
-from .records import Claim, Finished, Generation, ModelCard, Prices, ReasoningDelta, Role, StreamEvent, TextDelta
+from .decode import Emit, Engine, TextPrompt
+from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
+from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
+from .methods import make_method
+from .pairing import REFERENCE_PAIR, Pairing, is_reference_pair, warn_of_swapped
+from .records import ModelCard, Prices, Role
 from .resolve import make_model
-from .rows.reading import Alignment, Read, hashed_uniform
+from .rows.reading import Read
 from .run import drivers
 from .run.slots import Place, Slots
 from .run.streams import AsyncStream, Stream
 from .run.workers import AnyModel, Workers
-from .support.logs import log, warn
+from .support.logs import log
 from .support.options import checked
 from .support.waiting import Home
-from .text.conversation import encode_after
 from .text.messages import Message, require_messages, require_text
-from .text.vocabulary import SharedVocabulary, hidden_ids, share_vocabulary, token_classes
+from .text.vocabulary import SharedVocabulary
 
-REFERENCE_PAIR = ("reference:fast", "reference:slow")
-DEFAULT_POLICY = "budget:0.2"
-DEFAULT_REMOTE_POLICY = "entropy>1.5,window=8,span=rest"
-"""One hand-over of the rest: asking an endpoint token by token costs more than asking it for everything."""
 MAX_WAITING = 1024
-SMALL_EXTENT = 8
-"""Tokens: what a slow model behind an endpoint should at least be asked for."""
-
-
-class SmallExtentWarning(UserWarning):
-    """A policy asks an endpoint for a few tokens at a time, which costs more than asking it for everything."""
-
-
-class VocabularyWarning(UserWarning):
-    """Two models share their ids, but not all of them: some are never written, or taken for control tokens."""
-
-
-class RewindWarning(UserWarning):
-    """A method takes drafts back, and a model of the pair has to read prompt and answer again when it does."""
-
-
-class SwappedModelsWarning(UserWarning):
-    """The slow model has clearly fewer parameters than the fast one: the two are probably named the wrong way round."""
-
-
 T = TypeVar("T")
-_Prompts: TypeAlias = Mapping[Role, Sequence[int]]
-
-
-def _is_reference_pair(fast: AnyModel | str, slow: AnyModel | str) -> bool:
-    """Whether both are the embedded pair's, with options or without."""
-    return all(
-        isinstance(model, str) and model.partition("?")[0] == name
-        for model, name in zip((fast, slow), REFERENCE_PAIR, strict=True)
-    )
 
 
 class _Fixed(Generic[T]):
     """What a Router was made with. It can be read; who assigns to it is told how to have another."""
 
-    def __init__(self, meaning: str, *, instead: str) -> None:
-        self.__doc__, self._instead = meaning, instead
+    def __init__(self, meaning: str, *, instead: str, of: str | None = None) -> None:
+        self.__doc__, self._instead, self._of = meaning, instead, of
 
     def __set_name__(self, owner: type[object], name: str) -> None:
         self._name = name
@@ -94,7 +58,7 @@ class _Fixed(Generic[T]):
     def __get__(self, router: object | None, owner: type[object] | None = None) -> T | Self:
         if router is None:
             return self
-        value: T = getattr(router, f"_{self._name}")
+        value: T = getattr(getattr(router, self._of), self._name) if self._of else getattr(router, f"_{self._name}")
         return value
 
     def __set__(self, router: object, value: Never) -> None:
@@ -145,8 +109,9 @@ class Router:
     """
 
     _another = "make another Router"
-    fast = _Fixed[TokenModel]("The model that writes.", instead=_another)
-    slow = _Fixed[AnyModel]("The model that is asked.", instead=_another)
+    fast = _Fixed[TokenModel]("The model that writes.", instead=_another, of="_pair")
+    slow = _Fixed[AnyModel]("The model that is asked.", instead=_another, of="_pair")
+    shared = _Fixed[SharedVocabulary | None]("How two local models' vocabularies relate.", instead=_another, of="_pair")
     policy = _Fixed[Policy](
         "When the slow model is asked.",
         instead="name another for one request, complete(..., policy=...), or for a twin: router.with_policy(...)",
@@ -187,13 +152,12 @@ class Router:
         if not isinstance(batching, bool | None):
             raise ConfigurationError(f"batching={batching!r}", hint="True, False, or None for what the models hold")
         _require_count("max_waiting", max_waiting)
-        self._local_slow: TokenModel | None = None
         self._batching = batching is not False
         self._max_waiting, self._home = max_waiting, Home()
         self.audit, self.prices, self.seed, self.read_ahead = audit, prices, seed, read_ahead
         if fast is None or slow is None:
             fast, slow = REFERENCE_PAIR
-        if policy is None and method is None and _is_reference_pair(fast, slow):
+        if policy is None and method is None and is_reference_pair(fast, slow):
             policy = reference.policy_path()
         # Checked before models are loaded, which takes longer.
         wanted_policy = None if policy is None else make_policy(policy)
@@ -202,35 +166,21 @@ class Router:
         self._owned: list[AnyModel] = []
         self._closed = False
         try:
-            loaded = self._load(fast)
-            if not reads_tokens(loaded):
-                raise ConfigurationError(f"{loaded.name} cannot be the fast model", hint="it gives text, no logits")
-            self._fast = loaded
-            self._slow = self._load(slow)
-            if self.fast is self.slow:
-                raise ConfigurationError(
-                    "fast and slow are one model object", hint="load it twice to compare it to itself"
-                )
-            self._local_slow = self.slow if reads_tokens(self.slow) else None
-            self.shared: SharedVocabulary | None = None
-            """How the vocabularies of two local models relate."""
-            if self._local_slow is not None:
-                self.shared = _share(self.fast, self._local_slow)
-            self._policy, self._method = self._chosen(wanted_policy, wanted_method)
-            _warn_of_swapped(self.fast, self.slow)
-            remote = wanted_policy is None and self._local_slow is None
+            self._pair = Pairing(self._load(fast), self._load(slow))
+            self._pair.require_auditor(self.audit)
+            self._policy, self._method = self._pair.choose(wanted_policy, wanted_method)
+            warn_of_swapped(self.fast, self.slow)
+            remote = wanted_policy is None and self._pair.local_slow is None
             self._default_remote = self.policy if remote else None
         except BaseException:
             self.close()
             raise
-        self._models: dict[Role, AnyModel] = {"fast": self.fast, "slow": self.slow}
-        n_seq = self.fast.n_seq if self._local_slow is None else min(self.fast.n_seq, self._local_slow.n_seq)
-        self._slots = Slots(n_seq, max_waiting)
+        self._slots = Slots(self._pair.n_seq, max_waiting)
         if batching is None:
             # Beside an endpoint also for one request at a time: a call that hangs keeps no caller's thread.
-            batching = n_seq > 1 or self._local_slow is None
+            batching = self._pair.n_seq > 1 or self._pair.local_slow is None
         self._batching = bool(read_ahead) or batching
-        self._workers = Workers(self._models)
+        self._workers = Workers(self._pair.models)
         self._steps: dict[Role, deque[float]] = {"fast": deque(maxlen=256), "slow": deque(maxlen=256)}
 
     def _load(self, model: AnyModel | str) -> AnyModel:
@@ -238,30 +188,6 @@ class Router:
         if isinstance(model, str):
             self._owned.append(loaded)
         return loaded
-
-    def _chosen(self, policy: Policy | None, method: Method | None) -> tuple[Policy, Method]:
-        """A policy and a method, or this pair's defaults; refuses what the pair cannot do."""
-        from .policies import Capped, check_pair, make_policy
-
-        if method is None:
-            # A learned policy knows the method that it was calibrated with.
-            learned_with: str | None = getattr(policy, "method", None)
-            takes_back = self._local_slow is not None and not self._reread
-            method = make_method(learned_with or (Verify() if takes_back else Replace()))
-        if self._local_slow is None:
-            policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
-            if method.rule is not None:
-                raise ConfigurationError(
-                    f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {method.name}",
-                    hint="use the method replace",
-                )
-            self._require_auditor(self.audit)
-            _warn_of_small_extents(policy, self.slow.name)
-        else:
-            policy = policy or make_policy(DEFAULT_POLICY)
-            if method.rule is not None and self._reread:
-                _warn_of_rereading(method, self._reread)
-        return check_pair(policy, self.fast, self.slow, method=method), method
 
     def _instead(self, policy: Policy | str | Path | None, method: Method | str | None) -> tuple[Policy, Method]:
         """This Router's policy and method, or another of either in its place."""
@@ -273,13 +199,7 @@ class Router:
         if method is None:
             learned_with: str | None = getattr(chosen, "method", None)
             method = learned_with or self.method
-        return self._chosen(chosen, make_method(method))
-
-    @property
-    def _reread(self) -> list[str]:
-        """Models that a rewind costs the whole prefix: it is read again."""
-        models = (self.fast, self._local_slow)
-        return [model.name for model in models if model is not None and not model.capabilities.rewind]
+        return self._pair.choose(chosen, make_method(method))
 
     # --- what may be changed later ---
 
@@ -292,8 +212,8 @@ class Router:
     def audit(self, share: float) -> None:
         if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
             raise ConfigurationError(f"audit={share!r}", hint="a share between 0 and 1")
-        if "_slow" in self.__dict__:
-            self._require_auditor(share)
+        if "_pair" in self.__dict__:
+            self._pair.require_auditor(share)
         self._audit = share
 
     @property
@@ -329,12 +249,6 @@ class Router:
         if tokens and not self._batching:
             raise ConfigurationError("read_ahead without batching", hint="make the Router with batching=True")
         self._read_ahead = tokens
-
-    def _require_auditor(self, share: float) -> None:
-        if share and self._local_slow is None:
-            raise ConfigurationError(
-                f"{self.slow.name} gives text, no logits, so it cannot audit answers", hint="leave audit out"
-            )
 
     # --- what users call ---
 
@@ -395,7 +309,7 @@ class Router:
         twin._ledger, twin._owned = Ledger(), []
         # Its own threads, so that closing one leaves the other's; the slots count the models' sequences
         # and stay shared.
-        twin._workers = Workers(self._models)
+        twin._workers = Workers(self._pair.models)
         return twin
 
     def measure_steps(self, count: int = 8) -> None:
@@ -406,7 +320,7 @@ class Router:
         from time import perf_counter
 
         self._require_open()
-        slow = self._local_slow
+        slow = self._pair.local_slow
         if slow is None:
             raise ConfigurationError(f"{self.slow.name} has no steps to time", hint="ask with baseline=True")
         token = max(slow.tokenizer.eog_ids, default=0)
@@ -470,135 +384,32 @@ class Router:
         if self._closed:
             raise RouterClosed("the Router was closed", hint="make a new one")
 
-    def _encode(self, text: TextPrompt, roles: Sequence[Role]) -> _Prompts:
-        prompts: dict[Role, list[int]] = {}
-        for role in roles:
-            model = self._models[role]
-            if not reads_tokens(model):
-                continue
-            prompts[role] = _ids(text, self._tokenizer(role, model))
-            if not prompts[role]:
-                raise InvalidRequest("the prompt has no tokens", hint="give at least one character")
-            if len(prompts[role]) >= model.n_ctx:
-                raise PromptTooLong(
-                    f"the prompt has {len(prompts[role])} tokens, the context of {model.name} holds {model.n_ctx}",
-                    hint="shorten the prompt, or load the model with a larger n_ctx",
-                )
-        return prompts
-
-    def _require_read(self, text: TextPrompt, variables: Mapping[str, Any]) -> None:
-        """Variables that no template reads are a slip: they would change nothing."""
-        if text.messages is None:
-            raise InvalidRequest(
-                "chat_template_kwargs without messages", hint="raw prompts have no template: use chat()"
-            )
-        if self._local_slow is None:
-            return  # nobody knows what an endpoint's template reads
-        templates = [getattr(model.tokenizer, "template", None) for model in (self.fast, self._local_slow)]
-        known: set[str] = set().union(*(template.variables for template in templates if template is not None))
-        if None not in templates and (unread := sorted(set(variables) - known)):
-            raise InvalidRequest(
-                f"no chat template of {self.fast.name} and {self.slow.name} reads {', '.join(unread)}",
-                hint=f"they read {', '.join(sorted(known)) or 'none'}",
-            )
-
-    # --- engines ---
-
-    @cached_property
-    def _vocabulary(self) -> _Vocabulary:
-        return _Vocabulary(self.fast.tokenizer, self.shared)
-
-    def _tokenizer(self, role: Role, model: TokenModel) -> Tokenizer:
-        """A model's tokenizer as this pair uses it."""
-        if self.shared is None:
-            return model.tokenizer
-        return self.shared.fast if role == "fast" else self.shared.slow
-
-    def _alignments(self, fast: Role = "fast") -> dict[Role, Alignment | None]:
-        """How rows are made one vocabulary's, with that model in the fast seat."""
-        if self.shared is None:
-            return {}
-        return {"fast": self.shared.fast_row if fast == "fast" else self.shared.slow_row, "slow": self.shared.slow_row}
-
-    def _engine(
-        self, text: TextPrompt, prompts: _Prompts, options: RequestOptions, policy: Policy, method: Method
-    ) -> Engine:
-        from .policies import Capped, check_prompt
-
-        policy = check_prompt(
-            policy, self.fast.tokenizer, prompt=text.prompt, messages=text.messages, stop=options.stop
-        )
-        if options.max_slow_calls is not None or options.max_slow_tokens is not None:
-            policy = Capped(policy, options.max_slow_calls, options.max_slow_tokens)
-        roles: list[Role] = ["fast", "slow"] if policy.asks or self.audit else ["fast"]
-        request = self._request(text, prompts, options)
-        audit = hashed_uniform(request.seed, request.key, self.ledger.requests, "audit") < self.audit
-        return Engine(
-            replace(request, audit=audit),
-            policy=policy,
-            method=method,
-            vocabulary=self._vocabulary,
-            contexts=self._contexts(roles),
-            ledger=self.ledger,
-            alignments=self._alignments(),
-            read_ahead=self.read_ahead,
-        )
-
-    def _baseline(self, text: TextPrompt, prompts: _Prompts, options: RequestOptions) -> Engine:
-        """The slow model alone: the same engine with it in the fast seat, never escalating; or, where it gives
-        text, everything handed over to it."""
-        from .policies import Always, Never
-
-        local = self._local_slow
-        request = self._request(text, {"fast": prompts["slow" if local else "fast"]}, options)
-        return Engine(
-            replace(request, alone=True),
-            policy=Never() if local else Always(REST),
-            method=Replace(),
-            vocabulary=self._vocabulary,
-            contexts={"fast": local.n_ctx if local else self.fast.n_ctx},
-            ledger=Ledger(),
-            alignments=self._alignments(self._seat_alone),
-        )
-
-    def _contexts(self, roles: Sequence[Role]) -> dict[Role, int]:
-        return {role: model.n_ctx for role in roles if reads_tokens(model := self._models[role])}
-
-    def _request(self, text: TextPrompt, prompts: _Prompts, options: RequestOptions) -> Request:
-        if self._local_slow is None and (options.logit_bias or options.constraint is not None):
-            raise InvalidRequest(
-                f"{self.slow.name} gives text, no logits, so they can be neither biased nor constrained",
-                hint="leave logit_bias and constraint out",
-            )
-        seed = options.seed if options.seed is not None else self.seed
-        ids = prompts["fast"]
-        return Request(
-            id=options.request_id or uuid.uuid4().hex,
-            prompts=prompts,
-            text=text if self._local_slow is None else None,
-            key=hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest(),
-            max_tokens=options.max_tokens,
-            seed=int.from_bytes(os.urandom(6), "big") if seed is None else seed,
-            warp=options.warp,
-            stop=options.stop,
-            stop_ids=options.stop_ids(self._vocabulary.n_vocab),
-            constraint=options.make_constraint(self._vocabulary.n_vocab),
-        )
-
     def _prepare(self, text: TextPrompt, options: Mapping[str, Any]) -> tuple[Engine, Engine | None]:
         self._require_open()
         parsed = checked(RequestOptions, options, error=InvalidRequest)
         policy, method = self._instead(parsed.policy, parsed.method)
         needed: list[Role] = ["fast", "slow"] if policy.asks or self.audit or parsed.baseline else ["fast"]
-        if parsed.seed is None and self.seed is None:
-            # A drawn seed is shared with the baseline and told in the answer.
-            parsed = parsed.model_copy(update={"seed": int.from_bytes(os.urandom(6), "big")})
+        seed = parsed.seed if parsed.seed is not None else self.seed
+        if seed is None:  # shared with the baseline, and told in the answer
+            seed = int.from_bytes(os.urandom(6), "big")
         if parsed.chat_template_kwargs:
-            self._require_read(text, parsed.chat_template_kwargs)
+            requests.require_read(self._pair, text, parsed.chat_template_kwargs)
             text = replace(text, chat_template_kwargs=parsed.chat_template_kwargs)
-        prompts = self._encode(text, needed)
-        alone = self._baseline(text, prompts, parsed) if parsed.baseline else None
-        return self._engine(text, prompts, parsed, policy, method), alone
+        prompts = requests.encode_prompts(self._pair, text, needed)
+        alone = requests.make_baseline(self._pair, text, prompts, parsed, seed=seed) if parsed.baseline else None
+        engine = requests.make_engine(
+            self._pair,
+            text,
+            prompts,
+            parsed,
+            policy=policy,
+            method=method,
+            seed=seed,
+            ledger=self.ledger,
+            audit=self.audit,
+            read_ahead=self.read_ahead,
+        )
+        return engine, alone
 
     # --- running them ---
 
@@ -617,13 +428,13 @@ class Router:
         with place.hold():
             self._require_open()
             try:
-                with closing(drivers.run(engine, self._seated("fast"))) as emits:
+                with closing(drivers.run(engine, self._pair.seated("fast"))) as emits:
                     for emit in emits:
                         yield emit
                         self._require_open()
                 if alone is not None:
-                    _level(alone, engine)
-                    deque(drivers.run(alone, self._seated(self._seat_alone)), maxlen=0)
+                    requests.level(alone, engine)
+                    deque(drivers.run(alone, self._pair.seated(self._pair.seat_alone)), maxlen=0)
             except BackendError:
                 self._require_open()  # its models may be freed: it was not they that failed
                 raise
@@ -643,7 +454,7 @@ class Router:
         except BaseException:
             place.leave()
             raise
-        return driver(engine, self._models, workers, then=self._then(engine, alone), ended=place.leave)
+        return driver(engine, self._pair.models, workers, then=self._then(engine, alone), ended=place.leave)
 
     def _then(self, engine: Engine, alone: Engine | None) -> Callable[[], drivers.Run] | None:
         """What follows a live answer: its baseline, where one was asked for."""
@@ -651,19 +462,10 @@ class Router:
             return None
 
         def baseline() -> drivers.Run:
-            _level(alone, engine)
-            return alone, self._seated(self._seat_alone), self._workers.seated(self._seat_alone)
+            requests.level(alone, engine)
+            return alone, self._pair.seated(self._pair.seat_alone), self._workers.seated(self._pair.seat_alone)
 
         return baseline
-
-    @property
-    def _seat_alone(self) -> Role:
-        """The model in a baseline's fast seat: the slow one, unless it gives text and cannot sit there."""
-        return "slow" if self._local_slow else "fast"
-
-    def _seated(self, fast: Role) -> drivers.Models:
-        """Both models, with one of them in the fast seat."""
-        return {"fast": self._models[fast], "slow": self._models["slow"]}
 
     def _astream(self, text: TextPrompt, options: Mapping[str, Any]) -> AsyncIterator[StreamEvent]:
         engine, alone = self._prepare(text, options)
@@ -683,7 +485,7 @@ class Router:
             self._steps[role].extend(times)
         baseline = None
         if alone is not None:
-            self._steps["slow"].extend(alone.state.step_seconds["fast"] if self._local_slow else ())
+            self._steps["slow"].extend(alone.state.step_seconds["fast"] if self._pair.local_slow else ())
             baseline = alone.generation
         assert engine.generation is not None
         answer = replace(
@@ -691,7 +493,7 @@ class Router:
             request_id=engine.request.id,
             baseline=baseline,
             default_policy=self._is_default(engine.policy),
-            claim=_claim(engine, self.ledger),
+            claim=requests.claim_of(engine, self.ledger),
             models={"fast": self._card("fast", None), "slow": self._card("slow", self.prices)},
         )
         log.info(
@@ -731,131 +533,18 @@ class Router:
 
     def _card(self, role: Role, prices: Prices | None) -> ModelCard:
         steps = self._steps[role]
-        model = self._models[role]
+        model = self._pair.models[role]
         step_seconds = statistics.median(steps) if steps else None
         return ModelCard(model.name, model.n_params, step_seconds, prices, gives_rows=reads_tokens(model))
-
-
-def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
-    if text.prompt is not None:
-        return tokenizer.encode(text.prompt, add_bos=True)
-    assert text.messages is not None
-    return tokenizer.encode_chat(text.messages, text.chat_template_kwargs)
 
 
 def _event(emit: Emit) -> StreamEvent:
     return ReasoningDelta(emit.reasoning) if emit.reasoning else TextDelta(emit.text, emit.token)
 
 
-class _Vocabulary:
-    """Pieces, classes and ends of generation, as far as both models share them."""
-
-    def __init__(self, fast: Tokenizer, shared: SharedVocabulary | None) -> None:
-        alike: Tokenizer | SharedVocabulary = shared or fast
-        self._tokenizer, self._hidden = fast, hidden_ids(fast, alike.special_ids)
-        self.n_vocab, self.eog_ids = alike.n_vocab, alike.eog_ids
-        self._classes = token_classes(fast, alike.special_ids).tolist()
-
-    def piece(self, token: int) -> bytes:
-        """A token's bytes; none for a control token, which is no part of a text (unless it marks reasoning)."""
-        return b"" if token in self._hidden else self._tokenizer.piece(token)
-
-    def class_of(self, token: int) -> int:
-        return int(self._classes[token])
-
-    def encode_after(self, before: str, text: str) -> list[int]:
-        return encode_after(self._tokenizer, before, text)
-
-
-def _claim(engine: Engine, ledger: Ledger) -> Claim | None:
-    """What is certified about a finished request's answer (see :attr:`Generation.claim`)."""
-    from .policies import guarantee_of
-
-    state, request = engine.state, engine.request
-    claim = guarantee_of(engine.policy, ledger, state.policy)
-    if claim is None or engine.generation is None:
-        return None
-    # A certificate speaks of answers as calibration ran them.
-    against = {
-        "the answer was sampled": not request.warp.greedy,
-        "its tokens were masked": request.constraint is not None,
-        "it may end at stop tokens": bool(request.stop_ids),
-        "the answer was cut off": engine.generation.finish_reason in ("length", "context"),
-        "the slow model failed": state.degraded is not None,
-    }
-    return claim.but(*(reason for reason, found in against.items() if found))
-
-
-def _share(fast: TokenModel, slow: TokenModel) -> SharedVocabulary:
-    """What both vocabularies share; says what is not shared, and warns where that is no mere control token."""
-    shared = share_vocabulary(fast.tokenizer, slow.tokenizer, fast_name=fast.name, slow_name=slow.name)
-    if shared.same:
-        return shared
-    lone = {*shared.only_fast, *shared.only_slow} - shared.special_ids
-    counts = {name: len(getattr(shared, name)) for name in ("only_fast", "only_slow", "retyped")}
-    if not lone and not shared.retyped:
-        log.info("vocabulary", fast=fast.name, slow=slow.name, **counts)
-        return shared
-    said = " ".join(f"{sentence}." for sentence in shared.describe(fast.name, slow.name))
-    warn(VocabularyWarning, said, event="vocabulary", fast=fast.name, slow=slow.name, **counts)
-    return shared
-
-
-def _warn_of_rereading(method: Method, names: Sequence[str]) -> None:
-    said = (
-        f"{method.name} takes rejected drafts back, and {' and '.join(names)} cannot: each time, prompt and answer are "
-        "read again (counted as reread in the usage). The method replace takes nothing back"
-    )
-    warn(RewindWarning, said, event="reread", method=method.name, models=list(names))
-
-
 def _require_count(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ConfigurationError(f"{name}={value!r}", hint="a whole number, at least 0")
-
-
-def look_swapped(fast: TokenModel, slow: AnyModel) -> bool:
-    """Whether the slow model is the smaller one. A vocabulary that is padded otherwise makes a few percent."""
-    return slow.n_params is not None and slow.n_params < 0.9 * fast.n_params
-
-
-def _warn_of_swapped(fast: TokenModel, slow: AnyModel) -> None:
-    if look_swapped(fast, slow):
-        warn(
-            SwappedModelsWarning,
-            f"the slow model {slow.name} has {slow.n_params:,} parameters, the fast model {fast.name} "
-            f"{fast.n_params:,}: are they swapped? fast= is the small one",
-            event="swapped_models",
-            fast=fast.name,
-            slow=slow.name,
-        )
-
-
-def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:
-    """Per token, an endpoint is paid for the whole text so far at every call, and few go on with it exactly."""
-    from .policies import Capped
-
-    while isinstance(policy, Capped):
-        policy = policy.inner
-    extent: int | None = getattr(policy, "extent", None)
-    if extent is None or extent == REST or extent >= SMALL_EXTENT:
-        return
-    warn(
-        SmallExtentWarning,
-        f"{policy.name} asks {endpoint} for {extent} token{'s' * (extent != 1)} at a time, and every call reads the "
-        f"whole text so far: that costs more than the slow model alone. Add ,span={4 * SMALL_EXTENT} or ,span=rest",
-        event="small_extent",
-        policy=policy.name,
-        endpoint=endpoint,
-        extent=extent,
-    )
-
-
-def _level(alone: Engine, routed: Engine) -> None:
-    """Let a baseline find what the routed answer found in the slow model's KV cache, not what that left there."""
-    slow = routed.state.readers["slow"]
-    if slow.sequence >= 0:
-        alone.request = replace(alone.request, max_cached=slow.found)
 
 
 def _last(events: Iterator[StreamEvent]) -> Generation:

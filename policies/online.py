@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fsgen_router.errors import ConfigurationError, PolicyFileError
-from fsgen_router.records import Generation
+from fsgen_router.generation import Generation
 
 from .cards import PolicyCard
 from .certify import Bound, certify, make_guarantee

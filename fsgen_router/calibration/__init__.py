@@ -25,48 +25,27 @@ extra ``calibrate``.
 
 from ..evaluation import make_outcome
 from .answers import Answers, answer_items
+from .bench import Bench, open_bench, open_pair, require_gap
+from .calibrate import calibrate
+from .candidates import CANDIDATE_RATES, Span, candidate_policies
 from .checks import CHECKERS, Checker, bind, make_checker
-from .choose import (
-    CANDIDATE_RATES,
-    Choice,
-    Runner,
-    Span,
-    Target,
-    candidate_policies,
-    choose_certified,
-    choose_cost,
-    choose_rate,
-    regret,
-)
+from .choosing import choose, make_inputs
 from .cost import SAMPLE, StageCost, estimate_cost
 from .curves import Curve, Point, random_runs, ratio_at_recovery, recovered_area, threshold_runs
 from .fit import CALIBRATIONS, SCORERS, fit_scorer
+from .fitting import Fitted, Round, collect_and_fit
+from .held_out import Held, hold_out
 from .labels import LABELS, Labels, disagreement, divergence, roll_out, soft
 from .metrics import auroc, average_precision, calibration_error, reliability, score_metrics
-from .pipeline import (
-    Bench,
-    Calibration,
-    CalibrationOptions,
-    Fitted,
-    Held,
-    Progress,
-    Round,
-    Silent,
-    Stages,
-    calibrate,
-    choose,
-    collect_and_fit,
-    hold_out,
-    make_inputs,
-    make_options,
-    make_target,
-    open_bench,
-    open_pair,
-    require_gap,
-)
+from .options import CalibrationOptions, make_options
+from .progress import Progress, Silent, Stages
 from .prompts import SHARES, SPLITS, Prompts, read_prompts, reference_prompts, split_items
 from .report import write_report
+from .result import Calibration
+from .runner import Runner
 from .store import WorkDirectory
+from .target import Target, make_target
+from .thresholds import Choice, choose_certified, choose_cost, choose_rate, regret
 from .traces import Traces, trace_answer, trace_answers
 
 __all__ = [

@@ -12,7 +12,7 @@ import numpy as np
 from ..contracts.methods import Method
 from ..contracts.policy import Policy
 from ..evaluation import COLUMNS, Array, Item, Outcome, Run, ask, make_outcome
-from ..records import Generation
+from ..generation import Generation
 from ..router import Router
 from .store import Arrays, WorkDirectory, pack_ids, pack_texts, unpack_ids, unpack_texts
 

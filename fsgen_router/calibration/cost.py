@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from ..evaluation import SLOW_ONLY, Item, ask
 from ..policies.certify import fewest_prompts
 from ..router import Router
-from .choose import CANDIDATE_RATES, Target
-from .pipeline import CalibrationOptions, make_options
+from .candidates import CANDIDATE_RATES
+from .options import CalibrationOptions, make_options
 from .prompts import Prompts
+from .target import Target
 
 SAMPLE = 3
 """Answers that the estimate is made from."""

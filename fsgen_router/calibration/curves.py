@@ -26,12 +26,13 @@ from ..evaluation import (
 )
 from ..evaluation.runs import rate_columns, require_paired
 from ..evaluation.summaries import crossings
+from ..generation import Generation
 from ..policies.scorers import Scorer
-from ..records import Generation
 from ..rows.acceptance import Rule
 from ..rows.reading import Row
 from .answers import answer_items
-from .choose import Ints, Runner, Span, candidate_policies
+from .candidates import Ints, Span, candidate_policies
+from .runner import Runner
 
 CURVE_RATES = (0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.23, 0.35)
 LEVELS = (0.5, 0.8, 0.95)

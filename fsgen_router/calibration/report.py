@@ -13,7 +13,7 @@ from ..evaluation import Estimate
 from ..evaluation.plots import figure_bytes
 from .curves import AREA_UP_TO, LEVELS
 from .figures import quality_figures, reliability_figure
-from .pipeline import Calibration
+from .result import Calibration
 from .store import write_file
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")

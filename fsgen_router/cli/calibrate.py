@@ -14,14 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import calibration as cal
-from ..calibration.pipeline import (
-    DEFAULT_REGRET,
-    check_output,
-    load_prompts,
-    require_enough_prompts,
-    require_rate_to_hold,
-)
+from ..calibration.bench import load_prompts
+from ..calibration.options import check_output, require_rate_to_hold
 from ..calibration.report import check_report_path
+from ..calibration.target import DEFAULT_REGRET, require_enough_prompts
 from . import options as o
 from .terminal import EXIT_FAILED, err, out, say, write_json
 

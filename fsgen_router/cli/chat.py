@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from ..errors import FsgenError
-from ..records import Finished, Generation, TextDelta
+from ..generation import Finished, Generation, TextDelta
 from ..router import Router
 from ..text.messages import Message
 from . import options as o

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidRequest
-from ..records import Finished, TextDelta
+from ..generation import Finished, TextDelta
 from . import options as o
 from .terminal import err, read_prompt, say, write, write_json
 from .tokens import token_records
@@ -64,8 +64,8 @@ def complete(
       fsgen-router complete --policy every:8 --method verify:near_best=0.9 \\
         "How many coins do 2 bells and 5 candles cost in Saltby?"
 
-      fsgen-router complete --fast llama_cpp:hf://Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q8_0.gguf
-      --slow llama_cpp:hf://Qwen/Qwen2.5-1.5B-Instruct-GGUF/qwen2.5-1.5b-instruct-q8_0.gguf --chat "..."
+      fsgen-router complete --chat "..." \\
+        --fast llama_cpp:small.gguf --slow llama_cpp:large.gguf
     """
     if tokens and not as_json:
         raise InvalidRequest("--tokens goes with --json", hint="add it, or let fsgen-router trace colour the tokens")

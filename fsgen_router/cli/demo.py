@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -14,7 +15,8 @@ from rich.text import Text
 
 from ..contracts.text_models import reads_tokens
 from ..evaluation import Item, ask, reference_items
-from ..records import Claim, Generation, ModelUsage, Usage
+from ..generation import Generation
+from ..records import Claim, ModelUsage, Usage
 from ..report import Comparison, Report
 from ..router import Router
 from . import options as o
@@ -94,7 +96,8 @@ def demo(
         if as_json:
             write_json(_record(router, cases, report, NOTE if fast is None else None))
         else:
-            _conclude(console, cases, report)
+            given = {"--fast": fast, "--slow": slow, "--policy": policy, "--method": method}
+            _conclude(console, cases, report, shlex.join(_eval_command(given)))
             if fast is None:
                 console.print(Text(NOTE, style="yellow"))
 
@@ -250,7 +253,7 @@ def _answer(who: str, right: bool, text: Text) -> Text:
     return line
 
 
-def _conclude(console: Console, cases: Sequence[_Case], report: Report) -> None:
+def _conclude(console: Console, cases: Sequence[_Case], report: Report, more: str) -> None:
     n = len(cases)
     scores = {which: sum(case.right(which) for case in cases) for which in ("fast", "slow", "routed")}
     console.print(
@@ -258,15 +261,17 @@ def _conclude(console: Console, cases: Sequence[_Case], report: Report) -> None:
             (f"Right of {n}: ", "bold"),
             f"fast alone {scores['fast']}, slow alone {scores['slow']}, ",
             (f"routed {scores['routed']}", "bold"),
-            f". So few problems prove nothing: {_eval_hint(report.policy)} measures with intervals.",
+            f". So few problems prove nothing: {more} measures with intervals.",
         )
     )
     console.print(Text("\nAll problems together:"))
     console.print(report)
 
 
-def _eval_hint(policy: str) -> str:
-    return f"fsgen-router eval --policy '{policy}'"
+def _eval_command(given: Mapping[str, str | None]) -> list[str]:
+    """The command that measures what was shown: with the same options, not with the policy's name, which is a name."""
+    options = [part for name, value in given.items() if value is not None for part in (name, value)]
+    return ["fsgen-router", "eval", *options]
 
 
 # --- for programs --------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from rich.text import Text
 from .. import __version__
 from ..contracts.text_models import Continuation, TextModel, reads_tokens
 from ..errors import BackendError, ConfigurationError, FsgenError, VocabularyMismatch
+from ..pairing import SwappedModelsWarning, look_swapped
 from ..reference import world
-from ..router import SwappedModelsWarning, look_swapped
 from ..support.machine import free_bytes, usable_cores
 from . import options as o
 from .terminal import EXIT_FAILED, out, write_json

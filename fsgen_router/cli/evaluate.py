@@ -19,9 +19,9 @@ from rich.text import Text
 from .. import evaluation as ev
 from ..contracts.policy import Policy
 from ..errors import ConfigurationError
+from ..generation import Generation
 from ..policies import make_policy
 from ..policies.basic import SIGNALS
-from ..records import Generation
 from ..reference import world
 from ..router import Router
 from . import options as o

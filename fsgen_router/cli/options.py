@@ -7,9 +7,10 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from ..methods import DEFAULT_DRAFT_LEN
+from ..pairing import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY
 from ..policies import SHORT_FORMS
 from ..resolve import EXAMPLES
-from ..router import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY, Router
+from ..router import Router
 from ..rows.acceptance import RULES
 
 _MODELS, _ROUTING, _SAMPLING, _OUTPUT = "Models", "Routing", "Writing", "Output"

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from ..errors import ConfigurationError, FsgenError, InvalidRequest
 from ..json_forms import dumps
-from ..report import MAX_COLUMNS
+from ..report.layout import MAX_COLUMNS
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _EXIT_BROKEN_PIPE = 141  # as if SIGPIPE had ended the program, which is what a shell expects

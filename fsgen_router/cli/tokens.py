@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..contracts.policy import Decision
-from ..records import Generation, Token
+from ..generation import Generation
+from ..records import Token
 from ..router import Router
 from ..rows.signals import Signals
 

@@ -15,7 +15,7 @@ from ..contracts.models import Opened, Role, Work
 from ..contracts.policy import Context, Ledger, Policy, reads_hidden
 from ..contracts.text_models import Continuation
 from ..errors import ConfigurationError
-from ..records import Generation
+from ..generation import Generation
 from ..rows.acceptance import Check
 from ..rows.reading import FORBIDDEN, Alignment, Floats, Mask, Read, choose_token, hashed_uniform
 from ..rows.signals import TOP_K

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..records import Generation
+from ..generation import Generation
 from ..support.waiting import holding
 from . import audit
 from .commands import Command, Emit

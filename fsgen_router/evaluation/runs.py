@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..contracts.policy import Policy
 from ..errors import ConfigurationError, InvalidRequest
-from ..records import Generation
+from ..generation import Generation
 from ..router import Router
 from ..text.messages import Message
 from .items import Item

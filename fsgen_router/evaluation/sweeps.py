@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError
+from ..generation import Generation
 from ..policies.basic import SIGNALS, read_signal
-from ..records import Generation
 from ..router import Router
 from .items import Item
 from .runs import Array, OnAnswer, run_items

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any
 
-from ..records import StreamEvent
+from ..generation import StreamEvent
 from ..support.waiting import Home
 from .slots import Place
 

@@ -13,31 +13,33 @@ attributes of the record.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import warnings
 from typing import Any
 
-import structlog
-
 _standard = logging.getLogger("fsgen_router")
 _standard.addHandler(logging.NullHandler())
 
 
-def _as_line_and_fields(
-    _logger: Any, _method: str, event: structlog.typing.EventDict
-) -> tuple[tuple[str], dict[str, Any]]:
-    line = structlog.processors.KeyValueRenderer(key_order=["event"])(_logger, _method, dict(event))
-    return (line,), {"extra": dict(event)}
+@functools.cache
+def _unconfigured() -> Any:
+    """A logger on the standard library's: a line for people, and the fields on the record."""
+    import structlog
 
+    as_line = structlog.processors.KeyValueRenderer(key_order=["event"])
 
-_unconfigured: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-    _standard,
-    processors=[structlog.stdlib.filter_by_level, _as_line_and_fields],
-    wrapper_class=structlog.stdlib.BoundLogger,
-    context_class=dict,
-    cache_logger_on_first_use=True,
-)
+    def as_line_and_fields(logger: Any, method: str, event: Any) -> tuple[tuple[Any], dict[str, Any]]:
+        return (as_line(logger, method, dict(event)),), {"extra": dict(event)}
+
+    return structlog.wrap_logger(
+        _standard,
+        processors=[structlog.stdlib.filter_by_level, as_line_and_fields],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    )
 
 
 class _Log:
@@ -51,7 +53,9 @@ class _Log:
 
     @staticmethod
     def _logger() -> Any:
-        return structlog.get_logger("fsgen_router") if structlog.is_configured() else _unconfigured
+        import structlog  # not before there is something to say: it takes a while to load
+
+        return structlog.get_logger("fsgen_router") if structlog.is_configured() else _unconfigured()
 
 
 log = _Log()

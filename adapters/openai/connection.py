@@ -1,0 +1,138 @@
+"""The way to an endpoint: connections, deadlines, tries, and the parameters that it turned out not to take."""
+
+from __future__ import annotations
+
+import socket
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, suppress
+from typing import Any, TypeVar
+
+import httpx2
+import tenacity
+
+from fsgen_router.support.logs import log
+from fsgen_router.support.waiting import Home
+
+from ..streaming import Patience, late
+from .endpoint import Endpoint, read_key
+from .errors import EndpointError, is_retryable, mapped, refusal, wait_seconds
+from .options import OpenAIOptions
+
+T = TypeVar("T")
+
+
+class Connection:
+    """Sends requests to one endpoint. Nothing is sent before the first :meth:`ask`."""
+
+    def __init__(self, endpoint: Endpoint, options: OpenAIOptions) -> None:
+        self.name, self.home = endpoint.name, Home()
+        self._endpoint, self._options = endpoint, options
+        self.key = read_key(endpoint, options)
+        headers = {"Accept-Encoding": "identity", "Accept": "text/event-stream, application/json"}
+        if self.key is not None:
+            headers["Authorization"] = f"Bearer {self.key.get_secret_value()}"
+        self._client = httpx2.Client(
+            headers=headers,
+            follow_redirects=False,  # the key goes to the host that was named and to no other
+            limits=httpx2.Limits(max_keepalive_connections=16),
+            trust_env=not endpoint.loopback,
+        )
+        weakref.finalize(self, _close, self._client, self.home)  # for a model that is dropped without shutdown()
+        # Found out on the way, and then remembered.
+        self._dropped: set[str] = set()
+        self._renamed: dict[str, str] = {}
+
+    def close(self) -> None:
+        self._client.close()
+
+    def ask(
+        self, path: str, body: Mapping[str, Any], patience: Patience, read: Callable[[httpx2.Response], Iterator[T]]
+    ) -> Generator[T]:
+        """Send a request until its first item has come, at most as often as allowed; then the rest of it."""
+
+        def start() -> tuple[T, Generator[T]]:
+            while True:
+                sent = self._adapted(body)
+                items = self._send(path, sent, patience, read)
+                try:
+                    return next(items), items
+                except EndpointError as error:
+                    if not self._adapt(error, sent):
+                        raise
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_retryable),
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(self._options.max_retries + 1),
+                tenacity.stop_before_delay(patience.left),
+            ),
+            wait=wait_seconds,
+            sleep=tenacity.sleep_using_event(patience.closed),
+            before_sleep=self._log_retry,
+            reraise=True,
+        )
+        first, rest = retrying(start)
+        with closing(rest):
+            yield first
+            yield from rest
+
+    def _send(
+        self, path: str, body: Mapping[str, Any], patience: Patience, read: Callable[[httpx2.Response], Iterator[T]]
+    ) -> Generator[T]:
+        if patience.ended:
+            raise late(self.name)
+        # Beyond the deadline by a little, so that it is the deadline that is reported.
+        options, left = self._options, patience.left + 1.0
+        timeout = httpx2.Timeout(
+            min(options.read_timeout_seconds, left), connect=min(options.connect_timeout_seconds, left)
+        )
+        url, sent = self._endpoint.url + path, {"model": self._endpoint.model, **body}
+        with (
+            mapped(self.name, options),
+            self._client.stream("POST", url, json=sent, timeout=timeout) as response,
+        ):
+            if response.status_code != 200:
+                raise refusal(response, path, self.name, key=self.key, options=options)
+            with patience.cutting(lambda: _cut(response)):
+                yield from read(response)
+
+    def _adapted(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return {self._renamed.get(name, name): value for name, value in body.items() if name not in self._dropped}
+
+    def _adapt(self, error: EndpointError, sent: Mapping[str, Any]) -> bool:
+        """Do without what an endpoint refuses, where that changes no text; whether a new try is worth it."""
+        if "max_tokens" in sent and error.names("max_completion_tokens"):
+            self._renamed["max_tokens"] = "max_completion_tokens"
+            log.info("endpoint_parameter", model=self.name, parameter="max_tokens", now="max_completion_tokens")
+            return True
+        for name in ("stream_options", "seed"):
+            if name in sent and error.names(name):
+                self._dropped.add(name)
+                log.warning("endpoint_parameter", model=self.name, parameter=name, now=None)
+                return True
+        return False
+
+    def _log_retry(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning(
+            "endpoint_retry",
+            model=self.name,
+            attempt=state.attempt_number,
+            status=getattr(error, "status", None),
+            wait_seconds=round(state.upcoming_sleep, 3),
+        )
+
+
+def _close(client: httpx2.Client, home: Home) -> None:
+    if not home.forked:  # in a child they are the parent's connections
+        client.close()
+
+
+def _cut(response: httpx2.Response) -> None:
+    """End the connection under whoever reads from it, in another thread."""
+    connection = response.extensions["network_stream"].get_extra_info("socket")
+    if isinstance(connection, socket.socket):
+        with suppress(OSError):  # it has ended by itself
+            # Not SSLSocket's own, which also takes the state away that the reader is using.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -1,0 +1,144 @@
+"""A model behind an endpoint: what is asked of it, and what comes back."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+from typing import Unpack
+
+from fsgen_router.contracts.text_models import (
+    Continuation,
+    ReasoningChunk,
+    TextCapabilities,
+    TextChunk,
+    TextEnd,
+    TextEvent,
+)
+from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
+from fsgen_router.support.options import checked
+from fsgen_router.text.messages import require_messages, require_text
+
+from ..streaming import Call, Patience, ThinkBlock, Unrepeat, late
+from .connection import Connection
+from .endpoint import parse_endpoint
+from .options import OpenAIKeywords, OpenAIOptions
+from .probing import Probes
+from .reading import Reader
+from .requests import add_answer, estimate_tokens, fields, limits, messages_of
+
+
+class OpenAIModel:
+    """A :class:`~fsgen_router.contracts.text_models.TextModel` behind an OpenAI-compatible endpoint.
+
+    ``where`` is ``model-name@https://host/v1``; ``options`` are :class:`OpenAIOptions`. Nothing is asked of
+    the endpoint before the first :meth:`stream`. Raises :class:`ConfigurationError` for what cannot work.
+    """
+
+    n_params = None
+
+    def __init__(self, where: str, /, **options: Unpack[OpenAIKeywords]) -> None:
+        self.options = checked(OpenAIOptions, options, error=ConfigurationError)
+        endpoint = parse_endpoint(where)
+        self.name = endpoint.name
+        self._connection = Connection(endpoint, self.options)
+        self._reader = Reader(self.name, self._connection.key)
+        self._probes = Probes(self._connection, self._reader, self.options)
+        self._closed = False
+        self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
+
+    def __repr__(self) -> str:
+        return f"OpenAIModel({self.name!r})"
+
+    @property
+    def n_ctx(self) -> int | None:
+        return self.options.n_ctx
+
+    @property
+    def capabilities(self) -> TextCapabilities:
+        """``prefill`` of messages and ``raw`` prompts: None until a first partial answer of the kind is sent."""
+        return self._probes.capabilities
+
+    def count_tokens(self, text: str) -> int:
+        """An estimate, a quarter of the bytes: endpoints share no way to count."""
+        return estimate_tokens(text)
+
+    def shutdown(self) -> None:
+        """Close connections; whoever still reads a stream gets a :class:`BackendError`."""
+        if self._connection.home.left:
+            return
+        self._closed = True
+        for call in list(self._calls):
+            call.close(BackendError(f"{self.name} was shut down"))
+        self._connection.close()
+
+    def stream(self, request: Continuation) -> Call:
+        """The continuation of ``request``; it is under way when this returns.
+
+        Raises :class:`InvalidRequest` or :class:`ConfigurationError` here for what is known to be wrong,
+        and :class:`BackendError` from the iteration for what the endpoint does.
+        """
+        self._connection.home.require(self.name)
+        if self._closed:
+            raise BackendError(f"{self.name} was shut down")
+        if (request.prompt is None) == (request.messages is None) or request.max_tokens < 1:
+            raise InvalidRequest("a continuation has a prompt or messages, and at least one token to write")
+        kind = "chat" if request.prompt is None else "completions"
+        if request.messages is None:
+            require_text(request.prompt)
+        else:
+            require_messages(request.messages)
+        if self.options.api not in ("auto", kind):
+            raise ConfigurationError(
+                f"{self.name} is used with api={self.options.api}, which takes no "
+                + ("messages" if kind == "chat" else "raw prompts"),
+                hint=f"use {'complete' if kind == 'chat' else 'chat'}(), or leave out api",
+            )
+        call = Call(lambda patience: self._continue(request, patience), self.options.deadline_seconds, self.name)
+        self._calls.add(call)
+        return call
+
+    # --- requests ---
+
+    def _continue(self, request: Continuation, patience: Patience) -> Generator[TextEvent]:
+        body = fields(request, self.options) | {"stream": True, "stream_options": {"include_usage": True}}
+        body |= limits(request, self.options)
+        unrepeat = Unrepeat("")
+        think: ThinkBlock | None = None
+        if request.prompt is not None and not self._probes.wraps(request, patience):
+            path = "/completions"
+            body["prompt"] = f"{request.prompt}{request.answer}"
+        else:
+            path = "/chat/completions"
+            if request.chat_template_kwargs:
+                own = body.get("chat_template_kwargs") or {}
+                body["chat_template_kwargs"] = {**own, **request.chat_template_kwargs}
+            messages = messages_of(request)
+            continues = False
+            if request.answer.strip():
+                dialect = self._probes.dialect(request, patience)
+                unrepeat, continues = add_answer(messages, body, request.answer, dialect), dialect is not None
+            elif request.answer:
+                unrepeat = Unrepeat(request.answer, minimum=1)  # white space alone is no message
+            body["messages"] = messages
+            # Where the last message goes on, no block of reasoning can begin: such tags are a part of its text.
+            think = None if continues else ThinkBlock()
+        read = partial(self._reader.events, max_tokens=request.max_tokens)
+        with closing(self._connection.ask(path, body, patience, read)) as events:
+            for event in events:
+                if patience.ended:
+                    raise late(self.name)
+                for part in (event,) if think is None else think.push(event):
+                    yield from _unrepeated(part, unrepeat)
+
+
+def _unrepeated(event: TextEvent, unrepeat: Unrepeat) -> Iterator[TextEvent]:
+    if isinstance(event, ReasoningChunk):
+        yield event
+        return
+    text = unrepeat.push(event.text) if isinstance(event, TextChunk) else unrepeat.flush()
+    if text:
+        yield TextChunk(text)
+    if isinstance(event, TextEnd):
+        yield event

@@ -1,0 +1,198 @@
+"""KV memory for models of transformers with plain attention: a block of slots per layer, used in place.
+
+A sequence is a slot. Which of its positions count is known to the caller, so a rewind costs nothing,
+and nothing grows or moves from one forward to the next. One sequence attends to a view of its slot.
+Several become one batch, padded on the left as in ``generate``: the model makes its own masks (causal,
+sliding window, chunked) and sees what it sees there.
+
+Layers with a sliding window keep every position too, and are rewound like the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
+
+_PLAIN = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One sequence's part of a forward: ``ids`` (at least one) take the positions from ``start`` on."""
+
+    slot: int
+    start: int
+    ids: Sequence[int]
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.ids)
+
+
+def is_plain(probed: Cache) -> bool:
+    """Whether slots can hold what this cache holds after a forward of one token."""
+    return all(type(layer) in _PLAIN and _is_row(layer) for layer in probed.layers) and any(
+        layer.keys is not None for layer in probed.layers
+    )
+
+
+def _is_row(layer: Any) -> bool:
+    """Empty, or keys and values of shape (1, heads, 1, head_dim)."""
+    return layer.keys is None or all(
+        states.ndim == 4 and (states.shape[0], states.shape[2]) == (1, 1) for states in (layer.keys, layer.values)
+    )
+
+
+def bytes_per_token(probed: Cache) -> int:
+    """What one token takes, by a cache that holds one."""
+    return sum(
+        states.numel() * states.element_size()
+        for layer in probed.layers
+        for states in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if states is not None
+    )
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """``n_seq`` slots of ``n_ctx`` tokens, in the shapes of a probed cache that :func:`is_plain`."""
+
+    def __init__(self, probed: Cache, *, n_seq: int, n_ctx: int) -> None:
+        self._now = _Now(_One(Share(0, 0, [0])))
+        super().__init__(
+            layers=[
+                DummyLayer() if layer.keys is None else _SlotLayer(self._now, layer, n_seq, n_ctx)
+                for layer in probed.layers
+            ]
+        )
+
+    def place(self, shares: Sequence[Share], device: torch.device) -> dict[str, Any]:
+        """What the model's forward takes to read ``shares``: their rows end in the last column."""
+        placement = self._now.placement = _One(shares[0]) if len(shares) == 1 else _Many(shares, device)
+        return {**placement.inputs(device), "past_key_values": self}
+
+
+@dataclass(slots=True)
+class _Now:
+    """The forward under way, as all layers see it. (Not the cache: a circle would keep the slots alive.)"""
+
+    placement: _Placement
+
+
+class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+    is_sliding = False
+
+    def __init__(self, now: _Now, probed: DynamicLayer, n_seq: int, n_ctx: int) -> None:
+        super().__init__()
+        self._now = now
+        self.keys, self.values = (
+            torch.zeros((n_seq, states.shape[1], n_ctx, states.shape[3]), dtype=states.dtype, device=states.device)
+            for states in (probed.keys, probed.values)
+        )
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        return None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        placement = self._now.placement
+        return placement.exchange(self.keys, key_states), placement.exchange(self.values, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._now.placement.past + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self._now.placement.past
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _Placement(Protocol):
+    """Where the tokens of one forward go, and what they attend to."""
+
+    past: int
+    """Columns that the model finds in its cache."""
+
+    def inputs(self, device: torch.device) -> dict[str, Any]: ...
+
+    def exchange(self, held: Tensor, new: Tensor) -> Tensor:
+        """Store the new states in the slots; gives all that the rows attend to."""
+
+
+class _One:
+    """A single sequence, which attends to a view of its slot."""
+
+    def __init__(self, share: Share) -> None:
+        self.past, self._share = share.start, share
+
+    def inputs(self, device: torch.device) -> dict[str, Any]:
+        share = self._share
+        return {
+            "input_ids": torch.tensor([share.ids], device=device),
+            "position_ids": torch.arange(share.start, share.stop, device=device)[None],
+            "attention_mask": None,
+        }
+
+    def exchange(self, held: Tensor, new: Tensor) -> Tensor:
+        share = self._share
+        states = held[share.slot : share.slot + 1, :, : share.stop]
+        states[:, :, share.start :] = new
+        return states
+
+
+class _Many:
+    """Several sequences of any lengths, all ending in the last column.
+
+    A row has fewer tokens than columns where another is longer: those to the left of its first are
+    masked. It has fewer new ones than columns of the query where another has more: those columns stand
+    for tokens that its slot already holds, and what comes of them is neither stored nor read.
+    """
+
+    def __init__(self, shares: Sequence[Share], device: torch.device) -> None:
+        counts = np.array([len(share.ids) for share in shares])
+        lengths = np.array([share.stop for share in shares])
+        self._count, width = int(counts.max()), int(lengths.max())
+        self.past = width - self._count
+        ids = np.zeros((len(shares), self._count), np.int64)
+        for row, share in zip(ids, shares, strict=True):
+            row[self._count - len(share.ids) :] = share.ids
+        row_of, column_of = np.nonzero(np.arange(self._count) >= self._count - counts[:, None])
+        slots = np.array([share.slot for share in shares])
+        shift = width - lengths
+        self._ids, self._slots, shifts, *self._source, self._slot_of, self._position_of = _to(
+            device, ids, slots, shift, row_of, column_of, slots[row_of], self.past + column_of - shift[row_of]
+        )
+        positions = torch.arange(width, device=device) - shifts[:, None]
+        self._mask = positions >= 0 if shift.any() else None
+        self._positions = positions.clamp_(min=0)
+
+    def inputs(self, device: torch.device) -> dict[str, Any]:
+        return {
+            "input_ids": self._ids,
+            "position_ids": self._positions[:, self.past :],
+            "attention_mask": self._mask,
+        }
+
+    def exchange(self, held: Tensor, new: Tensor) -> Tensor:
+        row_of, column_of = self._source
+        held[self._slot_of, :, self._position_of] = new[row_of, :, column_of]
+        return held[self._slots[:, None], :, self._positions].transpose(1, 2)
+
+
+def _to(device: torch.device, *arrays: np.ndarray[Any, np.dtype[np.int64]]) -> list[Tensor]:
+    """Arrays of integers on the device, in one transfer."""
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(device)
+    parts = flat.split([array.size for array in arrays])
+    return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]

@@ -1,0 +1,76 @@
+"""The policy that serves: its threshold, chosen by running candidates, and what watches over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..contracts.tokenizer import Tokenizer
+from ..evaluation import SLOW_ONLY
+from ..policies import Learned
+from ..policies.drift import make_monitor
+from ..policies.inputs import PromptCheck, asked, fit_inputs
+from .bench import Bench
+from .candidates import candidate_policies, policy_at
+from .fitting import Fitted
+from .prompts import Prompts
+from .target import Target
+from .thresholds import Choice, choose_certified, choose_cost, choose_rate
+
+
+def choose(bench: Bench, fitted: Fitted, target: Target) -> Choice:
+    """A threshold for the target, every candidate run on the calibration prompts."""
+    options, runner = bench.options, bench.runners["calibration"]
+    candidates = candidate_policies(
+        fitted.scorer, fitted.scores(), fitted.traces.answer, extent=options.extent, span=options.span
+    )
+    slow = runner.run(SLOW_ONLY)
+    with bench.stages.stage("candidates", len(candidates) * len(slow)) as runner.on_items:
+        if target.rate is not None:
+            choice = choose_rate(runner, candidates, target.rate, method=options.method)
+        elif target.max_cost is not None:
+            choice = choose_cost(runner, candidates, target.max_cost, slow, method=options.method)
+        else:
+            assert target.max_regret is not None
+            choice = choose_certified(
+                runner,
+                candidates,
+                slow,
+                alpha=target.max_regret,
+                delta=1.0 - target.confidence,
+                method=options.method,
+                certain=target.certain,
+            )
+    runner.on_items = None
+    return choice
+
+
+def nominal_policy(bench: Bench, fitted: Fitted, target: Target) -> Learned:
+    """What figures are given of where no candidate met the target."""
+    options = bench.options
+    return policy_at(
+        fitted.scorer,
+        fitted.scores(),
+        fitted.traces.answer,
+        target.nominal_rate,
+        extent=options.extent,
+        span=options.span,
+    )
+
+
+def watch(bench: Bench, policy: Learned) -> Learned:
+    """The policy with a drift monitor made of the calibration prompts, routed as in serving."""
+    answers = bench.runners["calibration"].answers(policy, bench.options.method)
+    traces = bench.trace("calibration", answers, f"traces-calibration-{policy.digest[:16]}")
+    scores = policy.scorer.score(traces.features())
+    monitor = make_monitor(scores, traces.prompt, policy.threshold, seed=bench.options.seed)
+    return replace(policy, drift=monitor)
+
+
+def make_inputs(tokenizer: Tokenizer, prompts: Prompts, *, stop: Sequence[str] = ()) -> PromptCheck:
+    """What tells prompts of another kind: counted on the fit prompts, its limits set on the calibration prompts."""
+    known, held = (
+        [asked(tokenizer, prompt=item.prompt, messages=item.messages) for item in items]
+        for items in (prompts.fit, prompts.calibration)
+    )
+    return fit_inputs(known, held, tokenizer.n_vocab, stop=stop)

@@ -1,0 +1,228 @@
+"""Two models that go together: what they share, which defaults are theirs, and what they cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from .contracts.methods import Method
+from .contracts.models import TokenModel
+from .contracts.policy import REST, Policy
+from .contracts.text_models import reads_tokens
+from .contracts.tokenizer import Tokenizer
+from .errors import ConfigurationError
+from .methods import Replace, Verify, make_method
+from .records import Role
+from .rows.reading import Alignment
+from .run.drivers import Models
+from .run.workers import AnyModel
+from .support.logs import log, warn
+from .text.conversation import encode_after
+from .text.vocabulary import SharedVocabulary, hidden_ids, share_vocabulary, token_classes
+
+REFERENCE_PAIR = ("reference:fast", "reference:slow")
+DEFAULT_POLICY = "budget:0.2"
+DEFAULT_REMOTE_POLICY = "entropy>1.5,window=8,span=rest"
+"""One hand-over of the rest: asking an endpoint token by token costs more than asking it for everything."""
+SMALL_EXTENT = 8
+"""Tokens: what a slow model behind an endpoint should at least be asked for."""
+
+
+class SmallExtentWarning(UserWarning):
+    """A policy asks an endpoint for a few tokens at a time, which costs more than asking it for everything."""
+
+
+class VocabularyWarning(UserWarning):
+    """Two models share their ids, but not all of them: some are never written, or taken for control tokens."""
+
+
+class RewindWarning(UserWarning):
+    """A method takes drafts back, and a model of the pair has to read prompt and answer again when it does."""
+
+
+class SwappedModelsWarning(UserWarning):
+    """The slow model has clearly fewer parameters than the fast one: the two are probably named the wrong way round."""
+
+
+def is_reference_pair(fast: AnyModel | str, slow: AnyModel | str) -> bool:
+    """Whether both are the embedded pair's, with options or without."""
+    return all(
+        isinstance(model, str) and model.partition("?")[0] == name
+        for model, name in zip((fast, slow), REFERENCE_PAIR, strict=True)
+    )
+
+
+class Pairing:
+    """A fast model and a slow one, checked to go together.
+
+    Raises :class:`ConfigurationError` where they do not (its subclass :class:`VocabularyMismatch` where ids mean
+    different bytes), and warns of what is doubtful.
+    """
+
+    def __init__(self, fast: AnyModel, slow: AnyModel) -> None:
+        if not reads_tokens(fast):
+            raise ConfigurationError(f"{fast.name} cannot be the fast model", hint="it gives text, no logits")
+        if fast is slow:
+            raise ConfigurationError("fast and slow are one model object", hint="load it twice to compare it to itself")
+        self.fast: TokenModel = fast
+        self.slow = slow
+        self.local_slow: TokenModel | None = slow if reads_tokens(slow) else None
+        """The slow model where it gives rows, and not only text."""
+        self.models: dict[Role, AnyModel] = {"fast": fast, "slow": slow}
+        self.shared: SharedVocabulary | None = None
+        """How the vocabularies of two local models relate."""
+        if self.local_slow is not None:
+            self.shared = _share(fast, self.local_slow)
+
+    @property
+    def n_seq(self) -> int:
+        """Requests that both models can hold at once."""
+        return self.fast.n_seq if self.local_slow is None else min(self.fast.n_seq, self.local_slow.n_seq)
+
+    # --- what goes with it ---
+
+    def choose(self, policy: Policy | None, method: Method | None) -> tuple[Policy, Method]:
+        """A policy and a method, or this pair's defaults; refuses what the pair cannot do."""
+        from .policies import Capped, check_pair, make_policy
+
+        if method is None:
+            # A learned policy knows the method that it was calibrated with.
+            learned_with: str | None = getattr(policy, "method", None)
+            takes_back = self.local_slow is not None and not self.rereads
+            method = make_method(learned_with or (Verify() if takes_back else Replace()))
+        if self.local_slow is None:
+            policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
+            if method.rule is not None:
+                raise ConfigurationError(
+                    f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {method.name}",
+                    hint="use the method replace",
+                )
+            _warn_of_small_extents(policy, self.slow.name)
+        else:
+            policy = policy or make_policy(DEFAULT_POLICY)
+            if method.rule is not None and self.rereads:
+                _warn_of_rereading(method, self.rereads)
+        return check_pair(policy, self.fast, self.slow, method=method), method
+
+    @property
+    def rereads(self) -> list[str]:
+        """Models that a rewind costs the whole prefix: it is read again."""
+        models = (self.fast, self.local_slow)
+        return [model.name for model in models if model is not None and not model.capabilities.rewind]
+
+    def require_auditor(self, share: float) -> None:
+        """Refuse an audit where the slow model has no choices to tell."""
+        if share and self.local_slow is None:
+            raise ConfigurationError(
+                f"{self.slow.name} gives text, no logits, so it cannot audit answers", hint="leave audit out"
+            )
+
+    # --- how its parts are used ---
+
+    @cached_property
+    def vocabulary(self) -> PairVocabulary:
+        return PairVocabulary(self.fast.tokenizer, self.shared)
+
+    def tokenizer(self, role: Role, model: TokenModel) -> Tokenizer:
+        """A model's tokenizer as this pair uses it."""
+        if self.shared is None:
+            return model.tokenizer
+        return self.shared.fast if role == "fast" else self.shared.slow
+
+    def alignments(self, fast: Role = "fast") -> dict[Role, Alignment | None]:
+        """How rows are made one vocabulary's, with that model in the fast seat."""
+        if self.shared is None:
+            return {}
+        return {"fast": self.shared.fast_row if fast == "fast" else self.shared.slow_row, "slow": self.shared.slow_row}
+
+    def contexts(self, roles: Sequence[Role]) -> dict[Role, int]:
+        return {role: model.n_ctx for role in roles if reads_tokens(model := self.models[role])}
+
+    @property
+    def seat_alone(self) -> Role:
+        """The model in a baseline's fast seat: the slow one, unless it gives text and cannot sit there."""
+        return "slow" if self.local_slow else "fast"
+
+    def seated(self, fast: Role) -> Models:
+        """Both models, with one of them in the fast seat."""
+        return {"fast": self.models[fast], "slow": self.models["slow"]}
+
+
+class PairVocabulary:
+    """Pieces, classes and ends of generation, as far as both models share them."""
+
+    def __init__(self, fast: Tokenizer, shared: SharedVocabulary | None) -> None:
+        alike: Tokenizer | SharedVocabulary = shared or fast
+        self._tokenizer, self._hidden = fast, hidden_ids(fast, alike.special_ids)
+        self.n_vocab, self.eog_ids = alike.n_vocab, alike.eog_ids
+        self._classes = token_classes(fast, alike.special_ids).tolist()
+
+    def piece(self, token: int) -> bytes:
+        """A token's bytes; none for a control token, which is no part of a text (unless it marks reasoning)."""
+        return b"" if token in self._hidden else self._tokenizer.piece(token)
+
+    def class_of(self, token: int) -> int:
+        return int(self._classes[token])
+
+    def encode_after(self, before: str, text: str) -> list[int]:
+        return encode_after(self._tokenizer, before, text)
+
+
+def _share(fast: TokenModel, slow: TokenModel) -> SharedVocabulary:
+    """What both vocabularies share; says what is not shared, and warns where that is no mere control token."""
+    shared = share_vocabulary(fast.tokenizer, slow.tokenizer, fast_name=fast.name, slow_name=slow.name)
+    if shared.same:
+        return shared
+    lone = {*shared.only_fast, *shared.only_slow} - shared.special_ids
+    counts = {name: len(getattr(shared, name)) for name in ("only_fast", "only_slow", "retyped")}
+    if not lone and not shared.retyped:
+        log.info("vocabulary", fast=fast.name, slow=slow.name, **counts)
+        return shared
+    said = " ".join(f"{sentence}." for sentence in shared.describe(fast.name, slow.name))
+    warn(VocabularyWarning, said, event="vocabulary", fast=fast.name, slow=slow.name, **counts)
+    return shared
+
+
+def _warn_of_rereading(method: Method, names: Sequence[str]) -> None:
+    said = (
+        f"{method.name} takes rejected drafts back, and {' and '.join(names)} cannot: each time, prompt and answer are "
+        "read again (counted as reread in the usage). The method replace takes nothing back"
+    )
+    warn(RewindWarning, said, event="reread", method=method.name, models=list(names))
+
+
+def look_swapped(fast: TokenModel, slow: AnyModel) -> bool:
+    """Whether the slow model is the smaller one. A vocabulary that is padded otherwise makes a few percent."""
+    return slow.n_params is not None and slow.n_params < 0.9 * fast.n_params
+
+
+def warn_of_swapped(fast: TokenModel, slow: AnyModel) -> None:
+    if look_swapped(fast, slow):
+        warn(
+            SwappedModelsWarning,
+            f"the slow model {slow.name} has {slow.n_params:,} parameters, the fast model {fast.name} "
+            f"{fast.n_params:,}: are they swapped? fast= is the small one",
+            event="swapped_models",
+            fast=fast.name,
+            slow=slow.name,
+        )
+
+
+def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:
+    """Per token, an endpoint is paid for the whole text so far at every call, and few go on with it exactly."""
+    from .policies import Capped
+
+    while isinstance(policy, Capped):
+        policy = policy.inner
+    extent: int | None = getattr(policy, "extent", None)
+    if extent is None or extent == REST or extent >= SMALL_EXTENT:
+        return
+    warn(
+        SmallExtentWarning,
+        f"{policy.name} asks {endpoint} for {extent} token{'s' * (extent != 1)} at a time, and every call reads the "
+        f"whole text so far: that costs more than the slow model alone. Add ,span={4 * SMALL_EXTENT} or ,span=rest",
+        event="small_extent",
+        policy=policy.name,
+        endpoint=endpoint,
+        extent=extent,
+    )

@@ -1,0 +1,161 @@
+"""From a prompt and options to an engine: what each model reads, and how the answer is written."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from .config import RequestOptions
+from .contracts.methods import Method
+from .contracts.policy import REST, Ledger, Policy
+from .contracts.text_models import reads_tokens
+from .contracts.tokenizer import Tokenizer
+from .decode import Engine, Request, TextPrompt
+from .errors import InvalidRequest, PromptTooLong
+from .methods import Replace
+from .pairing import Pairing
+from .records import Claim, Role
+from .rows.reading import hashed_uniform
+
+Prompts: TypeAlias = Mapping[Role, Sequence[int]]
+
+
+def encode_prompts(pair: Pairing, text: TextPrompt, roles: Sequence[Role]) -> Prompts:
+    prompts: dict[Role, list[int]] = {}
+    for role in roles:
+        model = pair.models[role]
+        if not reads_tokens(model):
+            continue
+        prompts[role] = _ids(text, pair.tokenizer(role, model))
+        if not prompts[role]:
+            raise InvalidRequest("the prompt has no tokens", hint="give at least one character")
+        if len(prompts[role]) >= model.n_ctx:
+            raise PromptTooLong(
+                f"the prompt has {len(prompts[role])} tokens, the context of {model.name} holds {model.n_ctx}",
+                hint="shorten the prompt, or load the model with a larger n_ctx",
+            )
+    return prompts
+
+
+def require_read(pair: Pairing, text: TextPrompt, variables: Mapping[str, Any]) -> None:
+    """Variables that no template reads are a slip: they would change nothing."""
+    if text.messages is None:
+        raise InvalidRequest("chat_template_kwargs without messages", hint="raw prompts have no template: use chat()")
+    if pair.local_slow is None:
+        return  # nobody knows what an endpoint's template reads
+    templates = [getattr(model.tokenizer, "template", None) for model in (pair.fast, pair.local_slow)]
+    known: set[str] = set().union(*(template.variables for template in templates if template is not None))
+    if None not in templates and (unread := sorted(set(variables) - known)):
+        raise InvalidRequest(
+            f"no chat template of {pair.fast.name} and {pair.slow.name} reads {', '.join(unread)}",
+            hint=f"they read {', '.join(sorted(known)) or 'none'}",
+        )
+
+
+def make_engine(
+    pair: Pairing,
+    text: TextPrompt,
+    prompts: Prompts,
+    options: RequestOptions,
+    *,
+    policy: Policy,
+    method: Method,
+    seed: int,
+    ledger: Ledger,
+    audit: float,
+    read_ahead: int,
+) -> Engine:
+    """The engine of a request, whose answer is audited with the probability ``audit``."""
+    from .policies import Capped, check_prompt
+
+    policy = check_prompt(policy, pair.fast.tokenizer, prompt=text.prompt, messages=text.messages, stop=options.stop)
+    if options.max_slow_calls is not None or options.max_slow_tokens is not None:
+        policy = Capped(policy, options.max_slow_calls, options.max_slow_tokens)
+    roles: list[Role] = ["fast", "slow"] if policy.asks or audit else ["fast"]
+    request = _make_request(pair, text, prompts, options, seed)
+    audited = hashed_uniform(request.seed, request.key, ledger.requests, "audit") < audit
+    return Engine(
+        replace(request, audit=audited),
+        policy=policy,
+        method=method,
+        vocabulary=pair.vocabulary,
+        contexts=pair.contexts(roles),
+        ledger=ledger,
+        alignments=pair.alignments(),
+        read_ahead=read_ahead,
+    )
+
+
+def make_baseline(pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, *, seed: int) -> Engine:
+    """The slow model alone: the same engine with it in the fast seat, never escalating; or, where it gives
+    text, everything handed over to it."""
+    from .policies import Always, Never
+
+    local = pair.local_slow
+    request = _make_request(pair, text, {"fast": prompts["slow" if local else "fast"]}, options, seed)
+    return Engine(
+        replace(request, alone=True),
+        policy=Never() if local else Always(REST),
+        method=Replace(),
+        vocabulary=pair.vocabulary,
+        contexts={"fast": local.n_ctx if local else pair.fast.n_ctx},
+        ledger=Ledger(),
+        alignments=pair.alignments(pair.seat_alone),
+    )
+
+
+def _make_request(pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, seed: int) -> Request:
+    if pair.local_slow is None and (options.logit_bias or options.constraint is not None):
+        raise InvalidRequest(
+            f"{pair.slow.name} gives text, no logits, so they can be neither biased nor constrained",
+            hint="leave logit_bias and constraint out",
+        )
+    ids = prompts["fast"]
+    return Request(
+        id=options.request_id or uuid.uuid4().hex,
+        prompts=prompts,
+        text=text if pair.local_slow is None else None,
+        key=hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest(),
+        max_tokens=options.max_tokens,
+        seed=seed,
+        warp=options.warp,
+        stop=options.stop,
+        stop_ids=options.stop_ids(pair.vocabulary.n_vocab),
+        constraint=options.make_constraint(pair.vocabulary.n_vocab),
+    )
+
+
+def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
+    if text.prompt is not None:
+        return tokenizer.encode(text.prompt, add_bos=True)
+    assert text.messages is not None
+    return tokenizer.encode_chat(text.messages, text.chat_template_kwargs)
+
+
+def claim_of(engine: Engine, ledger: Ledger) -> Claim | None:
+    """What is certified about a finished request's answer (see :attr:`Generation.claim`)."""
+    from .policies import guarantee_of
+
+    state, request = engine.state, engine.request
+    claim = guarantee_of(engine.policy, ledger, state.policy)
+    if claim is None or engine.generation is None:
+        return None
+    # A certificate speaks of answers as calibration ran them.
+    against = {
+        "the answer was sampled": not request.warp.greedy,
+        "its tokens were masked": request.constraint is not None,
+        "it may end at stop tokens": bool(request.stop_ids),
+        "the answer was cut off": engine.generation.finish_reason in ("length", "context"),
+        "the slow model failed": state.degraded is not None,
+    }
+    return claim.but(*(reason for reason, found in against.items() if found))
+
+
+def level(alone: Engine, routed: Engine) -> None:
+    """Let a baseline find what the routed answer found in the slow model's KV cache, not what that left there."""
+    slow = routed.state.readers["slow"]
+    if slow.sequence >= 0:
+        alone.request = replace(alone.request, max_cached=slow.found)

@@ -1,0 +1,145 @@
+"""Every example runs as a user would start it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fsgen_router.reference import world
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments], cwd=EXAMPLES, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quickstart_answers_and_reports() -> None:
+    out = run("quickstart.py")
+    assert out.partition("\n")[0].endswith("Answer: 63")
+    assert "sequential slow steps" in out
+    assert max(map(len, out.splitlines()[1:])) <= 80
+
+
+def test_chat_backend_finds_its_caches_again() -> None:
+    out = run("chat_backend.py")
+    expected = [problem.answer for problem in world.problems("test", 8)]
+    assert re.findall(r"Answer: (\w+)", out) == expected
+    counts = [line for line in out.splitlines() if line.endswith(" cached")]
+    assert len(counts) == 8
+    # Each conversation's second turn begins with the tokens of its first.
+    assert sum(int(line.split()[-2]) > 20 for line in counts) >= 4
+
+
+def test_custom_policy_escalates_digits_only() -> None:
+    out = run("custom_policy.py")
+    assert out.count("tokens from the slow model") == 3
+    assert re.findall(r"^(\w+), \d+ of", out, re.MULTILINE) == ["right"] * 3
+
+
+def test_calibrate_goes_from_prompts_to_a_certified_policy() -> None:
+    out = run("calibrate.py", "40")
+    assert "round 1: " in out
+    assert "of calibration: regret at most 20% at confidence 90%" in out
+    assert "policy learned:logistic>" in out
+
+
+@pytest.mark.parametrize("split", ["test", "shifted"])
+def test_generate_writes_checkable_json_lines(split: str) -> None:
+    items = [json.loads(line) for line in run("reference_pair/generate.py", split, "5").splitlines()]
+    assert len(items) == 5
+    assert all(item["solution"].endswith(f"Answer: {item['answer']}") for item in items)
+
+
+# --- the server ----------------------------------------------------------------------------------
+
+QUESTION = {"messages": [{"role": "user", "content": "How many coins do 3 lamps and 4 ropes cost in Norvale?"}]}
+
+
+def post(url: str, body: object) -> tuple[int, dict[str, str], str]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, dict(reply.headers), reply.read().decode()
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, dict(refused.headers), refused.read().decode()
+
+
+def test_the_server_runs_with_two_workers(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path / "log"
+    # The README's command.
+    command = [sys.executable, "-m", "uvicorn", "fastapi_app:app", "--workers", "2", "--port", str(port)]
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            command, cwd=EXAMPLES, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    try:
+        workers = set()
+        while log.read_text().count("Application startup complete") < 2:
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.05)
+        for _ in range(200):
+            with ThreadPoolExecutor(8) as pool:
+                replies = list(pool.map(lambda _: post(f"http://127.0.0.1:{port}/chat", QUESTION), range(8)))
+            assert {status for status, _, _ in replies} == {200}
+            assert {text.rpartition("Answer: ")[2] for _, _, text in replies} == {"63"}
+            workers |= {headers["x-worker"] for _, headers, _ in replies}
+            if len(workers) == 2:
+                break
+        assert len(workers) == 2
+        assert post(f"http://127.0.0.1:{port}/chat", {"messages": [{"role": "x", "content": ""}]})[0] == 422
+    finally:
+        server.terminate()
+        assert server.wait(60) in (0, -signal.SIGTERM)
+    assert "Traceback" not in log.read_text()
+
+
+async def test_the_server_says_503_before_it_has_said_200() -> None:
+    app = runpy.run_path(str(EXAMPLES / "fastapi_app.py"))["app"]
+    bodies, sent = [json.dumps(QUESTION).encode()] * 2, []
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/chat",
+        "raw_path": b"/chat", "query_string": b"", "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+
+    async def receive() -> dict[str, object]:
+        if not bodies:
+            await asyncio.Event().wait()  # the client stays
+        return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    async with app.router.lifespan_context(app):
+        router = app.state.router
+        kept = [router.astream("a") for _ in range(router.fast.n_seq + router.max_waiting)]
+        await app(scope, receive, send)
+        assert sent[0]["status"] == 503
+        assert (b"retry-after", b"1") in sent[0]["headers"]
+        kept.clear()
+        sent.clear()
+        await app(scope, receive, send)
+        assert sent[0]["status"] == 200
+        assert b"".join(message.get("body", b"") for message in sent).endswith(b"Answer: 63")
