@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .config import RequestKeywords, RequestOptions
     from .contracts.policy import REST, Context, Decision, Ledger, Policy
     from .contracts.text_models import WrappedPromptWarning
-    from .decode.engine import Constraint
+    from .decode import Constraint
     from .errors import (
         BackendError,
         CalibrationError,
@@ -112,7 +112,7 @@ _HOMES = {
     "config": ("RequestKeywords", "RequestOptions"),
     "contracts.policy": ("REST", "Context", "Decision", "Ledger", "Policy"),
     "contracts.text_models": ("WrappedPromptWarning",),
-    "decode.engine": ("Constraint",),
+    "decode": ("Constraint",),
     "errors": (
         "BackendError",
         "CalibrationError",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from .contracts.methods import Method
 from .contracts.policy import Policy
-from .decode.engine import Constraint
+from .decode import Constraint
 from .errors import InvalidRequest
 from .rows.reading import Mask, Warp
 from .support.options import TemplateVariables

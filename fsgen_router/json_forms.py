@@ -79,6 +79,7 @@ class UsageJson(TypedDict):
 
     fast: ModelUsageJson
     slow: ModelUsageJson
+    tuned: ModelUsageJson
     prompt_tokens: int
     tokens: int
     slow_tokens: int

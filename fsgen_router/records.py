@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeAlias, cast
 
+from .contracts.models import Role as Role
 from .contracts.policy import Decision
 from .json_forms import SpanJson, TokenJson, UsageJson, finite
 from .rows.signals import Signals
 
-Role: TypeAlias = Literal["fast", "slow"]
+Source: TypeAlias = Literal["fast", "slow"]
 Verdict: TypeAlias = Literal["written", "accepted", "unchecked"]
 FinishReason: TypeAlias = Literal["eog", "stop", "length", "context"]
 
@@ -28,7 +29,7 @@ class Token:
 
     id: int
     piece: bytes
-    source: Role
+    source: Source
     logprob: float | None
     signals: Signals | None
     decision: Decision | None
@@ -64,7 +65,7 @@ class Span:
 
     start: int
     stop: int
-    source: Role
+    source: Source
     verdict: Verdict
 
     def to_dict(self) -> SpanJson:
@@ -104,6 +105,8 @@ class Usage:
 
     fast: ModelUsage = field(default_factory=ModelUsage)
     slow: ModelUsage = field(default_factory=ModelUsage)
+    tuned: ModelUsage = field(default_factory=ModelUsage)
+    """Of a third model, where a method reads one."""
     prompt_tokens: int = 0
     tokens: int = 0
     slow_tokens: int = 0
@@ -134,6 +137,14 @@ class Usage:
     seconds: float = 0.0
     """Wall time of the request, audits excluded."""
     first_token_seconds: float | None = None
+
+    def of(self, role: Role) -> ModelUsage:
+        """One model's counters."""
+        return self.fast if role == "fast" else self.slow if role == "slow" else self.tuned
+
+    def copy(self) -> Usage:
+        """Counters of their own."""
+        return replace(self, fast=replace(self.fast), slow=replace(self.slow), tuned=replace(self.tuned))
 
     @property
     def slow_forwards(self) -> int:

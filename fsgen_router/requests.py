@@ -13,7 +13,7 @@ from .contracts.methods import Method
 from .contracts.policy import REST, Ledger, Policy
 from .contracts.text_models import reads_tokens
 from .contracts.tokenizer import Tokenizer
-from .decode.engine import Engine, Request, TextPrompt
+from .decode import Engine, Request, TextPrompt
 from .errors import InvalidRequest, PromptTooLong
 from .methods import Replace
 from .pairing import Pairing

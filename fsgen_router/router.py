@@ -20,7 +20,7 @@ from .contracts.methods import Method
 from .contracts.models import TokenModel, Work
 from .contracts.policy import Ledger, Policy
 from .contracts.text_models import reads_tokens
-from .decode.engine import Emit, Engine, TextPrompt
+from .decode import Emit, Engine, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
 from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
 from .methods import make_method

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..contracts.methods import Draw
+from ..contracts.models import Role
 from ..evaluation import (
     Array,
     Estimate,
@@ -206,12 +208,15 @@ class Oracle:
     nats: float
     rule: Rule | None = None
     draft_len: int = 0
+    roles: ClassVar[tuple[Role, ...]] = ("slow",)
+    whole_rows: ClassVar[tuple[Role, ...]] = ()
 
     @property
     def name(self) -> str:
         return f"oracle>{self.nats:g}"
 
-    def choose(self, draft: int | None, slow: Row) -> tuple[int, float]:
+    def choose(self, draft: int | None, rows: Mapping[Role, Row], draw: Draw) -> tuple[int, float]:
+        slow = rows["slow"]
         if draft is not None and slow.argmax_logprob - slow.id_logprobs[0] <= self.nats:
             return draft, slow.id_logprobs[0]
         return slow.argmax, slow.argmax_logprob

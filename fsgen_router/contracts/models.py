@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from ..rows.reading import Read, Row
 from .tokenizer import Tokenizer
+
+Role: TypeAlias = Literal["fast", "slow", "tuned"]
+"""A model's seat: ``fast`` writes, ``slow`` is asked; ``tuned`` is a third one whose rows a method may read too."""
 
 
 @dataclass(frozen=True, slots=True)

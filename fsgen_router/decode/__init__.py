@@ -1,1 +1,44 @@
-"""One request's decode loop, without I/O."""
+"""One request's decode loop, without I/O: :class:`Engine` decides, a driver carries out.
+
+Each act of an answer is a file. They come in this order, and a file imports only from files before it:
+
+==============  ====================================================================================
+request         what is asked: prompts, limits, masks
+commands        what an engine asks of its driver, and the events that come back
+state           what is known of a request
+core            what every act uses: reads, works and their counters
+commit          tokens that cannot be taken back; where an answer ends
+escalation      the slow model has the word: a method's rows are gathered, its token stands
+drafts          the fast model's tokens that are held back, for a rule to judge
+proposal        the fast model proposes, the policy decides
+verification    drafts are judged, and taken back
+continuation    a slow model that gives text goes on
+read_ahead      an idle slow model reads while the fast one writes
+forced          tokens that a mask leaves no choice about
+audit           a finished answer is read back
+ending          the record of an answer, and the ledger
+failure         a job came to nothing
+engine          the loop: what comes of an event, and which model reads next
+==============  ====================================================================================
+"""
+
+from .commands import Cancel, Chunk, Command, Done, Emit, Event, Failed, Open, Start
+from .engine import Engine
+from .request import Constraint, Request, TextPrompt, Vocabulary
+
+__all__ = [
+    "Cancel",
+    "Chunk",
+    "Command",
+    "Constraint",
+    "Done",
+    "Emit",
+    "Engine",
+    "Event",
+    "Failed",
+    "Open",
+    "Request",
+    "Start",
+    "TextPrompt",
+    "Vocabulary",
+]

@@ -12,6 +12,8 @@ from .verify import DEFAULT_DRAFT_LEN, Verify
 
 SHORT_FORMS = ("replace", "verify", "verify:near_best=0.5", "verify:speculative,draft_len=8")
 
+_PARTS = ("name", "roles", "whole_rows", "rule", "draft_len", "choose")
+
 
 def make_method(method: Method | str) -> Method:
     """A method from an object or a short form: ``replace``, ``verify`` (the rule ``exact``), or
@@ -20,9 +22,10 @@ def make_method(method: Method | str) -> Method:
     Raises :class:`ConfigurationError`, which lists what exists.
     """
     if not isinstance(method, str):
-        if isinstance(method, type) or not all(hasattr(method, part) for part in ("choose", "rule", "draft_len")):
+        if isinstance(method, type) or not all(hasattr(method, part) for part in _PARTS):
             raise ConfigurationError(
-                f"{method!r} is not a method", hint="pass a name or an object with choose(), rule and draft_len"
+                f"{method!r} is not a method",
+                hint=f"pass a name or an object with {', '.join(_PARTS[:-1])} and {_PARTS[-1]}()",
             )
         return method
     name, colon, details = method.partition(":")

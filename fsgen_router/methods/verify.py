@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+from ..contracts.methods import Draw
+from ..contracts.models import Role
 from ..errors import ConfigurationError
 from ..rows.acceptance import Rule
 from ..rows.reading import Row
@@ -25,6 +29,8 @@ class Verify:
 
     rule: Rule = field(default_factory=Rule)
     draft_len: int = DEFAULT_DRAFT_LEN
+    roles: ClassVar[tuple[Role, ...]] = ("slow",)
+    whole_rows: ClassVar[tuple[Role, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.draft_len < 1:
@@ -35,5 +41,6 @@ class Verify:
         held = "" if self.draft_len == DEFAULT_DRAFT_LEN else f",draft_len={self.draft_len}"
         return f"verify:{self.rule}{held}"
 
-    def choose(self, draft: int | None, slow: Row) -> tuple[int, float]:
+    def choose(self, draft: int | None, rows: Mapping[Role, Row], draw: Draw) -> tuple[int, float]:
+        slow = rows["slow"]
         return slow.token, slow.logprob

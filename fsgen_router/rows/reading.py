@@ -357,6 +357,20 @@ def draw(ids: Ints, probabilities: Floats, uniform: float) -> int:
     return int(ids[min(at, len(ids) - 1)])
 
 
+def choose_token(logits: Floats, warp: Warp, uniform: float) -> tuple[int, float]:
+    """A token from logits of shape (n_vocab,), as :func:`reduce_row` takes it, and its log-probability.
+
+    Raises :class:`ConfigurationError` where they are no distribution.
+    """
+    row = np.asarray(logits, np.float64)
+    argmax = int(row.argmax())
+    peak = float(row[argmax])
+    if not math.isfinite(peak):
+        raise ConfigurationError("a method made logits that are no distribution", hint="NaN, infinite, or all -inf")
+    token = argmax if warp.greedy else draw(*warped(row, warp), uniform)
+    return token, float(row[token]) - peak - math.log(float(np.exp(row - peak).sum()))
+
+
 def check_row(
     logits: Floats, check: Check, warp: Warp, drawn: int, argmax: int, log_partition: float
 ) -> tuple[bool, int]:

@@ -18,7 +18,7 @@ from typing import TypeAlias, cast
 
 from ..contracts.models import Opened, TokenModel
 from ..contracts.text_models import Continuation
-from ..decode.engine import Cancel, Chunk, Command, Done, Emit, Engine, Event, Start
+from ..decode import Cancel, Chunk, Command, Done, Emit, Engine, Event, Start
 from ..records import Role
 from ..support.waiting import Home, holding, may_wait
 from .workers import AnyModel, Worker, as_backend_error, perform

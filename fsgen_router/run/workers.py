@@ -20,7 +20,7 @@ from typing import Protocol, TypeAlias, cast
 
 from ..contracts.models import Rows, TokenModel, Work
 from ..contracts.text_models import Continuation, ReasoningChunk, TextEnd, TextModel, reads_tokens
-from ..decode.engine import Chunk, Done, Event, Failed, Open, Start
+from ..decode import Chunk, Done, Event, Failed, Open, Start
 from ..errors import BackendError, FsgenError, RouterClosed
 from ..records import Role
 from ..rows.reading import Row

@@ -17,7 +17,7 @@ import numpy as np
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
 from fsgen_router.contracts.methods import Method
 from fsgen_router.contracts.policy import Ledger, Policy
-from fsgen_router.decode.engine import Engine, Request
+from fsgen_router.decode import Engine, Request
 from fsgen_router.generation import Generation
 from fsgen_router.methods import make_method
 from fsgen_router.policies import make_policy

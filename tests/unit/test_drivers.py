@@ -20,7 +20,7 @@ from scripted_pairs import N_VOCAB, Pair, finish, ids_of, make_engine, pair, pro
 from fsgen_router import BackendError, ConfigurationError, Mask, QueueFull, Router, RouterClosed, TextDelta
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.contracts.models import Work
-from fsgen_router.decode.engine import Done, Start
+from fsgen_router.decode import Done, Start
 from fsgen_router.policies import Capped, Every
 from fsgen_router.records import Role
 from fsgen_router.rows.reading import Read, Warp

@@ -33,7 +33,7 @@ from scripted_pairs import (
 from fsgen_router import REST, BackendError, Generation, Ledger, Mask
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.contracts.models import Work
-from fsgen_router.decode.engine import Emit, Failed, Open, Start
+from fsgen_router.decode import Emit, Failed, Open, Start
 from fsgen_router.policies import Always, Every, Never, Random, Threshold
 from fsgen_router.rows.reading import Warp
 from fsgen_router.run import drivers

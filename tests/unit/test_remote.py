@@ -30,7 +30,7 @@ from fsgen_router import (
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel, ScriptedTokenizer
 from fsgen_router.contracts.policy import REST, Ledger
 from fsgen_router.contracts.text_models import Continuation, ReasoningChunk, TextChunk, TextEnd, TextEvent
-from fsgen_router.decode.engine import Engine, Request, TextPrompt
+from fsgen_router.decode import Engine, Request, TextPrompt
 from fsgen_router.methods import Replace
 from fsgen_router.pairing import PairVocabulary
 from fsgen_router.policies import Always, Capped

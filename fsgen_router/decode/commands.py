@@ -1,0 +1,87 @@
+"""What an engine asks of its driver, and what it hears back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..contracts.models import Opened, Role, Work
+from ..contracts.text_models import Continuation, TextEnd
+from ..errors import FsgenError
+from ..records import Token
+from ..rows.reading import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open a sequence for these ids; the result is an :class:`~fsgen_router.contracts.models.Opened`."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin a piece of work on a model; its outcome comes back as :class:`Done` or :class:`Failed`.
+
+    Works of one model are to be begun in the order of their commands.
+    """
+
+    job: int
+    role: Role
+    work: Open | Work | Continuation
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """A token stands, and ``text`` may be shown; or the slow model thinks (``reasoning``), which is no text."""
+
+    text: str
+    token: Token | None
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Give a job up: nothing is heard of it any more."""
+
+    job: int
+
+
+Command: TypeAlias = Start | Emit | Cancel
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a continuation, or of the ``reasoning`` before it; its job goes on."""
+
+    job: int
+    text: str
+    reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A job's result: ``Opened`` for an ``Open``, rows for a ``Work``, the end of a ``Continuation``.
+
+    ``seconds`` that it took, with those of a forward that it shared counted whole. ``chunked``: that forward read
+    more than a single token of some work, so this is no time of a decode step. ``reread``: tokens that the model
+    read again, since it could not go back.
+    """
+
+    job: int
+    result: Opened | list[Row] | TextEnd
+    seconds: float
+    chunked: bool = False
+    reread: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job came to nothing: the backend's error, or a deadline that passed."""
+
+    job: int
+    error: FsgenError
+
+
+Event: TypeAlias = Done | Chunk | Failed

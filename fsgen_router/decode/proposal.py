@@ -1,0 +1,83 @@
+"""The fast model proposes a token, and the policy accepts it or escalates."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..contracts.policy import Decision
+from ..records import FinishReason, Token
+from ..rows.reading import Row
+from ..rows.signals import make_signals
+from .commands import Command
+from .commit import piece, release
+from .core import Core
+from .drafts import check_of, place
+from .escalation import escalate
+from .state import Proposal
+
+
+def ask(core: Core) -> list[Command]:
+    """Let the fast model propose."""
+    if core.busy("fast"):
+        return []
+    whole = core.state.degraded is None
+    read = core.choice(
+        "fast",
+        len(core.state.answer),
+        signals=True,
+        full=whole and "fast" in core.whole_rows,
+        hidden=whole and core.reads_hidden,
+    )
+    return [core.read("fast", read, "propose")]
+
+
+def proposed(core: Core, row: Row) -> list[Command]:
+    """Its row came: signals for the policy, whose decision says who writes this token."""
+    state = core.state
+    signals = make_signals(row, core.vocabulary.class_of(row.token))
+    if state.degraded is not None:
+        return fast_stands(core, Proposal(row, signals, Decision(False, reason="degraded")))
+    state.policy, decision = core.policy.decide(state.policy, signals, core.context())
+    if decision.escalate and core.request.text is not None and not state.text.complete:
+        decision = dataclasses.replace(decision, escalate=False, reason="inside a character")
+    proposal = Proposal(row, signals.without_hidden(), decision)
+    state.usage.decisions += 1
+    if not decision.escalate:
+        return fast_stands(core, proposal)
+    escalate(core, decision)
+    if core.method.rule is not None:
+        return fast_stands(core, proposal)
+    state.proposal = proposal
+    if "fast" in core.method.roles:
+        state.rows["fast"] = row
+    return []
+
+
+def fast_stands(core: Core, proposal: Proposal) -> list[Command]:
+    """The fast model's token becomes part of the answer."""
+    core.state.proposal = None
+    row = proposal.row
+    record = Token(
+        id=row.token,
+        piece=piece(core, row.token),
+        source="fast",
+        logprob=row.logprob,
+        signals=proposal.signals,
+        decision=proposal.decision,
+        fast_choice=row.argmax,
+        slow_choice=None,
+    )
+    return place(core, record, check_of(core, record.id, row))
+
+
+def hand_back(core: Core, finish: FinishReason) -> list[Command]:
+    """The slow model stops in mid-span: the fast one's token stands, if nothing came in its place, and it goes on.
+
+    ``finish`` is how an answer ends that the slow model was to write alone.
+    """
+    state = core.state
+    state.span_left, state.escalation = 0, None
+    state.rows.clear()
+    if core.request.alone and state.degraded is not None:
+        state.proposal, state.finish = None, state.finish or finish
+    return release(core, 0) if state.proposal is None else fast_stands(core, state.proposal)

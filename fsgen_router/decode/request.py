@@ -1,0 +1,103 @@
+"""What is asked: a prompt as each model reads it, how to answer it, and the vocabulary to answer in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..contracts.models import Role
+from ..contracts.tokenizer import Turn
+from ..errors import ConfigurationError
+from ..rows.reading import Mask, Warp
+
+
+class Constraint(Protocol):
+    """Masks logits on both models: logit bias, grammars, JSON.
+
+    ``mask`` is a pure function of the answer's ids so far (not to be changed), so that it survives a
+    rewind.
+    """
+
+    def mask(self, answer: Sequence[int]) -> Mask | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPrompt:
+    """A prompt as a slow model that gives text gets it: raw text, or messages and variables for their template."""
+
+    prompt: str | None = None
+    messages: tuple[Turn, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt, as each model reads it, and how to answer it.
+
+    ``text`` is given where the slow model gives text; ``prompts`` then has the fast one's alone.
+    """
+
+    id: str = ""
+    """Its name in log events."""
+    prompts: Mapping[Role, Sequence[int]]
+    text: TextPrompt | None = None
+    key: str
+    """What random numbers are drawn for, beside the seed: a hash of the prompt."""
+    max_tokens: int
+    seed: int = 0
+    warp: Warp = field(default_factory=Warp)
+    stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    constraint: Constraint | None = None
+    audit: bool = False
+    alone: bool = False
+    """The slow model's own answer: where that gives text and fails or says nothing, no other model goes on."""
+    max_cached: int | None = None
+    """Use no more than this of a prefix that a KV cache still holds; None: all of it."""
+
+
+class Vocabulary(Protocol):
+    """The part of a vocabulary that the engine needs; the same for both models where both have ids."""
+
+    @property
+    def n_vocab(self) -> int: ...
+
+    def piece(self, token: int) -> bytes: ...
+
+    def class_of(self, token: int) -> int: ...
+
+    def encode_after(self, before: str, text: str) -> list[int]:
+        """Ids of ``text`` where it stands behind ``before``."""
+
+    @property
+    def eog_ids(self) -> frozenset[int]: ...
+
+
+def check_mask(mask: Mask | None, n_vocab: int) -> None:
+    """Refuse a mask that does not fit; here, so that it fails its own request and no other of its batch."""
+    if mask is None:
+        return
+    if not isinstance(mask, Mask):
+        raise ConfigurationError(f"a constraint gave a {type(mask).__name__}", hint="a Mask, or None")
+    allowed, ids, bias = mask.allowed, mask.ids, mask.bias
+    if any(array is not None and not isinstance(array, np.ndarray) for array in (allowed, ids, bias)):
+        raise ConfigurationError("a constraint's allowed, ids and bias have to be NumPy arrays")
+    if allowed is not None and allowed.shape != (n_vocab,):
+        raise ConfigurationError(f"a constraint's allowed has shape {allowed.shape}, the vocabulary ({n_vocab},)")
+    if allowed is not None and allowed.dtype != bool:
+        raise ConfigurationError(f"a constraint's allowed holds {allowed.dtype}", hint="bool, True where allowed")
+    if ids is None or bias is None:
+        return
+    if ids.ndim != 1 or ids.shape != bias.shape:
+        raise ConfigurationError(f"a constraint has ids of shape {ids.shape} and biases of shape {bias.shape}")
+    if ids.dtype.kind not in "iu" or bias.dtype.kind not in "fiu" or np.isnan(bias).any():
+        raise ConfigurationError(
+            f"a constraint has ids of {ids.dtype} and biases of {bias.dtype}", hint="integers, and numbers without NaN"
+        )
+    if len(ids) and not (ids.min() >= 0 and ids.max() < n_vocab):
+        raise ConfigurationError(
+            f"a constraint biases tokens {ids.min()} to {ids.max()}, the vocabulary has 0 to {n_vocab - 1}"
+        )

@@ -1,0 +1,106 @@
+"""What an engine knows of a request: one record, which a fork copies."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from ..contracts.models import Role
+from ..contracts.policy import Decision, PolicyState
+from ..records import FinishReason, Token, Usage
+from ..rows.acceptance import Check
+from ..rows.reading import Row
+from ..rows.signals import Signals
+from ..text.stream import TextStream
+
+
+@dataclass(slots=True)
+class Reader:
+    """How far one model has read: ``seen`` of (prompt + answer) tokens are in its KV cache."""
+
+    sequence: int = -1
+    seen: int = 0
+    found: int = 0
+    """Tokens that the KV cache still held when the sequence was opened."""
+    first_job: int = -1
+    """The job that first read, on top of those."""
+
+
+@dataclass(slots=True)
+class Proposal:
+    """The fast model's token at the position under decision."""
+
+    row: Row
+    signals: Signals
+    decision: Decision
+
+
+@dataclass(slots=True)
+class Held:
+    """A drafted token that models read as part of the answer, and that is not streamed yet.
+
+    ``policy`` is the policy's state behind it, for a rewind to here. Without a ``check`` there is
+    nothing to judge: a mask left one choice.
+    """
+
+    record: Token
+    policy: PolicyState
+    check: Check | None
+
+
+Purpose: TypeAlias = Literal["open", "propose", "answer", "verify", "text", "ahead", "audit"]
+
+
+@dataclass(slots=True)
+class EngineState:
+    """All that an engine knows of a request. Tokens and records in it are immutable."""
+
+    policy: PolicyState
+    text: TextStream
+    readers: dict[Role, Reader]
+    step_seconds: dict[Role, list[float]]
+    """Times of the forwards that read one new token of each request in them: what a slow-only baseline is
+    estimated from, whose steps would be shared alike. Those that also read chunks tell nothing of a step."""
+    answer: list[int] = field(default_factory=list)
+    """Ids that stand, those held back included."""
+    tokens: list[Token] = field(default_factory=list)
+    """Those that cannot be taken back."""
+    held: list[Held] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+    jobs: dict[int, tuple[Role, Purpose, int]] = field(default_factory=dict)
+    next_job: int = 0
+    proposal: Proposal | None = None
+    rows: dict[Role, Row] = field(default_factory=dict)
+    """What the method has of this position so far."""
+    escalation: Decision | None = None
+    span_left: int = 0
+    """Tokens that the slow model is still to write; above 0, it has the word."""
+    span_text: str = ""
+    span_reasoning: str = ""
+    reasoning: list[str] = field(default_factory=list)
+    silences: list[str] = field(default_factory=list)
+    """Of each call of an endpoint that ended without text, why."""
+    last_escalation: int = -1
+    finish: FinishReason | None = None
+    closed: bool = False
+    """Whether the answer's text and the policy are done with: what is left then changes neither."""
+    degraded: str | None = None
+    usage: Usage = field(default_factory=Usage)
+
+    def copy(self) -> EngineState:
+        return dataclasses.replace(
+            self,
+            text=self.text.copy(),
+            answer=list(self.answer),
+            tokens=list(self.tokens),
+            held=list(self.held),
+            shown=list(self.shown),
+            reasoning=list(self.reasoning),
+            silences=list(self.silences),
+            readers={role: dataclasses.replace(reader) for role, reader in self.readers.items()},
+            jobs=dict(self.jobs),
+            rows=dict(self.rows),
+            step_seconds={role: list(times) for role, times in self.step_seconds.items()},
+            usage=self.usage.copy(),
+        )

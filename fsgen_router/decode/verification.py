@@ -1,0 +1,73 @@
+"""The slow model reads what is held back, and a method's rule judges it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ..contracts.policy import rewound
+from ..rows.reading import Row
+from .commands import Command
+from .commit import at_the_end, commit
+from .core import Core
+from .escalation import stands
+
+
+def ask(core: Core) -> list[Command]:
+    """Let the slow model read all that it has not read, and judge what is held back."""
+    if core.busy("slow"):
+        return []
+    state, reader = core.state, core.state.readers["slow"]
+    if reader.sequence < 0:
+        return [core.open("slow")]
+    prompt, done = len(core.request.prompts["slow"]), len(state.tokens)
+    # The row that judges a token is the one before it; nothing is read of the row behind the end.
+    checks = [(done + k, held.check) for k, held in enumerate(state.held) if held.check]
+    keep = min(reader.seen, prompt + (checks[0][0] if checks else len(state.answer)) - 1)
+    ids = core.ids("slow", keep)
+    reads = [(prompt + at - 1 - keep, core.choice("slow", at, ids=(check.token,), check=check)) for at, check in checks]
+    if at_the_end(core):
+        ids = ids[:-1]
+    else:
+        reads.append((len(ids) - 1, core.choice("slow", len(state.answer))))
+    return [core.work("slow", keep, ids, reads, "verify")]
+
+
+def verified(core: Core, rows: Sequence[Row]) -> list[Command]:
+    """Judge what is held back: the first rejected draft is replaced, what follows it is discarded."""
+    state, judged = core.state, iter(rows)
+    emitted: list[Command] = []
+    while state.held:
+        held = state.held[0]
+        row = next(judged) if held.check else None
+        if row is not None and not row.accepted:
+            state.usage.discarded_tokens += len(state.held)
+            state.policy = rewound(core.policy, held.policy, state.policy)
+            _rewind(core, len(state.tokens))
+            state.rows["slow"] = row
+            emitted.append(stands(core, held.record.id, held.record))
+            break
+        state.held.pop(0)
+        record = held.record
+        if row is not None:
+            record = dataclasses.replace(record, verified=True, slow_choice=row.argmax)
+        emitted.append(commit(core, record))
+    else:
+        bonus = next(judged, None)
+        if bonus is None:
+            state.span_left = 0
+        elif state.finish is None:
+            state.usage.bonus_tokens += 1
+            state.rows["slow"] = bonus
+            emitted.append(stands(core, None, None))
+    return emitted
+
+
+def _rewind(core: Core, length: int) -> None:
+    """Take the answer back to its first ``length`` tokens."""
+    state = core.state
+    state.held.clear()
+    del state.answer[length:]
+    for role, reader in state.readers.items():
+        if reader.sequence >= 0:
+            reader.seen = min(reader.seen, core.length(role))
