@@ -527,29 +527,6 @@ def test_a_request_without_decisions_is_not_counted() -> None:
     assert policy.drift.state(ledger, policy.digest) == Window()
 
 
-def test_policies_of_one_router_share_neither_a_window_nor_a_held_rate(fast_model, slow_model) -> None:
-    """Not even with the same monitor, or at the same rate: the scores of one are no drift of another's."""
-    watched = monitor(window=1, alarm=-1.0, widened=0.2)  # any request raises the alarm
-    ran = Learned(Signal("max_prob"), 0.5, drift=watched).certified(guarantee())
-    others = [
-        Learned(Signal("max_prob"), 0.5, extent=2, drift=watched).certified(guarantee()),
-        Learned(Signal("entropy"), 0.5, drift=watched).certified(guarantee()),
-        Learned(Signal("max_prob"), 0.5, drift=replace(watched, edges=(0.2, 0.5, 0.7))).certified(guarantee()),
-        Learned(Signal("max_prob"), 0.5, drift=monitor(window=2, alarm=-1.0)).certified(guarantee()),
-    ]
-    with Router(fast=fast_model, slow=slow_model, policy="never") as router:
-        router.complete("lamp", max_tokens=8, policy=ran)
-        router.complete("lamp", max_tokens=8, policy=ran.holding(0.1))
-        ledger = router.ledger
-    assert ran.begin(ledger).threshold == 0.2
-    assert ran.guarantee(ledger).reasons == ("scores drifted from those of calibration",)
-    assert ran.holding(0.1).begin(ledger).shift != 0.0
-    for other in others:
-        assert other.begin(ledger).threshold == 0.5
-        assert other.guarantee(ledger).holds
-    assert [other.holding(0.1).begin(ledger).shift for other in others[:2]] == [0.0, 0.0]
-
-
 def test_a_ledger_revises_any_value_atomically() -> None:
     ledger = Ledger()
     threads = [
