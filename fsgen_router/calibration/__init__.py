@@ -26,7 +26,6 @@ extra ``calibrate``.
 from ..evaluation import make_outcome
 from .answers import Answers, answer_items
 from .bench import Bench, open_bench, open_pair, require_gap
-from .calibrate import calibrate
 from .candidates import CANDIDATE_RATES, Span, candidate_policies
 from .checks import CHECKERS, Checker, bind, make_checker
 from .choosing import choose, make_inputs
@@ -38,6 +37,7 @@ from .held_out import Held, hold_out
 from .labels import LABELS, Labels, disagreement, divergence, roll_out, soft
 from .metrics import auroc, average_precision, calibration_error, reliability, score_metrics
 from .options import CalibrationOptions, make_options
+from .pipeline import calibrate
 from .progress import Progress, Silent, Stages
 from .prompts import SHARES, SPLITS, Prompts, read_prompts, reference_prompts, split_items
 from .report import write_report

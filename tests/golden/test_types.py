@@ -69,7 +69,7 @@ OpenAIModel("a", api_key="b")  # E: call-arg
 OpenAIOptions(timeout=1.0)  # E: call-arg
 reference.load("fast", n_sequences=4)  # E: call-arg
 reference.load("medium")  # E: arg-type
-answer.models["tuned"]  # E: index
+answer.models["medium"]  # E: index
 answer.tokens[0].source == "medium"  # E: comparison-overlap
 """
 
