@@ -1,8 +1,6 @@
 """Write the figures in the documents from measured results; ``--check`` only compares.
 
-``--run`` also runs the README's first lines, and shows below them what they print.
-
-python benchmarks/readme.py [--check | --run]
+python benchmarks/readme.py [--check]
 
 A document has them between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. docs/figures.md has all but the model
 card's, and the README those that it picks.
@@ -13,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,24 +394,13 @@ def filled(path: Path, text: str) -> str:
     return text
 
 
-def with_output(text: str) -> str:
-    """The README with what its first lines print (``tests/docs/test_shown.py`` compares it, times aside)."""
-    shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
-    assert shown is not None
-    done = subprocess.run([sys.executable, "-c", shown[1]], capture_output=True, text=True, check=True)
-    return text[: shown.start(2)] + done.stdout.strip("\n") + "\n" + text[shown.end(2) :]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a figure differs from the results")
-    parser.add_argument("--run", action="store_true", help="also run the README's first lines and show their output")
     args = parser.parse_args()
     for path in {PAGE, *(where for where, _ in BLOCKS.values())}:
         before = path.read_text()
         after = filled(path, before)
-        if args.run and path == README:
-            after = with_output(after)
         if args.check and before != after:
             raise SystemExit(f"the figures in {path.name} are not the measured ones: run benchmarks/readme.py")
         if not args.check:

@@ -5,8 +5,7 @@ python examples/custom_policy.py
 
 from dataclasses import dataclass
 
-from fsgen_router import Context, Decision, Ledger, Router, Signals
-from fsgen_router.contracts.tokenizer import TokenClass
+from fsgen_router import Context, Decision, Ledger, Router, Signals, TokenClass
 from fsgen_router.reference import world
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .config import RequestKeywords, RequestOptions
     from .contracts.policy import REST, Context, Decision, Ledger, Policy
     from .contracts.text_models import WrappedPromptWarning
+    from .contracts.tokenizer import TokenClass
     from .decode import Constraint
     from .errors import (
         BackendError,
@@ -101,6 +102,7 @@ __all__ = [
     "TextDelta",
     "TextPart",
     "Token",
+    "TokenClass",
     "Usage",
     "VocabularyMismatch",
     "VocabularyWarning",
@@ -112,6 +114,7 @@ _HOMES = {
     "config": ("RequestKeywords", "RequestOptions"),
     "contracts.policy": ("REST", "Context", "Decision", "Ledger", "Policy"),
     "contracts.text_models": ("WrappedPromptWarning",),
+    "contracts.tokenizer": ("TokenClass",),
     "decode": ("Constraint",),
     "errors": (
         "BackendError",

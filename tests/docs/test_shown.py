@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import os
@@ -180,35 +179,7 @@ def test_examples_in_help_fit_80_columns_and_can_be_copied(name: str) -> None:
         assert f" {line}" in lines
 
 
-# --- the README's first lines --------------------------------------------------------------------
-
-
-def untimed(text: str) -> list[str]:
-    """Lines without what a machine's speed decides: seconds, why they were lost, and how wide that makes a column."""
-    text = re.sub(r"^Seconds were lost: .*?\.$\n", "", text, flags=re.DOTALL | re.MULTILINE)
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return [
-        re.sub(r"^seconds [\d.]+ [\d.]+ -?[\d.]+%", "seconds", line)
-        for line in lines
-        if line and not line.startswith("─")
-    ]
-
-
-def test_the_readme_shows_what_its_first_lines_print() -> None:
-    readme = (ROOT / "README.md").read_text()
-    first = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", readme, re.DOTALL)
-    assert first is not None
-    done = subprocess.run(
-        [sys.executable, "-c", first[1]], capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=True
-    )
-    shown, printed = untimed(first[2]), untimed(done.stdout)
-    difference = "\n".join(difflib.unified_diff(shown, printed, lineterm=""))
-    assert shown == printed, f"python benchmarks/readme.py --run writes it anew:\n{difference}"
-    assert max(map(len, first[2].splitlines()[1:])) <= 80
-    # What stands below it.
-    assert "The fast model alone says 149" in readme
-    with Router(policy="never") as router:
-        assert world.extract_answer(router.complete(questions(first[1])[0]).text) == "149"
+# --- doctor --------------------------------------------------------------------------------------
 
 
 def test_doctor_answers_a_question_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,8 @@ EXPORTS = {
     "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong",
     "QueueFull", "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "RewindWarning", "Router",
     "RouterClosed", "Signals", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning",
-    "SystemMessageWarning", "TextDelta", "TextPart", "Token", "Usage", "VocabularyMismatch", "VocabularyWarning",
-    "WrappedPromptWarning", "__version__",
+    "SystemMessageWarning", "TextDelta", "TextPart", "Token", "TokenClass", "Usage", "VocabularyMismatch",
+    "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",

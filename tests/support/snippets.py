@@ -47,9 +47,8 @@ ROOT = Path(__file__).parents[2]
 UPDATE = os.environ.get("FSGEN_UPDATE_DOCS") == "1"
 """Whether outputs are written into the pages instead of being compared."""
 
-PUBLIC = re.compile(r"fsgen_router(\.policies|\.adapters(\.\w+)?|\.calibration|\.evaluation|\.reference)?")
+PUBLIC = re.compile(r"fsgen_router(\.policies|\.adapters(\.\w+)?|\.calibration|\.evaluation|\.json_forms|\.reference)?")
 """Where documentation may import from: all else moves."""
-WITHOUT_A_PUBLIC_PLACE = {("fsgen_router.tokenizer", "TokenClass")}
 MODEL_OPTIONS = {
     "llama_cpp": "llama_cpp.LlamaCppOptions",
     "reference": "llama_cpp.LlamaCppOptions",
@@ -241,8 +240,7 @@ def check_imports(code: str) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fsgen_router"):
             module = importlib.import_module(node.module or "")
             for name in node.names:
-                if (node.module, name.name) not in WITHOUT_A_PUBLIC_PLACE:
-                    assert PUBLIC.fullmatch(node.module or ""), f"{node.module} is no public place"
+                assert PUBLIC.fullmatch(node.module or ""), f"{node.module} is no public place"
                 assert hasattr(module, name.name) or importlib.import_module(f"{node.module}.{name.name}")
 
 
