@@ -24,11 +24,10 @@ def test_the_readme_is_short_and_begins_with_a_few_lines() -> None:
 
 # What repositories of the hub publish, checked on 2026-11-25 against what public programs fetch from there (with
 # revision, size and SHA-256): the 0.5B's q8_0 has 675,710,816 bytes, the 1.5B's 1,894,532,128 (repository at
-# 91cad511); the 7B's q4_k_m is two shards at bb5d59e0, and no single file. All three are under Apache 2.0.
+# 91cad511). Both are under Apache 2.0.
 PUBLISHED = {
     ("Qwen/Qwen2.5-0.5B-Instruct-GGUF", "qwen2.5-0.5b-instruct-q8_0.gguf"),
     ("Qwen/Qwen2.5-1.5B-Instruct-GGUF", "qwen2.5-1.5b-instruct-q8_0.gguf"),
-    ("Qwen/Qwen2.5-7B-Instruct-GGUF", "qwen2.5-7b-instruct-q4_k_m-00001-of-00002.gguf"),
 }
 
 
