@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import importlib
 import math
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from fsgen_router import Mask
-from fsgen_router.adapters.llama_cpp.ggml import GgmlScratch, make_scratch
 from fsgen_router.rows import reading
 from fsgen_router.rows.reading import (
     FORBIDDEN,
@@ -40,7 +40,13 @@ def scratch(request: pytest.FixtureRequest) -> Scratch:
 
 
 def ggml() -> Scratch:
-    return make_scratch(pytest.importorskip("llama_cpp.llama_cpp")._lib)
+    return in_ggml().make_scratch(pytest.importorskip("llama_cpp.llama_cpp")._lib)
+
+
+def in_ggml() -> ModuleType:
+    """The backend's part of reading, where the backend is installed."""
+    pytest.importorskip("llama_cpp")
+    return importlib.import_module("fsgen_router.adapters.llama_cpp.ggml")
 
 
 def reduce(logits: np.ndarray, read: Read = SIGNALS, scratch: Scratch | None = None) -> Row:
@@ -147,7 +153,7 @@ def test_a_backends_own_mask(masked: float, scratch: Scratch) -> None:
 
 
 def test_llama_cpp_shows_its_exponentials() -> None:
-    assert isinstance(ggml(), GgmlScratch)
+    assert isinstance(ggml(), in_ggml().GgmlScratch)
 
 
 def doubled(size: int, out: int, values: int, shift: float) -> float:
@@ -159,7 +165,7 @@ def doubled(size: int, out: int, values: int, shift: float) -> float:
 
 @pytest.mark.parametrize("library", [SimpleNamespace(), SimpleNamespace(ggml_vec_soft_max_f32=doubled)])
 def test_without_ggmls_exponentials_numpy_takes_them(library: SimpleNamespace) -> None:
-    scratch = make_scratch(library)
+    scratch = in_ggml().make_scratch(library)
     assert type(scratch) is Scratch
     logits = np.random.default_rng(0).normal(0, 2, 3000).astype(np.float32)
     assert_exact(reduce(logits, scratch=scratch), logits)
