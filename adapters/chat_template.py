@@ -5,6 +5,7 @@ Templates are programs that come with a model: they run in Jinja's sandbox.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -29,6 +30,13 @@ _CHANNELS = (
     ("<|think|>", "<|content|>"),  # Solar Open
 )
 _MAX_BYTES = 2**20
+
+
+def template_digest(template: str | None, variables: Mapping[str, Any]) -> str | None:
+    """What tells a model with another template, or with fixed variables, from itself; None where both are its own."""
+    if not template and not variables:
+        return None
+    return hashlib.sha256(json.dumps([template, dict(variables)], sort_keys=True, default=str).encode()).hexdigest()
 
 
 class ChatTemplate:

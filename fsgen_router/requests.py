@@ -71,11 +71,18 @@ def make_engine(
     """The engine of a request, whose answer is audited with the probability ``audit``."""
     from .policies import Capped, check_prompt
 
-    policy = check_prompt(policy, pair.fast.tokenizer, prompt=text.prompt, messages=text.messages, stop=options.stop)
+    policy = check_prompt(
+        policy,
+        pair.fast.tokenizer,
+        prompt=text.prompt,
+        messages=text.messages,
+        stop=options.stop,
+        chat_template_kwargs=text.chat_template_kwargs,
+    )
     if options.max_slow_calls is not None or options.max_slow_tokens is not None:
         policy = Capped(policy, options.max_slow_calls, options.max_slow_tokens)
     roles: list[Role] = ["fast", "slow"] if policy.asks or audit else ["fast"]
-    request = _make_request(pair, text, prompts, options, seed)
+    request = _make_request(pair, text, prompts, options, seed, _key(prompts))
     audited = hashed_uniform(request.seed, request.key, ledger.requests, "audit") < audit
     return Engine(
         replace(request, audit=audited),
@@ -95,7 +102,7 @@ def make_baseline(pair: Pairing, text: TextPrompt, prompts: Prompts, options: Re
     from .policies import Always, Never
 
     local = pair.local_slow
-    request = _make_request(pair, text, {"fast": prompts["slow" if local else "fast"]}, options, seed)
+    request = _make_request(pair, text, {"fast": prompts["slow" if local else "fast"]}, options, seed, _key(prompts))
     return Engine(
         replace(request, alone=True),
         policy=Never() if local else Always(REST),
@@ -107,18 +114,19 @@ def make_baseline(pair: Pairing, text: TextPrompt, prompts: Prompts, options: Re
     )
 
 
-def _make_request(pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, seed: int) -> Request:
+def _make_request(
+    pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, seed: int, key: str
+) -> Request:
     if pair.local_slow is None and (options.logit_bias or options.constraint is not None):
         raise InvalidRequest(
             f"{pair.slow.name} gives text, no logits, so they can be neither biased nor constrained",
             hint="leave logit_bias and constraint out",
         )
-    ids = prompts["fast"]
     return Request(
         id=options.request_id or uuid.uuid4().hex,
         prompts=prompts,
         text=text if pair.local_slow is None else None,
-        key=hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest(),
+        key=key,
         max_tokens=options.max_tokens,
         seed=seed,
         warp=options.warp,
@@ -126,6 +134,11 @@ def _make_request(pair: Pairing, text: TextPrompt, prompts: Prompts, options: Re
         stop_ids=options.stop_ids(pair.vocabulary.n_vocab),
         constraint=options.make_constraint(pair.vocabulary.n_vocab),
     )
+
+
+def _key(prompts: Prompts) -> str:
+    """What random numbers are drawn for: the fast model's prompt, also for the slow one alone."""
+    return hashlib.blake2b(repr(prompts["fast"]).encode(), digest_size=8).hexdigest()
 
 
 def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:

@@ -208,6 +208,12 @@ class Capped:
     def reads_hidden(self) -> bool:
         return reads_hidden(self.inner)
 
+    @property
+    def method(self) -> str | None:
+        """The method that the policy inside was calibrated with, where it knows one."""
+        method: str | None = getattr(self.inner, "method", None)
+        return method
+
     def begin(self, ledger: Ledger) -> PolicyState:
         return self.inner.begin(ledger)
 

@@ -32,6 +32,8 @@ class Pair(_Record):
     slow: str
     fast_params: int | None = None
     slow_params: int | None = None
+    fast_template: str | None = Field(None, description="digest of a chat template given instead of the file's own")
+    slow_template: str | None = None
 
     def differences(self, other: Pair) -> list[str]:
         """In words, where ``other`` differs from this; empty for the same pair."""
@@ -41,6 +43,8 @@ class Pair(_Record):
             theirs = getattr(other, role), getattr(other, f"{role}_params")
             if ours != theirs:
                 found.append(f"{role} is {_model(*theirs)}, not {_model(*ours)}")
+            if getattr(self, f"{role}_template") != getattr(other, f"{role}_template"):
+                found.append(f"{role} has another chat template")
         return found
 
 
@@ -56,6 +60,8 @@ def fingerprint(fast: TokenModel, slow: TokenModel | TextModel) -> Pair:
         slow=slow.name,
         fast_params=fast.n_params,
         slow_params=slow.n_params,
+        fast_template=getattr(fast, "template_digest", None),
+        slow_template=getattr(slow, "template_digest", None),
     )
 
 

@@ -202,16 +202,22 @@ def _require_hidden(policy: Policy, fast: TokenModel, slow: TokenModel | TextMod
         )
 
 
-def check_pair(policy: Policy, fast: TokenModel, slow: TokenModel | TextModel, *, method: Method | str) -> Policy:
+def check_pair(
+    policy: Policy, fast: TokenModel, slow: TokenModel | TextModel, *, method: Method | str, quiet: bool = False
+) -> Policy:
     """The policy to use with these models and this method: itself, or with its certificate suspended.
 
     Warns (:class:`PolicyPairWarning`, and the event ``policy_pair``) where a learned policy was made for
-    other models, or certified with another method. Policies that know no pair fit every pair. Raises
+    other models, or certified with another method; ``quiet`` where that was said. Policies that know no pair fit
+    every pair. Raises
     :class:`ConfigurationError` for a policy that reads hidden states where they are not those of its fast
     model, or cannot be read.
     """
     if reads_hidden(policy):
         _require_hidden(policy, fast, slow)
+    if isinstance(policy, Capped):
+        inner = check_pair(policy.inner, fast, slow, method=method, quiet=quiet)
+        return policy if inner is policy.inner else replace(policy, inner=inner)
     if not isinstance(policy, Learned):
         return policy
     reasons = []
@@ -224,5 +230,6 @@ def check_pair(policy: Policy, fast: TokenModel, slow: TokenModel | TextModel, *
         return replace(policy, suspended=()) if policy.suspended else policy  # it ran with another method before
     why = ", ".join(reasons)
     said = f"the policy {policy.name} was {why}; calibrate one for this pair"
-    warn(PolicyPairWarning, said, event="policy_pair", policy=policy.name, why=why)
+    if not quiet:
+        warn(PolicyPairWarning, said, event="policy_pair", policy=policy.name, why=why)
     return replace(policy, suspended=tuple(reasons))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -165,7 +165,8 @@ class Learned:
     def end(self, state: PolicyState, ledger: Ledger) -> None:
         if self.hold is not None:
             self.hold.end(state.moved, ledger)
-        if self.drift is not None:
+        # What is known to be of another kind, and claims nothing, is no drift of the rest.
+        if self.drift is not None and not self.suspended:
             self.drift.observe(state.counts, ledger, self.digest)
 
     # --- variants ---
@@ -239,13 +240,25 @@ def check_prompt(
     prompt: str | None = None,
     messages: Sequence[Turn] | None = None,
     stop: Sequence[str] = (),
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Policy:
     """The policy to use for one prompt, raw or messages: itself, or with its certificate suspended, because what is
     asked is not of the kind that it was calibrated on. ``tokenizer`` is the fast model's."""
     if isinstance(policy, Capped):
-        inner = check_prompt(policy.inner, tokenizer, prompt=prompt, messages=messages, stop=stop)
+        inner = check_prompt(
+            policy.inner,
+            tokenizer,
+            prompt=prompt,
+            messages=messages,
+            stop=stop,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         return policy if inner is policy.inner else replace(policy, inner=inner)
-    if not isinstance(policy, Learned) or policy.inputs is None or policy.certificate is None:
+    if not isinstance(policy, Learned) or policy.certificate is None:
         return policy
-    reasons = policy.inputs.reasons(asked(tokenizer, prompt=prompt, messages=messages), stop=stop)
+    reasons: tuple[str, ...] = ()
+    if policy.inputs is not None:
+        reasons = policy.inputs.reasons(asked(tokenizer, prompt=prompt, messages=messages), stop=stop)
+    if chat_template_kwargs:
+        reasons += ("variables of the chat template were set",)
     return replace(policy, suspended=policy.suspended + reasons) if reasons else policy

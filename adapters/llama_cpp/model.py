@@ -17,7 +17,7 @@ from fsgen_router.rows.reading import UNREADABLE, Floats, Row, reduce_row
 from fsgen_router.support.options import checked
 from fsgen_router.support.waiting import Home, holding
 
-from ..chat_template import template_text
+from ..chat_template import template_digest, template_text
 from ..sequences import SequencePool
 from .batch import MAX_OUTPUTS, Batch, Segment, Wanted
 from .files import locate
@@ -40,6 +40,7 @@ class LlamaCppModel:
     def __init__(self, where: str | os.PathLike[str], /, **options: Unpack[LlamaCppKeywords]) -> None:
         self.options = checked(LlamaCppOptions, options, error=ConfigurationError)
         template = self.options.chat_template and template_text(self.options.chat_template)
+        self.template_digest = template_digest(template, self.options.chat_template_kwargs)
         path = locate(os.fspath(where))
         require_devices(self.options)
         adapters = {locate(adapter): scale for adapter, scale in self.options.lora.items()}

@@ -20,7 +20,7 @@ from fsgen_router.rows.reading import UNREADABLE, Row, Scratch
 from fsgen_router.support.options import checked
 from fsgen_router.support.waiting import Home, holding
 
-from ..chat_template import template_text
+from ..chat_template import template_digest, template_text
 from ..sequences import SequencePool
 from .batches import Part, Pending
 from .devices import device_of, give_back, require_memory, set_threads
@@ -44,6 +44,7 @@ class TransformersModel:
     def __init__(self, where: str | os.PathLike[str], /, **options: Unpack[TransformersKeywords]) -> None:
         self.options = checked(TransformersOptions, options, error=ConfigurationError)
         template = self.options.chat_template and template_text(self.options.chat_template)
+        self.template_digest = template_digest(template, self.options.chat_template_kwargs)
         source = locate(os.fspath(where), self.options)
         self.name = source.name
         self.device = device_of(self.options.device)

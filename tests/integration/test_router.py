@@ -8,6 +8,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -698,6 +699,55 @@ def test_a_certificate_follows_the_policy_and_method_of_its_request(make_router:
     assert router.complete(PROMPTS[0], max_tokens=4).guarantee is None
 
 
+def test_a_certificate_does_not_speak_of_another_template(make_router: Callable[..., Router], tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": next(iter(world.problems("calibration", 1))).prompt}]
+    router = make_router(policy=reference.policy_path())
+    assert router.chat(asked).claim.holds
+    said = router.chat(asked, chat_template_kwargs={"bos_token": ""}).claim
+    assert said.reasons == ("variables of the chat template were set",)
+    assert router.chat(asked).claim.holds
+    other = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    models = [reference.load(which, chat_template=other) for which in ("fast", "slow")]
+    with pytest.warns(PolicyPairWarning, match=r"fast has another chat template, slow has another chat template"):
+        changed = Router(*models, policy=reference.policy_path())
+    assert not changed.chat(asked).claim.holds
+    for model in models:
+        model.shutdown()
+
+
+def test_prompts_that_claim_nothing_are_no_drift_of_the_rest(make_router: Callable[..., Router]) -> None:
+    """Poems among the questions suspend their own claims, and nobody else's."""
+    router = make_router(policy=reference.policy_path())
+    problems = [problem.prompt for problem in world.problems("calibration", 40)]
+    for number, problem in enumerate(problems):
+        assert router.chat([{"role": "user", "content": problem}]).guarantee is not None
+        if number % 4 == 0:
+            poem = "O wild West Wind, thou breath of Autumn's being, thou, from whose unseen presence the leaves dead"
+            assert not router.chat([{"role": "user", "content": poem}], max_tokens=60).claim.holds
+    assert router.chat([{"role": "user", "content": problems[0]}]).claim.holds
+
+
+def test_what_is_doubtful_is_said_once(make_router: Callable[..., Router], caplog: pytest.LogCaptureFixture) -> None:
+    """Not at every request that names the same policy and method again."""
+    router = make_router(policy="never")
+    path = reference.policy_path()
+    options = {"max_tokens": 2, "policy": path, "method": "replace"}
+    with caplog.at_level(logging.WARNING, "fsgen_router"):
+        with pytest.warns(PolicyPairWarning):
+            router.complete("lamp", **options)
+        router.complete("lamp", **options)  # a second warning would be an error
+    assert [record.event for record in caplog.records] == ["policy_pair"]
+
+
+def test_a_baseline_draws_the_numbers_of_its_answer_whatever_its_template() -> None:
+    other = "{% for message in messages %}<|user|>{{ message.content }}<|assistant|>{% endfor %}"
+    with Router(
+        "reference:fast", reference.load("slow", chat_template=other), policy="always", method="replace"
+    ) as made:
+        answer = made.chat([{"role": "user", "content": "lamp"}], temperature=1.0, seed=3, max_tokens=20, baseline=True)
+    assert answer.baseline.text == answer.text
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -711,7 +761,8 @@ async def test_a_request_with_a_policy_that_does_not_exist(
     still_answers: Router, given: dict[str, Any], words: str
 ) -> None:
     for call in (still_answers.complete, still_answers.stream, still_answers.astream):
-        with pytest.raises(FsgenError, match=words):
+        kind = FsgenError if "safetensors" in str(given) else InvalidRequest
+        with pytest.raises(kind, match=words):
             call(PROMPTS[0], **given)
 
 
