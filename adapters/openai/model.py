@@ -111,9 +111,6 @@ class OpenAIModel:
             body["prompt"] = f"{request.prompt}{request.answer}"
         else:
             path = "/chat/completions"
-            if request.chat_template_kwargs:
-                own = body.get("chat_template_kwargs") or {}
-                body["chat_template_kwargs"] = {**own, **request.chat_template_kwargs}
             messages = messages_of(request)
             continues = False
             if request.answer.strip():

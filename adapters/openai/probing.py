@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -31,8 +32,8 @@ class Probes:
         self._connection, self._reader, self._options = connection, reader, options
         self._name = connection.name
         self._probing = threading.Lock()
-        self._probed = False
-        self._dialect: Dialect | None = None
+        self._dialects: dict[str, Dialect | None] = {}
+        """By the template's variables, which may change how a partial answer is taken."""
         self._wrapping: bool | None = None
         self._streamed: bool | None = None
 
@@ -42,20 +43,20 @@ class Probes:
         if self._options.api == "completions":
             return TextCapabilities(prefill=True, raw=True)
         prefill = {"always": True, "never": False}.get(self._options.prefill)
-        if prefill is None and self._probed:
-            prefill = self._dialect is not None
+        if prefill is None and self._dialects:
+            prefill = any(dialect is not None for dialect in self._dialects.values())
         return TextCapabilities(prefill=prefill, raw=None if self._wrapping is None else not self._wrapping)
 
     def dialect(self, request: Continuation, patience: Patience) -> Dialect | None:
         """How this endpoint continues a partial answer; None where it has to be told to. Found out once."""
         if self._options.prefill == "never":
             return None
+        variables = json.dumps(request.chat_template_kwargs or {}, sort_keys=True)
         with self._probing:
-            if not self._probed:
-                self._dialect = self._probe(request, patience)
-                self._probed = True
-                log.info("prefill_probed", model=self._name, dialect=self._dialect.name if self._dialect else None)
-            return self._dialect
+            if variables not in self._dialects:
+                found = self._dialects[variables] = self._probe(request, patience)
+                log.info("prefill_probed", model=self._name, dialect=found.name if found else None)
+            return self._dialects[variables]
 
     def _probe(self, request: Continuation, patience: Patience) -> Dialect | None:
         """The first dialect that is not refused, if the endpoint's own count of tokens shows that it works.

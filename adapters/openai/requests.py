@@ -25,7 +25,10 @@ def estimate_tokens(text: str) -> int:
 
 def fields(request: Continuation, options: OpenAIOptions) -> dict[str, Any]:
     """What a request and the probes for it say alike."""
-    return {**options.extra_body, **_sampling(request.warp, request.seed, options)}
+    body = {**options.extra_body, **_sampling(request.warp, request.seed, options)}
+    if request.chat_template_kwargs:
+        body["chat_template_kwargs"] = {**(body.get("chat_template_kwargs") or {}), **request.chat_template_kwargs}
+    return body
 
 
 def limits(request: Continuation, options: OpenAIOptions) -> dict[str, Any]:

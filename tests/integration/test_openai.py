@@ -1357,6 +1357,25 @@ def test_a_probe_is_sent_as_the_real_call() -> None:
         }  # fmt: skip
 
 
+def test_a_probe_has_the_requests_own_variables_and_is_remembered_by_them() -> None:
+    """A template may take a partial answer with reasoning off, and in another way with it on."""
+    with scripted_server(rendering(QWEN3, sglang)) as server:
+        model = OpenAIModel(f"m@{server.url}")
+        for thinking in (False, True, False):
+            call = model.stream(
+                Continuation(
+                    messages=HELLO,
+                    answer="so far",
+                    max_tokens=16,
+                    chat_template_kwargs={"enable_thinking": thinking},
+                )
+            )
+            whole(call)
+    sent = [body["chat_template_kwargs"]["enable_thinking"] for body in server.bodies]
+    assert sent == [*sorted(sent[:-1]), False]  # all of a probe are the request's; a third request needs none
+    assert sent.count(True) > 1 < sent.count(False) - 1
+
+
 def test_a_server_that_only_streams_is_probed_in_a_stream() -> None:
     with scripted_server(rendering(QWEN3, vllm, streams_only=True)) as server:
         model = OpenAIModel(f"m@{server.url}")
