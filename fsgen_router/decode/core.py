@@ -140,10 +140,13 @@ class Core:
         answer = self.state.answer
         mask = self.request.constraint.mask(answer if position == len(answer) else answer[:position])
         check_mask(mask, self.vocabulary.n_vocab)
-        if mask is None or mask.allowed is None or not len(self.unshared):
+        moved = [alignment for alignment in self.alignments.values() if alignment is not None and len(alignment.ends)]
+        if mask is None or mask.allowed is None or not (len(self.unshared) or moved):
             return mask
-        # The only token that a mask allows has to be one that all models read.
+        # The only token that a mask allows has to be one that all models read; an end of one's own counts as theirs.
         allowed = mask.allowed.copy()
+        for alignment in moved:
+            allowed[alignment.end] |= bool(allowed[alignment.ends[alignment.ends < len(allowed)]].any())
         allowed[self.unshared] = False
         return dataclasses.replace(mask, allowed=allowed)
 

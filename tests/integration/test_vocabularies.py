@@ -494,3 +494,27 @@ def test_a_row_that_is_only_cut_is_not_copied() -> None:
     assert np.shares_memory(reading._prepared(row, cut, None), row)
     forbids = Alignment(n_vocab=4000, forbidden=np.array([7]), ends=none, end=1)
     assert not np.shares_memory(reading._prepared(row, forbids, None), row)
+
+
+class AThenItsOwnEnd:
+    """A grammar that was made with the fast model's ends of a generation."""
+
+    def mask(self, answer: Any) -> Mask:
+        allowed = np.zeros(5, np.bool_)
+        allowed[[0, 4] if len(answer) >= 2 else [0]] = True
+        return Mask(allowed=allowed)
+
+
+@pytest.mark.filterwarnings("ignore::fsgen_router.VocabularyWarning")
+def test_a_mask_that_allows_the_fast_models_own_end_lets_an_answer_end() -> None:
+    pieces = [b"a", b"b", b" c", b"<e1>", b"<e2>"]
+    ours, theirs = ScriptedTokenizer(pieces, eog=[4]), ScriptedTokenizer([*pieces[:4], b""], eog=[3])
+    theirs.unused_ids = frozenset({4})
+    rows = {"fast": [3, 2, 1, 0, 9], "slow": [1, 2, 3, 9, 0]}
+    fast, slow = (
+        ScriptedModel(lambda ids, name=name: np.array(rows[name], np.float32), tokenizer, name=name)
+        for name, tokenizer in (("fast", ours), ("slow", theirs))
+    )
+    with Router(fast, slow, policy="every:2", method="replace") as router:
+        answer = router.complete("ab", constraint=AThenItsOwnEnd(), max_tokens=8)
+    assert (answer.text, answer.finish_reason) == ("aa", "eog")
