@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from types import TracebackType
-from typing import ClassVar
 
 from fsgen_router.contracts.text_models import ReasoningChunk, TextChunk, TextEnd, TextEvent
 from fsgen_router.errors import BackendError
 from fsgen_router.support.waiting import Home
+from fsgen_router.text.vocabulary import REASONING_MARKS
 
 # --- one call ------------------------------------------------------------------------------------
 
@@ -254,8 +254,6 @@ class ThinkBlock:
     breaks behind reasoning belong to the template.
     """
 
-    TAGS: ClassVar[Mapping[str, str]] = {"<think>": "</think>", "[THINK]": "[/THINK]", "<seed:think>": "</seed:think>"}
-
     def __init__(self) -> None:
         self._held = ""
         self._until: str | None = None
@@ -291,11 +289,11 @@ class ThinkBlock:
         if self._thought:
             self._held = self._held.lstrip("\r\n")
         head = self._held.lstrip()
-        for tag, end in self.TAGS.items():
+        for tag, end in REASONING_MARKS.items():
             if head.startswith(tag):
                 self._until, self._held = end, head[len(tag) :]
                 return True
-        return bool(head) and not any(tag.startswith(head) for tag in self.TAGS)
+        return bool(head) and not any(tag.startswith(head) for tag in REASONING_MARKS)
 
     def _inside(self, end: str) -> Iterator[TextEvent]:
         reasoning, closed, behind = self._held.partition(end)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -16,18 +16,19 @@ from ..errors import VocabularyMismatch
 from ..rows.reading import Alignment
 from .conversation import encode_within
 
-# What opens and closes reasoning. Where one is a control token it still is part of the text: without it, what was
-# thought would read as the answer's beginning.
-_THINKING = frozenset(
-    name.encode()
-    for name in (
-        *("<think>", "</think>", "<seed:think>", "</seed:think>"),
-        *("[THINK]", "[/THINK]"),  # Magistral
-        *("<|START_THINKING|>", "<|END_THINKING|>"),  # Command
-        *("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
-        *("<|channel>", "<channel|>"),  # Gemma 4
-    )
-)
+REASONING_MARKS: Final[Mapping[str, str]] = {
+    "<think>": "</think>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",  # Magistral
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Command
+    "<|inner_prefix|>": "<|inner_suffix|>",  # Apertus
+    "<|channel>": "<channel|>",  # Gemma 4
+}
+"""What opens reasoning, and what closes it."""
+
+# Where one is a control token it still is part of the text: without it, what was thought would read as the answer's
+# beginning.
+_THINKING = frozenset(mark.encode() for pair in REASONING_MARKS.items() for mark in pair)
 
 
 def hidden_ids(tokenizer: Tokenizer, special_ids: frozenset[int] | None = None) -> frozenset[int]:
