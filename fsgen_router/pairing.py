@@ -69,6 +69,7 @@ class Pairing:
         self.local_slow: TokenModel | None = slow if reads_tokens(slow) else None
         """The slow model where it gives rows, and not only text."""
         self.models: dict[Role, AnyModel] = {"fast": fast, "slow": slow}
+        self._said: set[tuple[str, ...]] = set()
         self.shared: SharedVocabulary | None = None
         """How the vocabularies of two local models relate."""
         if self.local_slow is not None:
@@ -97,12 +98,20 @@ class Pairing:
                     f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {method.name}",
                     hint="use the method replace",
                 )
-            _warn_of_small_extents(policy, self.slow.name)
+            if self._first_time("extent", policy.name):
+                _warn_of_small_extents(policy, self.slow.name)
         else:
             policy = policy or make_policy(DEFAULT_POLICY)
-            if method.rule is not None and self.rereads:
+            if method.rule is not None and self.rereads and self._first_time("rewind", method.name):
                 _warn_of_rereading(method, self.rereads)
-        return check_pair(policy, self.fast, self.slow, method=method), method
+        quiet = not self._first_time("pair", policy.name, method.name)
+        return check_pair(policy, self.fast, self.slow, method=method, quiet=quiet), method
+
+    def _first_time(self, *what: str) -> bool:
+        """Whether something is to be said: once for a pair, and not at every request that names the same again."""
+        first = what not in self._said
+        self._said.add(what)
+        return first
 
     @property
     def rereads(self) -> list[str]:

@@ -95,8 +95,8 @@ class Router:
 
     ``audit``, ``prices`` and ``seed`` may be changed later, for the requests that follow, and so may
     ``read_ahead`` with batching. All else is fixed: a request may name another policy and method, and
-    :meth:`with_policy` gives a Router over the same models that has them. A slow model with fewer parameters than
-    the fast one is warned of (:class:`SwappedModelsWarning`).
+    :meth:`with_policy` gives a Router over the same models that has them. A slow model with clearly fewer parameters
+    than the fast one is warned of (:class:`SwappedModelsWarning`).
 
     Two local models share one vocabulary. Ids that one of them lacks are never written, and
     :class:`VocabularyWarning` names those that are text. The default method takes drafts back, which models
@@ -387,7 +387,10 @@ class Router:
     def _prepare(self, text: TextPrompt, options: Mapping[str, Any]) -> tuple[Engine, Engine | None]:
         self._require_open()
         parsed = checked(RequestOptions, options, error=InvalidRequest)
-        policy, method = self._instead(parsed.policy, parsed.method)
+        try:
+            policy, method = self._instead(parsed.policy, parsed.method)
+        except ConfigurationError as error:  # of this request alone
+            raise InvalidRequest(error.message, hint=error.hint) from None
         needed: list[Role] = ["fast", "slow"] if policy.asks or self.audit or parsed.baseline else ["fast"]
         seed = parsed.seed if parsed.seed is not None else self.seed
         if seed is None:  # shared with the baseline, and told in the answer
