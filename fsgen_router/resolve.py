@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from .contracts.models import TokenModel
 from .contracts.text_models import TextModel, reads_tokens
 from .errors import ConfigurationError
-from .records import Role
+from .records import Source
 
 
 def _llama_cpp(where: str, options: dict[str, Any]) -> TokenModel:
@@ -22,7 +22,7 @@ def _llama_cpp(where: str, options: dict[str, Any]) -> TokenModel:
 def _reference(where: str, options: dict[str, Any]) -> TokenModel:
     from . import reference
 
-    return reference.load(cast(Role, where), **options)  # which checks it
+    return reference.load(cast(Source, where), **options)  # which checks it
 
 
 def _openai(where: str, options: dict[str, Any]) -> TextModel:

@@ -20,7 +20,6 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigurationError
 from ..evaluation import SLOW_ONLY, Array, Item, ask
 from ..router import Router
 from ..rows.reading import Mask
@@ -55,13 +54,6 @@ class Labels:
             "neutral": self.neutral,
             "divergent": self.divergent,
         }
-
-
-def check_label(name: str) -> LabelName:
-    found = next((known for known in LABELS if known == name), None)
-    if found is None:
-        raise ConfigurationError(f"unknown label {name!r}", hint=f"available: {', '.join(LABELS)}")
-    return found
 
 
 def disagreement(traces: Traces) -> Labels:

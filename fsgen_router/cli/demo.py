@@ -181,6 +181,7 @@ def _sum_usage(parts: Sequence[Usage]) -> Usage:
         _add(total, part)
         _add(total.fast, part.fast)
         _add(total.slow, part.slow)
+        _add(total.tuned, part.tuned)
     total.first_token_seconds = None
     total.audited = all(part.audited for part in parts)
     return total

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Unpack, get_args
 
 from ..contracts.models import TokenModel
 from ..errors import ModelNotFound
-from ..records import Role
+from ..records import Source
 
 if TYPE_CHECKING:
     from ..adapters.llama_cpp import LlamaCppKeywords
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _OPTIONS: LlamaCppKeywords = {"n_ctx": 1024, "n_seq": 8, "type_k": "f32", "type_v": "f32", "n_threads": 1}
 
 
-def path(which: Role) -> Path:
+def path(which: Source) -> Path:
     """Where the weights of ``fast`` or ``slow`` lie."""
     return Path(__file__).with_name(f"{which}.gguf")
 
@@ -29,11 +29,11 @@ def policy_path() -> Path:
     return Path(__file__).with_name("policy.safetensors")
 
 
-def load(which: Role, /, **options: Unpack[LlamaCppKeywords]) -> TokenModel:
+def load(which: Source, /, **options: Unpack[LlamaCppKeywords]) -> TokenModel:
     """One model of the pair through llama.cpp; ``options`` as in ``LlamaCppOptions``."""
     from ..adapters.llama_cpp import LlamaCppModel
 
-    if which not in get_args(Role):
-        raise ModelNotFound(f"the reference pair has no {which!r}", hint=" or ".join(get_args(Role)))
+    if which not in get_args(Source):
+        raise ModelNotFound(f"the reference pair has no {which!r}", hint=" or ".join(get_args(Source)))
     chosen: LlamaCppKeywords = {**_OPTIONS, **options}
     return LlamaCppModel(path(which), **chosen)

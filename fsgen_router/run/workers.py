@@ -135,14 +135,14 @@ class BatchWorker:
         self._thread.start()
 
     def submit(self, command: Start, client: Client) -> None:
-        with self._changed:
+        with holding(self._changed):
             if self._closed:
                 raise _closed()
             self._waiting.append((command, client))
             self._changed.notify()
 
     def abandon(self) -> None:
-        with self._changed:
+        with holding(self._changed):
             self._closed = True
             self._changed.notify()
 
@@ -157,7 +157,7 @@ class BatchWorker:
 
     def _wait(self) -> tuple[deque[tuple[Start, Client]], bool]:
         """What has come, and whether that is the end. While it waits, the thread keeps nobody's request alive."""
-        with self._changed:
+        with holding(self._changed):
             while not (self._waiting or self._jobs or self._closed):
                 # Not for ever: abandoned by what is collected just here, it would hear nothing of that.
                 self._changed.wait(60)
@@ -255,7 +255,7 @@ class StreamWorker:
         self._closed = False
 
     def submit(self, command: Start, client: Client) -> None:
-        with self._lock:
+        with holding(self._lock):
             if self._closed:
                 raise _closed()
             thread = WorkerThread(target=self._run, args=(command, client), name=self._name, daemon=True)
@@ -269,7 +269,7 @@ class StreamWorker:
                     if not client.deliver(event):
                         return
         finally:
-            with self._lock:
+            with holding(self._lock):
                 del self._under_way[threading.current_thread()]
 
     def abandon(self) -> None:
@@ -277,7 +277,7 @@ class StreamWorker:
 
     def close(self, timeout: float | None = None) -> None:
         # Without waiting for an endpoint that hangs: its stream ends when the model is shut down, or never.
-        with self._lock:
+        with holding(self._lock):
             self._closed = True
             under_way = list(self._under_way.values())
         for job, client in under_way:
@@ -363,7 +363,7 @@ class Workers:
         """
         if self._home.left:
             return
-        with self._lock:
+        with holding(self._lock):
             self._closed = True
             started = list(self._started.values())
         for worker in started:

@@ -5,7 +5,8 @@ Events: ``answered``, ``degraded``, ``context_beyond_training``, ``endpoint_retr
 ``swapped_models``, ``system_merged``, ``vocabulary`` (ids that one model lacks or types otherwise), ``reread`` (a
 method takes drafts back, a model cannot).
 
-Those of a request have its ``request_id`` and the names of both models. Prompts and keys are never in them.
+``answered`` and ``degraded`` have their request's ``request_id`` and the names of both models. Prompts and keys are
+never in any event.
 An application that configured structlog gets them through its own processors, as fields. Else they go to the
 standard library's logger ``fsgen_router``, silent until that is configured: a line of text, and the fields as
 attributes of the record.
