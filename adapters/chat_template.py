@@ -18,7 +18,7 @@ import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fsgen_router.contracts.tokenizer import Turn
-from fsgen_router.errors import ConfigurationError
+from fsgen_router.errors import ConfigurationError, InvalidRequest
 from fsgen_router.support.logs import warn
 from fsgen_router.support.options import SET_BY_US
 from fsgen_router.text.conversation import SystemMessageWarning
@@ -84,8 +84,8 @@ class ChatTemplate:
         """The conversation as text, up to where the assistant begins. ``variables`` go before the model's own.
 
         A system message that the template refuses, or leaves out, is put before the user's next one, as llama.cpp
-        does; :class:`~fsgen_router.SystemMessageWarning` says so. Raises :class:`ConfigurationError` where the
-        template refuses the messages, and where answers would read as one with their reasoning.
+        does; :class:`~fsgen_router.SystemMessageWarning` says so. Raises :class:`InvalidRequest` where the template
+        refuses the messages, and :class:`ConfigurationError` where answers would read as one with their reasoning.
         """
         values = {**self._fixed, **(variables or {})}
         if any(message["role"] == "system" for message in messages):
@@ -107,7 +107,7 @@ class ChatTemplate:
                 messages=[dict(message) for message in messages], add_generation_prompt=True, **values
             )
         except Exception as error:  # whatever a template from a file raises
-            raise ConfigurationError(f"the chat template of {self._owner} refuses these messages: {error}") from None
+            raise InvalidRequest(f"the chat template of {self._owner} refuses these messages: {error}") from None
 
     def _with_system_shown(self, messages: Sequence[Turn], values: Mapping[str, Any]) -> Sequence[Turn]:
         """The first way to put system messages at which every one of them can be seen in what comes out.
@@ -123,7 +123,7 @@ class ChatTemplate:
         for wanted, tried in zip(_ways(messages), _ways(marked), strict=True):
             try:
                 shown = self._text(tried, values)
-            except ConfigurationError:
+            except InvalidRequest:
                 continue
             if all(mark in shown for mark in marks):
                 if wanted is not messages:

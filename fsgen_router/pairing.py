@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from .contracts.methods import Method
 from .contracts.models import TokenModel
@@ -19,6 +20,9 @@ from .run.workers import AnyModel
 from .support.logs import log, warn
 from .text.conversation import encode_after
 from .text.vocabulary import SharedVocabulary, hidden_ids, share_vocabulary, token_classes
+
+if TYPE_CHECKING:
+    from .policies import Pair
 
 REFERENCE_PAIR = ("reference:fast", "reference:slow")
 DEFAULT_POLICY = "budget:0.2"
@@ -105,7 +109,15 @@ class Pairing:
             if method.rule is not None and self.rereads and self._first_time("rewind", method.name):
                 _warn_of_rereading(method, self.rereads)
         quiet = not self._first_time("pair", policy.name, method.name)
-        return check_pair(policy, self.fast, self.slow, method=method, quiet=quiet), method
+        policy = check_pair(policy, self.fast, self.slow, method=method, quiet=quiet, pair=lambda: self.identity)
+        return policy, method
+
+    @cached_property
+    def identity(self) -> Pair:
+        """What policies know this pair by. Made once: it reads the whole vocabulary."""
+        from .policies import fingerprint
+
+        return fingerprint(self.fast, self.slow)
 
     def _first_time(self, *what: str) -> bool:
         """Whether something is to be said: once for a pair, and not at every request that names the same again."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from fsgen_router.support.logs import warn
 
 from .basic import Capped
 from .budget import RateHold
-from .cards import FORMAT, PolicyCard, fingerprint
+from .cards import FORMAT, Pair, PolicyCard, fingerprint
 from .drift import DriftMonitor
 from .guard import OutlierGuard
 from .inputs import PromptCheck
@@ -177,7 +178,7 @@ def _under(prefix: str, tensors: Mapping[str, Any]) -> Tensors:
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def _require_hidden(policy: Policy, fast: TokenModel, slow: TokenModel | TextModel) -> None:
+def _require_hidden(policy: Policy, fast: TokenModel, found: Callable[[], Pair]) -> None:
     """Unlike probabilities, hidden states mean nothing but in the model that they were fitted in."""
     size, without = fast.capabilities.hidden_size, "take a policy calibrated without --hidden"
     if size is None:
@@ -190,9 +191,9 @@ def _require_hidden(policy: Policy, fast: TokenModel, slow: TokenModel | TextMod
         return
     differences = []
     if policy.pair is not None:
-        found = fingerprint(fast, slow)
-        same_slow = policy.pair.model_copy(update={"slow": found.slow, "slow_params": found.slow_params})
-        differences = same_slow.differences(found)
+        here = found()
+        same_slow = policy.pair.model_copy(update={"slow": here.slow, "slow_params": here.slow_params})
+        differences = same_slow.differences(here)
     if policy.hidden_size != size:
         differences.append(f"hidden states are {size} wide, not {policy.hidden_size}")
     if differences:
@@ -203,25 +204,32 @@ def _require_hidden(policy: Policy, fast: TokenModel, slow: TokenModel | TextMod
 
 
 def check_pair(
-    policy: Policy, fast: TokenModel, slow: TokenModel | TextModel, *, method: Method | str, quiet: bool = False
+    policy: Policy,
+    fast: TokenModel,
+    slow: TokenModel | TextModel,
+    *,
+    method: Method | str,
+    quiet: bool = False,
+    pair: Callable[[], Pair] | None = None,
 ) -> Policy:
     """The policy to use with these models and this method: itself, or with its certificate suspended.
 
     Warns (:class:`PolicyPairWarning`, and the event ``policy_pair``) where a learned policy was made for
     other models, or certified with another method; ``quiet`` where that was said. Policies that know no pair fit
-    every pair. Raises
-    :class:`ConfigurationError` for a policy that reads hidden states where they are not those of its fast
+    every pair. ``pair`` gives the models' :func:`fingerprint` where it is known: making it reads the whole vocabulary.
+    Raises :class:`ConfigurationError` for a policy that reads hidden states where they are not those of its fast
     model, or cannot be read.
     """
+    found = pair or partial(fingerprint, fast, slow)
     if reads_hidden(policy):
-        _require_hidden(policy, fast, slow)
+        _require_hidden(policy, fast, found)
     if isinstance(policy, Capped):
-        inner = check_pair(policy.inner, fast, slow, method=method, quiet=quiet)
+        inner = check_pair(policy.inner, fast, slow, method=method, quiet=quiet, pair=found)
         return policy if inner is policy.inner else replace(policy, inner=inner)
     if not isinstance(policy, Learned):
         return policy
     reasons = []
-    if policy.pair is not None and (differences := policy.pair.differences(fingerprint(fast, slow))):
+    if policy.pair is not None and (differences := policy.pair.differences(found())):
         reasons.append(f"made for another pair ({', '.join(differences)})")
     certified_with = None if policy.certificate is None else make_method(policy.certificate.method).name
     if certified_with is not None and certified_with != (running := make_method(method).name):

@@ -56,7 +56,7 @@ def _require_whole(gguf_file: str | None) -> None:
     if gguf_file is not None and len(shards := shards_of(gguf_file)) > 1:
         raise ConfigurationError(
             f"{gguf_file} is one of {len(shards)} shards, and transformers reads a model from one GGUF file",
-            hint="load it as llama_cpp:, or merge the shards with llama.cpp's llama-gguf-split",
+            hint="load it as llama_cpp:, or merge the shards with llama-gguf-split --merge, a program of llama.cpp",
         )
 
 

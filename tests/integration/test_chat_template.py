@@ -181,7 +181,7 @@ def test_both_backends_read_the_same(load: Load, template: str, tmp_path: Path) 
     ],
 )
 def test_a_template_cannot_leave_its_sandbox(template: str) -> None:
-    with pytest.raises(ConfigurationError, match="refuses these messages"):
+    with pytest.raises(InvalidRequest, match="refuses these messages"):
         ChatTemplate(template, "tiny", tokens={}).render(HELLO)
 
 

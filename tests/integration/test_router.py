@@ -36,7 +36,7 @@ from fsgen_router import (
 )
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
 from fsgen_router.contracts.models import TokenModel, Work
-from fsgen_router.policies import PolicyPairWarning, make_policy
+from fsgen_router.policies import PolicyPairWarning, cards, make_policy
 from fsgen_router.reference import world
 from fsgen_router.rows.reading import Read
 
@@ -737,6 +737,19 @@ def test_what_is_doubtful_is_said_once(make_router: Callable[..., Router], caplo
             router.complete("lamp", **options)
         router.complete("lamp", **options)  # a second warning would be an error
     assert [record.event for record in caplog.records] == ["policy_pair"]
+
+
+def test_a_vocabulary_is_hashed_once_for_a_pair(
+    make_router: Callable[..., Router], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """75 ms at 152k tokens: not at every request that names a policy file."""
+    hashed: list[object] = []
+    monkeypatch.setattr(cards, "vocabulary_hash", lambda tokenizer: hashed.append(tokenizer) or "")
+    router = make_router(policy="never")
+    with pytest.warns(PolicyPairWarning):
+        router.complete("lamp", max_tokens=2, policy=reference.policy_path())
+    router.complete("lamp", max_tokens=2, policy=reference.policy_path())
+    assert len(hashed) == 1
 
 
 def test_a_baseline_draws_the_numbers_of_its_answer_whatever_its_template() -> None:
