@@ -35,11 +35,12 @@ from fsgen_router import REST, Router
 from fsgen_router import calibration as cal
 from fsgen_router.calibration.bench import Bench
 from fsgen_router.calibration.choosing import choose
+from fsgen_router.calibration.curves import whole_query_runs
 from fsgen_router.calibration.fitting import Fitted
 from fsgen_router.calibration.held_out import baseline_scorers
 from fsgen_router.calibration.labels import disagreement
 from fsgen_router.calibration.metrics import auroc
-from fsgen_router.calibration.traces import Traces
+from fsgen_router.calibration.traces import Traces, join_traces
 from fsgen_router.evaluation import SLOW_ONLY, Item, Run, interval, summarise
 from fsgen_router.policies.certify import certify
 from fsgen_router.policies.scorers import Signal
@@ -110,7 +111,7 @@ def alone(bench: Bench) -> dict[str, Any]:
         for traces in found:
             parts.append(traces.prompt + before)
             before += int(traces.prompt.max()) + 1
-        traces = cal.join_traces(found)
+        traces = join_traces(found)
         prompt, differ = np.concatenate(parts), disagreement(traces).values
         features, weights = traces.features(), np.ones(len(traces))
         ones = by_prompt(weights, prompt)
@@ -145,7 +146,7 @@ def curves(bench: Bench, fitted: Fitted) -> dict[str, Any]:
                 runner, scorer, fitted.scores(scorer), fitted.traces.answer, rates=RATES, extent=extent
             )
             record[f"{name}, {way}"] = points(runs, fast, slow)
-    record["whole query"] = points(cal.whole_query_runs(fast, slow), fast, slow)
+    record["whole query"] = points(whole_query_runs(fast, slow), fast, slow)
     return record
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 from real_pair import gsm8k
 
-from fsgen_router import Router
+from fsgen_router import Router, SwappedModelsWarning
 from fsgen_router.contracts.text_models import reads_tokens
 from fsgen_router.evaluation import Item
 
@@ -57,17 +58,16 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     items = gsm8k(args.problems, args.per_block * (args.blocks + 1))
+    warnings.simplefilter("ignore", SwappedModelsWarning)  # the slow model alone is one in the fast seat
     router = Router(args.fast, args.slow, policy="never", method="replace", seed=0, batching=True)
     alone = Router(router.slow, router.fast, policy="never", method="replace", seed=0, batching=True)
-    routers = {SLOW: alone} | {
-        name: router.with_policy(p, method=m) for name, (p, m) in MODES.items() if name in args.modes
-    }
-    ahead = router.with_policy(READ_AHEAD[0], method=READ_AHEAD[1])
-    ahead.read_ahead = READ_AHEAD[2]
-    routers |= {
-        "budget:0.1, replace": router.with_policy(READ_AHEAD[0], method=READ_AHEAD[1]),
-        "the same, read ahead": ahead,
-    }
+    routers = {SLOW: alone}
+    for name in args.modes:
+        policy, method = MODES[name]
+        routers[name] = router.with_policy(policy, method=method)
+        if name in READ_AHEAD:
+            routers[f"{name}, read ahead"] = ahead = router.with_policy(policy, method=method)
+            ahead.read_ahead = READ_AHEAD[name]
 
     def ask(routed: Router) -> Callable[[Item], int]:
         def one(item: Item) -> int:
