@@ -15,7 +15,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-from llama_cpp import llama_cpp as lib
 from tokenizers import pre_tokenizers
 
 from fsgen_router.contracts.models import Capabilities, Opened, TokenModel, Work
@@ -113,6 +112,9 @@ class BareLoop:
     """llama.cpp through ctypes with nothing around it: decode, look at the logits, argmax."""
 
     def __init__(self, path: Path, *, n_ctx: int, n_threads: int) -> None:
+        from llama_cpp import llama_cpp as lib  # here: other benchmarks run where there is none
+
+        self._lib = lib
         params = lib.llama_model_default_params()
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         options = lib.llama_context_default_params()
@@ -125,7 +127,7 @@ class BareLoop:
         self._batch = lib.llama_batch_init(512, 0, 1)
 
     def rewind(self, keep: int) -> None:
-        lib.llama_memory_seq_rm(self._memory, 0, keep, -1)
+        self._lib.llama_memory_seq_rm(self._memory, 0, keep, -1)
 
     def decode(self, ids: list[int], start: int, choose: Callable[[Floats], int] = _argmax) -> int:
         """Append ``ids`` at position ``start`` and return what is chosen by the last row."""
@@ -135,16 +137,16 @@ class BareLoop:
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
             batch.logits[index] = index == len(ids) - 1
         batch.n_tokens = len(ids)
-        if lib.llama_decode(self._context, batch):
+        if self._lib.llama_decode(self._context, batch):
             raise RuntimeError("llama_decode failed")
-        pointer = lib.llama_get_logits_ith(self._context, len(ids) - 1)
+        pointer = self._lib.llama_get_logits_ith(self._context, len(ids) - 1)
         row = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (self._vocabulary,))
         return choose(row)
 
     def close(self) -> None:
-        lib.llama_batch_free(self._batch)
-        lib.llama_free(self._context)
-        lib.llama_model_free(self._model)
+        self._lib.llama_batch_free(self._batch)
+        self._lib.llama_free(self._context)
+        self._lib.llama_model_free(self._model)
 
 
 class Recorder:
