@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import fsgen_router
-from fsgen_router import errors, policies
+from fsgen_router import calibration, errors, policies
 from fsgen_router.config import RequestOptions
 from fsgen_router.support import logs
 
@@ -275,6 +275,12 @@ def test_a_file_imports_only_from_rooms_before_it(path: Path) -> None:
             continue
         # The root holds the version and the exports; what comes before it may not use it.
         assert ORDER.index(other) < ORDER.index(room), f"{room} imports {name}"
+
+
+def test_the_map_of_calibration_names_each_of_its_files() -> None:
+    listed = re.findall(r"^    ([a-z_]+) {2,}\S", inspect.getdoc(calibration) or "", re.MULTILINE)
+    files = sorted(path.stem for path in (ROOT / "fsgen_router" / "calibration").glob("*.py") if path.stem != "__init__")
+    assert sorted(listed) == files
 
 
 def test_files_import_each_other_in_no_circle() -> None:
