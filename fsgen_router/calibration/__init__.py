@@ -12,7 +12,8 @@ Prompts are split by their hash into three: scorers are fitted on ``fit``, thres
 certified on ``calibration``, figures given on ``report``. The steps, for notebooks::
 
     from fsgen_router.calibration import (
-        choose, collect_and_fit, hold_out, make_inputs, make_target, open_bench, open_pair, reference_prompts, require_gap
+        choose, collect_and_fit, hold_out, make_inputs, make_target,
+        open_bench, open_pair, reference_prompts, require_gap,
     )
 
     target = make_target(max_regret=0.2, confidence=0.9)
