@@ -211,8 +211,5 @@ class ScriptedTextModel:
             raise
         yield TextEnd("stop", completion_tokens=written, reasoning_tokens=thought)
 
-    def count_tokens(self, text: str) -> int:
-        return len(text.split())
-
     def shutdown(self) -> None:
         return None
