@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from typer.core import TyperGroup
 
 from ..errors import ConfigurationError, FsgenError, InvalidRequest
+from ..evaluation import Estimate
 from ..json_forms import dumps
 from ..report.layout import MAX_COLUMNS
 
@@ -57,6 +60,28 @@ def write(text: str) -> None:
 def write_json(value: Any, *, indent: int | None = None) -> None:
     """One JSON value on a line of its own; numbers that are not finite become null."""
     write(dumps(value, indent=indent) + "\n")
+
+
+def percent(estimate: Estimate, unknown: str = "unknown") -> str:
+    """A share and its interval, or ``unknown``."""
+    if estimate.value is None:
+        return unknown
+    span = f" [{estimate.interval[0]:.1%}, {estimate.interval[1]:.1%}]" if estimate.interval else ""
+    return f"{estimate.value:.1%}{span}"
+
+
+@contextmanager
+def progress_bars(width: int) -> Iterator[Progress]:
+    """Bars on standard error, where that is a terminal; descriptions take ``width`` columns."""
+    console = err()
+    columns = (
+        TextColumn(f"{{task.description:<{width}.{width}}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield bars
 
 
 def show_error(error: FsgenError) -> None:
