@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_pairs import answer, finish, make_engine, pair, prompt
 
-from fsgen_router import REST, ConfigurationError, Context, Ledger, Signals
+from fsgen_router import REST, ConfigurationError, Context, Decision, Ledger, Signals
 from fsgen_router.policies import SHORT_FORMS, Always, Budget, Capped, Every, Never, Random, Threshold, make_policy
 
 SIGNALS = Signals(
