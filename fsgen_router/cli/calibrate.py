@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +17,8 @@ from ..calibration.options import check_output, require_rate_to_hold
 from ..calibration.report import check_report_path
 from ..calibration.target import DEFAULT_REGRET, require_enough_prompts
 from . import options as o
-from .terminal import EXIT_FAILED, out, percent, progress_bars, say, write_json
+from .progress import stage_bars
+from .terminal import EXIT_FAILED, out, percent, say, write_json
 
 _PROMPTS, _TARGET, _FIT = "Prompts", "Target", "Fit"
 
@@ -196,8 +196,7 @@ def calibrate(
     if dry_run:
         _estimate(fast, slow, prompts, count, policy_file, report, target, options, as_json=as_json)
         return
-    with progress_bars(20) as bars:
-        progress = _Bars(bars)
+    with stage_bars() as progress:
         found = cal.calibrate(
             fast,
             slow,
@@ -217,21 +216,6 @@ def calibrate(
         _show(found, report)
     if found.policy is None:
         raise typer.Exit(EXIT_FAILED)
-
-
-class _Bars:
-    """A bar for the stage at hand on a terminal; a line per stage elsewhere."""
-
-    def __init__(self, bars: Progress) -> None:
-        self._bars, self._task = bars, bars.add_task("loading", total=None)
-
-    def begin(self, stage: str, total: int) -> None:
-        self._bars.reset(self._task, description=stage, total=total)
-        if not self._bars.console.is_terminal:
-            say(stage)
-
-    def advance(self, count: int) -> None:
-        self._bars.advance(self._task, count)
 
 
 def _estimate(

@@ -14,7 +14,8 @@ from ..contracts.policy import Policy
 from ..generation import Generation
 from ..policies.basic import SIGNALS
 from ..router import Router
-from .terminal import progress_bars, say
+from .progress import progress_bars
+from .terminal import say
 
 _CALIBRATION = 100
 _RECOVERY_RATES = ("escalation_rate", "slow_token_share")

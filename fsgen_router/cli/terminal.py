@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -68,20 +66,6 @@ def percent(estimate: Estimate, unknown: str = "unknown") -> str:
         return unknown
     span = f" [{estimate.interval[0]:.1%}, {estimate.interval[1]:.1%}]" if estimate.interval else ""
     return f"{estimate.value:.1%}{span}"
-
-
-@contextmanager
-def progress_bars(width: int) -> Iterator[Progress]:
-    """Bars on standard error, where that is a terminal; descriptions take ``width`` columns."""
-    console = err()
-    columns = (
-        TextColumn(f"{{task.description:<{width}.{width}}}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield bars
 
 
 def show_error(error: FsgenError) -> None:
