@@ -25,8 +25,8 @@ from .connection import Connection
 from .endpoint import parse_endpoint
 from .options import OpenAIKeywords, OpenAIOptions
 from .probing import Probes
-from .reading import Reader
 from .requests import add_answer, fields, max_tokens_of, messages_of
+from .responses import Reader
 
 
 class OpenAIModel:

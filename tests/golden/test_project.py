@@ -197,7 +197,7 @@ AT_IMPORT = {
     "adapters/openai/connection.py": {"httpx2", "tenacity"},
     "adapters/openai/endpoint.py": {"httpx2"},
     "adapters/openai/errors.py": {"httpx2", "tenacity"},
-    "adapters/openai/reading.py": {"httpx2"},
+    "adapters/openai/responses.py": {"httpx2"},
     "adapters/transformers/__init__.py": {
         *("accelerate", "gguf", "huggingface_hub", "jinja2", "psutil", "tokenizers", "torch", "transformers"),
     },
