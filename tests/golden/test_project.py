@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import inspect
+import itertools
 import re
 import shutil
 import subprocess
@@ -275,6 +276,15 @@ def test_a_file_imports_only_from_rooms_before_it(path: Path) -> None:
             continue
         # The root holds the version and the exports; what comes before it may not use it.
         assert ORDER.index(other) < ORDER.index(room), f"{room} imports {name}"
+
+
+def test_the_drawing_of_contributing_agrees_with_the_order() -> None:
+    """Every room once, and no ring holds a room that comes before one of the ring below."""
+    drawing = (ROOT / "CONTRIBUTING.md").read_text().split("## Where things are")[1].split("```")[1]
+    rings = [re.findall(r"^  (\w+)(?:/|\.py) ", ring, re.MULTILINE) for ring in re.split("─+", drawing)]
+    rooms = [[ORDER.index(room) for room in ring] for ring in rings]
+    assert sorted(sum(rooms, [])) == [at for at, room in enumerate(ORDER) if room not in ("_version", "fsgen_router")]
+    assert all(max(lower) < min(upper) for upper, lower in itertools.pairwise(rooms))
 
 
 def test_the_map_of_calibration_names_each_of_its_files() -> None:
