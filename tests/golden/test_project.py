@@ -283,7 +283,9 @@ def test_the_drawing_of_contributing_agrees_with_the_order() -> None:
     drawing = (ROOT / "CONTRIBUTING.md").read_text().split("## Where things are")[1].split("```")[1]
     rings = [re.findall(r"^  (\w+)(?:/|\.py) ", ring, re.MULTILINE) for ring in re.split("─+", drawing)]
     rooms = [[ORDER.index(room) for room in ring] for ring in rings]
-    assert sorted(sum(rooms, [])) == [at for at, room in enumerate(ORDER) if room not in ("_version", "fsgen_router")]
+    assert sorted(itertools.chain(*rooms)) == [
+        at for at, room in enumerate(ORDER) if room not in ("_version", "fsgen_router")
+    ]
     assert all(max(lower) < min(upper) for upper, lower in itertools.pairwise(rooms))
 
 
