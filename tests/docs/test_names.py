@@ -12,15 +12,10 @@ from snippets import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PLACES = (ROOT, ROOT / "fsgen_router", ROOT / "tests")
 """Where a path may begin; the code's own are named without ``fsgen_router/``, as its files name each other."""
-NO_FILES = {
-    "name.py": "any name",
-    "app.py": "the reader's own, written on the page",
-    "service.py": "the reader's own, written on the page",
-}
 
 _MARKED = re.compile(r"`([^`\n]+)`")
 _COMMENT = re.compile(r"<!-- (.+) -->")
-_PATH = re.compile(r"(?<![\w./:-])[\w.-]+(?:/[\w.-]+)*\.(?:py|sh|svg|toml|jsonl)\b")
+_PATH = re.compile(r"(?<![\w./:-])[\w.-]+(?:/[\w.-]+)*\.(?:py|sh|svg|toml)\b")
 _MODULE = re.compile(r"(?<![\w.])fsgen_router(?:\.\w+)+")
 
 
@@ -31,8 +26,7 @@ def prose(text: str) -> str:
 
 
 def missing_files(text: str) -> list[str]:
-    paths = {path for path in _PATH.findall(text) if path not in NO_FILES}
-    return sorted(path for path in paths if not any((place / path).is_file() for place in PLACES))
+    return sorted(path for path in set(_PATH.findall(text)) if not any((place / path).is_file() for place in PLACES))
 
 
 def missing_names(text: str) -> list[str]:
