@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,11 +18,11 @@ import jinja2.ext
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from fsgen_router.contracts.tokenizer import Turn
+from fsgen_router.contracts.tokenizer import Tokenizer, Turn
 from fsgen_router.errors import ConfigurationError, InvalidRequest
 from fsgen_router.support.logs import warn
 from fsgen_router.support.options import SET_BY_US
-from fsgen_router.text.conversation import SystemMessageWarning
+from fsgen_router.text.conversation import SystemMessageWarning, encode_conversation
 
 # Tokens between which some models write their reasoning and their answer, with headings that are plain text or with
 # nothing but these tokens to tell one from the other. Files and loaders differ in which of them are control tokens.
@@ -101,6 +102,12 @@ class ChatTemplate:
             )
         return text
 
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Turn], variables: Mapping[str, Any] | None, *, bos: int | None
+    ) -> list[int]:
+        """Ids of the rendered conversation, behind ``bos``. No user's text in it becomes a control token."""
+        return encode_conversation(tokenizer, messages, partial(self.render, variables=variables), bos=bos)
+
     def _text(self, messages: Sequence[Turn], values: Mapping[str, Any]) -> str:
         try:
             return self._template.render(
@@ -167,6 +174,11 @@ def _merged(messages: Sequence[Turn]) -> list[Turn]:
     if merged and merged[-1]["role"] == "user":  # many templates want turns to alternate
         waiting.insert(0, merged.pop()["content"])
     return [*merged, {"role": "user", "content": "\n".join(waiting)}]
+
+
+def is_token(tokenizer: Tokenizer, name: str) -> bool:
+    """Whether a name is one token of a vocabulary, be it a control token's."""
+    return len(tokenizer.encode(name, add_bos=False, parse_special=True)) == 1
 
 
 def no_template(owner: str) -> ConfigurationError:

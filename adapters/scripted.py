@@ -1,16 +1,24 @@
 """The public test doubles: a function is the model.
 
+::
+
+    from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel, ScriptedTokenizer
+
     def logits(ids):             # every token so far -> one row of shape (n_vocab,)
-        ...
-    model = ScriptedModel(logits, ScriptedTokenizer([b"a", b"b", b"<end>"], eog=[2]))
+        return [2.0, 1.0, 0.0] if len(ids) % 2 else [1.0, 2.0, 0.0]
+
+    tokenizer = ScriptedTokenizer([b"a", b"b", b"<end>"], eog=[2])
+    model = ScriptedModel(logits, tokenizer)
 
     def pieces(request):         # a Continuation -> what streams in, piece by piece
-        ...
+        yield from ("b", "a")
+
     endpoint = ScriptedTextModel(pieces)
 
-    def hidden(ids):             # optional: every token so far -> a hidden state of shape (n_embd,)
-        ...
-    model = ScriptedModel(logits, tokenizer, hidden=hidden, hidden_size=n_embd)
+    def hidden(ids):             # optional: every token so far -> a hidden state of shape (hidden_size,)
+        return [float(len(ids)), 1.0]
+
+    model = ScriptedModel(logits, tokenizer, hidden=hidden, hidden_size=2)
 
 They keep the whole contract (sequences, rewind, prefix reuse, reductions, errors), so what passes
 with them fails on a real backend only for the backend's own reasons.
@@ -202,9 +210,6 @@ class ScriptedTextModel:
             self.closed_early += 1
             raise
         yield TextEnd("stop", completion_tokens=written, reasoning_tokens=thought)
-
-    def count_tokens(self, text: str) -> int:
-        return len(text.split())
 
     def shutdown(self) -> None:
         return None

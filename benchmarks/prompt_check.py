@@ -32,7 +32,7 @@ from fsgen_router.evaluation import Item, reference_items
 from fsgen_router.policies import load_policy, save_policy
 from fsgen_router.policies.features import answer_features
 from fsgen_router.policies.guard import fit_guard
-from fsgen_router.policies.inputs import SUSPENDED, PromptCheck, asked
+from fsgen_router.policies.prompt_check import SUSPENDED, PromptCheck, asked
 from fsgen_router.reference import world
 
 from common import save

@@ -1,6 +1,8 @@
 """A small local model writes; a large one is called in only where the next tokens are uncertain.
 
-    from . import Router
+::
+
+    from fsgen_router import Router
 
     answer = Router().complete("...")
     print(answer.text, answer.report())

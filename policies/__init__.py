@@ -1,32 +1,40 @@
 """When to escalate."""
 
+from .audits import Audit, MissedEstimate, audit_of, estimate_missed
 from .basic import Always, Capped, Every, Never, Random, Threshold
 from .budget import Budget
 from .cards import Guarantee, Pair, PolicyCard, fingerprint
 from .files import PolicyPairWarning, check_pair, load_policy, save_policy
 from .learned import Learned, SpanRule, check_prompt, guarantee_of
+from .online import OnlineHead, promote
 from .shortform import SHORT_FORMS, make_policy
 
 __all__ = [
     "SHORT_FORMS",
     "Always",
+    "Audit",
     "Budget",
     "Capped",
     "Every",
     "Guarantee",
     "Learned",
+    "MissedEstimate",
     "Never",
+    "OnlineHead",
     "Pair",
     "PolicyCard",
     "PolicyPairWarning",
     "Random",
     "SpanRule",
     "Threshold",
+    "audit_of",
     "check_pair",
     "check_prompt",
+    "estimate_missed",
     "fingerprint",
     "guarantee_of",
     "load_policy",
     "make_policy",
+    "promote",
     "save_policy",
 ]

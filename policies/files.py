@@ -25,8 +25,8 @@ from .budget import RateHold
 from .cards import FORMAT, Pair, PolicyCard, fingerprint
 from .drift import DriftMonitor
 from .guard import OutlierGuard
-from .inputs import PromptCheck
 from .learned import Learned, SpanRule
+from .prompt_check import PromptCheck
 from .scorers import make_scorer
 from .stored import Spec, Tensors, restore
 

@@ -24,7 +24,7 @@ from .cards import Guarantee, Pair
 from .drift import Counts, DriftMonitor
 from .features import feature_row, hidden_size
 from .guard import OutlierGuard
-from .inputs import PromptCheck, asked
+from .prompt_check import PromptCheck, asked
 from .scorers import Scorer, logit, sigmoid
 
 

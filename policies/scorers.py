@@ -321,7 +321,7 @@ class TokenPrior(Stored):
 
 @dataclass(frozen=True, eq=False)
 class Adapted(Stored):
-    """A frozen score whose log-odds a small linear ``head`` corrects; see :mod:`.online`."""
+    """A frozen score whose log-odds a small linear ``head`` corrects; see :class:`OnlineHead`."""
 
     kind: ClassVar[str] = "adapted"
     inner: Scorer

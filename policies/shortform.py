@@ -28,6 +28,7 @@ _HINT = (
     f"one of {', '.join(SHORT_FORMS)} with your own numbers; add ',span=8' (or span=rest) for what the slow model "
     "then writes, and ',window=4' to a threshold to average over the last tokens; or a policy file, NAME.safetensors"
 )
+_PARTS = ("name", "asks", "begin", "decide", "end")
 _HEAD = re.compile(r"(?P<kind>[a-z_]+)\s*(?:(?P<mark>[:<>])\s*(?P<value>[-+.\w]+))?")
 # On which side of its threshold a signal says "uncertain".
 _UNCERTAIN = {"entropy": ">", "varentropy": ">", "max_prob": "<", "margin": "<"}
@@ -43,9 +44,15 @@ def make_policy(policy: Policy | str | Path) -> Policy:
     if isinstance(policy, Path) or (isinstance(policy, str) and policy.endswith(SUFFIX)):
         return load_policy(policy)[0]
     if not isinstance(policy, str):
-        if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
+        missing = [part for part in _PARTS if not hasattr(policy, part)]
+        if isinstance(policy, type) or "decide" in missing:
             raise ConfigurationError(
                 f"{policy!r} is not a policy", hint="pass a short form, a file or an object with decide()"
+            )
+        if missing:
+            raise ConfigurationError(
+                f"the policy {type(policy).__name__} has no {' and no '.join(missing)}",
+                hint=f"a policy has {', '.join(_PARTS[:-1])} and {_PARTS[-1]}: fsgen_router.Policy says what each is",
             )
         return policy
     head, *options = (part.strip() for part in policy.split(","))

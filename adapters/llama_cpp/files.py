@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsgen_router.errors import ConfigurationError, ModelFileCorrupt, ModelLoadError, ModelNotFound
+from fsgen_router.errors import ConfigurationError, ModelLoadError, ModelNotFound
 
-from ..shards import shards_of
+from ..gguf_files import require_gguf, shards_of
 
 _HUB = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+?)(?:@(?P<revision>[^@]+))?")
 
@@ -42,7 +42,7 @@ def locate(where: str) -> Path:
             hint="fetch them into the same folder",
         )
     for file in shards or [path]:
-        _require_gguf(file)
+        require_gguf(file, hint="convert it with llama.cpp's convert_hf_to_gguf")
     return shards[0] if shards else path
 
 
@@ -56,19 +56,6 @@ def _instead_of(path: Path) -> str:
     if first is not None:
         return f"it is here in shards: name {first.name}"
     return "check the path, or use hf://owner/repo/file.gguf"
-
-
-def _require_gguf(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
-    if magic != b"GGUF":
-        raise ModelFileCorrupt(
-            f"{path} is not a GGUF file (it begins with {magic!r})",
-            hint="convert it with llama.cpp's convert_hf_to_gguf",
-        )
 
 
 def _from_hub(where: str) -> Path:

@@ -10,9 +10,8 @@ from typing import Any
 from llama_cpp import llama_cpp as lib
 
 from fsgen_router.contracts.tokenizer import Turn
-from fsgen_router.text.conversation import encode_conversation
 
-from ..chat_template import ChatTemplate, no_template
+from ..chat_template import ChatTemplate, is_token, no_template
 from .native import Native
 
 _UNUSED, _CONTROL = 2, 8  # llama_token_attr
@@ -98,18 +97,14 @@ class LlamaCppTokenizer:
         if not text:
             raise no_template(self._name)
         names = {f"{name}_token": self._name_of(token) for name, token in ids.items() if 0 <= token < self.n_vocab}
-        return ChatTemplate(text, self._name, tokens=names, is_token=self._is_token, variables=self._variables)
+        return ChatTemplate(text, self._name, tokens=names, is_token=partial(is_token, self), variables=self._variables)
 
     def _name_of(self, token: int) -> str:
         return self._pieces[token].decode(errors="replace")
 
-    def _is_token(self, name: str) -> bool:
-        return len(self.encode(name, add_bos=False, parse_special=True)) == 1
-
     def encode_chat(self, messages: Sequence[Turn], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
-        render = partial(self.template.render, variables=chat_template_kwargs)
-        return encode_conversation(self, messages, render, bos=self._bos)
+        return self.template.encode(self, messages, chat_template_kwargs, bos=self._bos)
 
     @cached_property
     def _bos(self) -> int | None:

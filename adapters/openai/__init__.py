@@ -6,7 +6,7 @@ have in common is little, so what one of them refuses (a parameter's name, a par
 at the first need and remembered.
 
 :mod:`.endpoint` is where it is, :mod:`.options` how it is asked, :mod:`.requests` what is sent, :mod:`.connection` how;
-:mod:`.replies` are the shapes that come back, :mod:`.reading` makes events of them, :mod:`.errors` what went wrong;
+:mod:`.replies` are the shapes that come back, :mod:`.responses` makes events of them, :mod:`.errors` what went wrong;
 :mod:`.probing` finds out what an endpoint can do, and :mod:`.model` puts them together.
 """
 

@@ -25,8 +25,8 @@ from .connection import Connection
 from .endpoint import parse_endpoint
 from .options import OpenAIKeywords, OpenAIOptions
 from .probing import Probes
-from .reading import Reader
-from .requests import add_answer, estimate_tokens, fields, limits, messages_of
+from .requests import add_answer, fields, max_tokens_of, messages_of
+from .responses import Reader
 
 
 class OpenAIModel:
@@ -59,10 +59,6 @@ class OpenAIModel:
     def capabilities(self) -> TextCapabilities:
         """``prefill`` of messages and ``raw`` prompts: None until a first partial answer of the kind is sent."""
         return self._probes.capabilities
-
-    def count_tokens(self, text: str) -> int:
-        """An estimate, a quarter of the bytes: endpoints share no way to count."""
-        return estimate_tokens(text)
 
     def shutdown(self) -> None:
         """Close connections; whoever still reads a stream gets a :class:`BackendError`."""
@@ -103,7 +99,7 @@ class OpenAIModel:
 
     def _continue(self, request: Continuation, patience: Patience) -> Generator[TextEvent]:
         body = fields(request, self.options) | {"stream": True, "stream_options": {"include_usage": True}}
-        body |= limits(request, self.options)
+        body["max_tokens"] = max_tokens_of(request, self.options)
         unrepeat = Unrepeat("")
         think: ThinkBlock | None = None
         if request.prompt is not None and not self._probes.wraps(request, patience):

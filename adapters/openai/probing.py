@@ -15,9 +15,9 @@ from ..streaming import Patience
 from .connection import Connection
 from .errors import EndpointError
 from .options import OpenAIOptions
-from .reading import Reader
 from .replies import count_of
 from .requests import DIALECTS, NO_OTHER, Dialect, fields
+from .responses import Reader
 
 _PROBE = {"role": "user", "content": "Write the letter a."}
 _PARTIAL = {"role": "assistant", "content": "a"}

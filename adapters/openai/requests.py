@@ -1,4 +1,4 @@
-"""What is sent to an endpoint: sampling, limits, and an answer so far that is to be continued."""
+"""What is sent to an endpoint: sampling, a limit, and an answer so far that is to be continued."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from .options import OpenAIOptions
 
 Messages: TypeAlias = list[dict[str, Any]]
 
-_MAX_STOPS = 4  # more are refused by OpenAI; the caller looks for all of them itself
 _MAX_SEED = 2**31 - 1  # what every endpoint's integer type holds
 
 
@@ -31,14 +30,12 @@ def fields(request: Continuation, options: OpenAIOptions) -> dict[str, Any]:
     return body
 
 
-def limits(request: Continuation, options: OpenAIOptions) -> dict[str, Any]:
-    """How long the answer may get, and where it ends."""
-    max_tokens = request.max_tokens
-    if options.n_ctx is not None:
-        texts = [request.prompt or "", request.answer, *(m["content"] for m in request.messages or ())]
-        max_tokens = max(min(max_tokens, options.n_ctx - sum(map(estimate_tokens, texts))), 1)
-    stops = list(dict.fromkeys(request.stop))[:_MAX_STOPS]
-    return {"max_tokens": max_tokens, **({"stop": stops} if stops else {})}
+def max_tokens_of(request: Continuation, options: OpenAIOptions) -> int:
+    """How long the continuation may get: what was asked for, as far as the context may hold it."""
+    if options.n_ctx is None:
+        return request.max_tokens
+    texts = [request.prompt or "", request.answer, *(m["content"] for m in request.messages or ())]
+    return max(min(request.max_tokens, options.n_ctx - sum(map(estimate_tokens, texts))), 1)
 
 
 def _sampling(warp: Warp, seed: int | None, options: OpenAIOptions) -> dict[str, Any]:

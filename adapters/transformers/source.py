@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsgen_router.errors import ConfigurationError, ModelFileCorrupt, ModelLoadError, ModelNotFound
+from fsgen_router.errors import ConfigurationError, ModelNotFound
 
-from ..shards import shards_of
+from ..gguf_files import require_gguf, shards_of
 from .options import TransformersOptions
 
 _HUB = re.compile(r"(?P<repo>[^/@]+(?:/[^/@]+)?)(?:@(?P<revision>[^@]+))?")
+_NO_GGUF = "name the model's folder, or a GGUF file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def locate(where: str, options: TransformersOptions) -> Source:
     remote = {"trust_remote_code": options.trust_remote_code}
     _require_whole(path.name if is_file else options.gguf_file)
     if is_file:
-        _require_gguf(path)
+        require_gguf(path, hint=_NO_GGUF)
         return Source(path.name, str(path.parent), {**remote, "gguf_file": path.name}, on_hub=False)
     gguf_file = {"gguf_file": options.gguf_file} if options.gguf_file else {}
     if is_folder:
@@ -60,21 +61,11 @@ def _require_whole(gguf_file: str | None) -> None:
         )
 
 
-def _require_gguf(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from None
-    if magic != b"GGUF":
-        raise ModelFileCorrupt(f"{path} is not a GGUF file", hint="name the model's folder, or a GGUF file")
-
-
 def _require_model_in(folder: Path, gguf_file: str | None) -> None:
     if gguf_file is not None:
         if not (folder / gguf_file).is_file():
             raise ModelNotFound(f"there is no {gguf_file} in {folder}")
-        _require_gguf(folder / gguf_file)
+        require_gguf(folder / gguf_file, hint=_NO_GGUF)
     elif not (folder / "config.json").is_file():
         inside = ", ".join(sorted(path.name for path in folder.glob("*.gguf")))
         raise ModelNotFound(

@@ -13,9 +13,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from fsgen_router.contracts.tokenizer import Turn
 from fsgen_router.errors import ConfigurationError
-from fsgen_router.text.conversation import encode_conversation
 
-from ..chat_template import ChatTemplate, no_template
+from ..chat_template import ChatTemplate, is_token, no_template
 
 # Names of control tokens that some vocabularies list as ordinary added tokens. GGUF files have them as
 # control tokens, and both must agree where one model of a pair comes from each.
@@ -104,7 +103,7 @@ class TransformersTokenizer:
             text,
             self._name,
             tokens=self._tokenizer.special_tokens_map,
-            is_token=self._is_token,
+            is_token=partial(is_token, self),
             variables=self._variables,
         )
 
@@ -120,13 +119,9 @@ class TransformersTokenizer:
             raise no_template(self._name)
         return str(text)
 
-    def _is_token(self, name: str) -> bool:
-        return len(self.encode(name, add_bos=False, parse_special=True)) == 1
-
     def encode_chat(self, messages: Sequence[Turn], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """A user's text never becomes a control token, whatever it contains."""
-        render = partial(self.template.render, variables=chat_template_kwargs)
-        return encode_conversation(self, messages, render, bos=self._bos)
+        return self.template.encode(self, messages, chat_template_kwargs, bos=self._bos)
 
 
 def _control_tokens(added: dict[int, AddedToken], tokenizer: Any) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 ::
 
-    from . import calibrate
+    from fsgen_router.calibration import calibrate
 
     found = calibrate("llama_cpp:small.gguf", "llama_cpp:large.gguf", "prompts.jsonl",
                       out="policy.safetensors", report="report.html")
@@ -11,6 +11,12 @@
 Prompts are split by their hash into three: scorers are fitted on ``fit``, thresholds chosen and
 certified on ``calibration``, figures given on ``report``. The steps, for notebooks::
 
+    from fsgen_router.calibration import (
+        choose, collect_and_fit, hold_out, make_inputs, make_target,
+        open_bench, open_pair, reference_prompts, require_gap,
+    )
+
+    target = make_target(max_regret=0.2, confidence=0.9)
     with open_pair(None, None) as router:
         bench = open_bench(router, reference_prompts(300), "calibration.work")
         require_gap(bench)                          # is there anything to gain?
@@ -21,6 +27,34 @@ certified on ``calibration``, figures given on ``report``. The steps, for notebo
 
 What is finished is kept in the work directory, so each may be called again at no cost. Needs the
 extra ``calibrate``.
+
+Its files, in the order in which a calibration comes through them::
+
+    pipeline    calibrate(): all steps, one after the other
+    options     how a policy is made, checked before hours of work
+    target      what a threshold is chosen for, and whether the prompts are enough to certify it
+    cost        what it will cost, estimated before it runs
+    prompts     the prompts, and their three splits
+    checks      when an answer is right
+    bench       what every step works on: a pair, prompts that both models answered alone, a work directory
+    answers     a Router's answers to prompts, kept
+    traces      what both models think at every position of an answer
+    labels      at which positions the slow model was worth asking
+    fit         a scorer of traces and labels
+    fitting     traces, labels and a scorer, on the slow model's answers and then in on-policy rounds
+    candidates  which thresholds are tried: at quantiles of the scores
+    runner      each candidate run over prompts
+    thresholds  which candidate meets the target: by rate, by cost, or by certified risk
+    choosing    the policy that serves: its threshold, its drift monitor, its check of prompts
+    metrics     how well a score tells positions apart, and how well it is calibrated
+    tokens      which tokens a score sends to the slow model
+    curves      quality against cost on the report prompts
+    held_out    all of that on the report prompts
+    result      what was found, and the header of the policy file
+    figures     its figures
+    report      its page
+    progress    stages, told to who listens
+    store       what is finished, on disk
 """
 
 from ..evaluation import make_outcome

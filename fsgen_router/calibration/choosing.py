@@ -9,7 +9,7 @@ from ..contracts.tokenizer import Tokenizer
 from ..evaluation import SLOW_ONLY
 from ..policies import Learned
 from ..policies.drift import make_monitor
-from ..policies.inputs import PromptCheck, asked, fit_inputs
+from ..policies.prompt_check import PromptCheck, asked, fit_inputs
 from .bench import Bench
 from .candidates import candidate_policies, policy_at
 from .fitting import Fitted

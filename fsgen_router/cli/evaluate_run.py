@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from .. import evaluation as ev
 from ..contracts.policy import Policy
 from ..generation import Generation
 from ..policies.basic import SIGNALS
 from ..router import Router
-from .terminal import err, say
+from .progress import progress_bars
+from .terminal import say
 
 _CALIBRATION = 100
 _RECOVERY_RATES = ("escalation_rate", "slow_token_share")
@@ -66,19 +66,6 @@ class _Progress:
             say(f"{run.policy}: {run.accuracy:.1%} right of {len(run)}")
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[_Progress]:
-    console = err()
-    columns = (
-        TextColumn("{task.description:<24.24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield _Progress(bars, bars.add_task("loading", total=total))
-
-
 def run_all(
     router: Router,
     items: Sequence[ev.Item],
@@ -98,7 +85,8 @@ def run_all(
     """
     collectors = {signal: ev.signal_collector(signal) for signal, _ in signals if signal in SIGNALS}
     swept = len(signals) * len(ev.SWEEP_RATES)
-    with _progress(len(items) * (2 + len(policies) + swept)) as progress:
+    with progress_bars(24) as bars:
+        progress = _Progress(bars, bars.add_task("loading", total=len(items) * (2 + len(policies) + swept)))
 
         def advance(item: ev.Item, answer: Generation) -> None:
             progress.advance(item, answer)

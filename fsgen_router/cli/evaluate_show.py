@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .. import evaluation as ev
 from .evaluate_run import Results
-from .terminal import out, say
+from .terminal import out, percent, say
 
 _ALONE = ("accuracy_fast", "accuracy_slow", "gap")
 _COUNTS = ("corrections", "bonus_tokens", "discarded_tokens")
@@ -50,16 +50,9 @@ def _gap_note(summary: ev.Summary) -> str | None:
     if summary.recovered_gap.value is not None:
         return None
     return (
-        f"accuracy_slow - accuracy_fast is {_plain(summary.gap)}: its interval does not exclude 0, so no recovered "
+        f"accuracy_slow - accuracy_fast is {percent(summary.gap)}: its interval does not exclude 0, so no recovered "
         "gap is given. Take more prompts, or a pair that differs."
     )
-
-
-def _plain(estimate: ev.Estimate) -> str:
-    if estimate.value is None:
-        return "unknown"
-    span = f" [{estimate.interval[0]:.1%}, {estimate.interval[1]:.1%}]" if estimate.interval else ""
-    return f"{estimate.value:.1%}{span}"
 
 
 def show(head: dict[str, Any], results: Results) -> None:

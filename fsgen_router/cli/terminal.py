@@ -14,6 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ..errors import ConfigurationError, FsgenError, InvalidRequest
+from ..evaluation import Estimate
 from ..json_forms import dumps
 from ..report.layout import MAX_COLUMNS
 
@@ -57,6 +58,14 @@ def write(text: str) -> None:
 def write_json(value: Any, *, indent: int | None = None) -> None:
     """One JSON value on a line of its own; numbers that are not finite become null."""
     write(dumps(value, indent=indent) + "\n")
+
+
+def percent(estimate: Estimate, unknown: str = "unknown") -> str:
+    """A share and its interval, or ``unknown``."""
+    if estimate.value is None:
+        return unknown
+    span = f" [{estimate.interval[0]:.1%}, {estimate.interval[1]:.1%}]" if estimate.interval else ""
+    return f"{estimate.value:.1%}{span}"
 
 
 def show_error(error: FsgenError) -> None:

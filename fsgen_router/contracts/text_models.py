@@ -42,7 +42,10 @@ class Continuation:
     max_tokens: int
     warp: Warp = GREEDY
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    # A request's stop strings are no part of it, though an endpoint may be paid for the few tokens behind one until its
+    # call is cancelled. It would take the string off and say "stop", as where the model itself came to its end: nobody
+    # could tell how the answer ended, and a string at once would look like an endpoint that has nothing to say. Servers
+    # also look for it in reasoning, take four at most, and do not see one that the fast model's text began.
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +101,6 @@ class TextModel(Protocol):
 
         Raises :class:`~fsgen_router.errors.BackendError` where the endpoint fails, also in mid-stream.
         """
-
-    def count_tokens(self, text: str) -> int:
-        """The endpoint's tokens in ``text``; an estimate where it offers no count."""
 
     def shutdown(self) -> None:
         """Close connections. Closing twice is allowed."""

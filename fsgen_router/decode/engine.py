@@ -11,11 +11,12 @@ Drivers do that pumping (``run/drivers.py``). Every answer, whichever driver run
 
 1. open the fast model's sequence and read the prompt;
 2. the fast row becomes signals, the policy accepts (the token is committed) or escalates (``proposal``);
-3. at an escalation the slow model catches up with all that it has not read yet, in one forward, and what the method
-   reads (of it, and of others) gives the token; it goes on for the decision's extent (``escalation``);
-4. a method with a rule holds the last drafts back from the stream (``drafts``): the rows of that forward judge
+3. at an escalation the slow model catches up with all that it has not read yet, in one piece of work (which workers
+   may cut into several forwards), and what the method reads (of it, and of others) gives the token; it goes on for
+   the decision's extent (``escalation``);
+4. a method with a rule holds the last drafts back from the stream (``drafts``): the rows of that work judge
    them, and the first that is rejected takes the answer back to its position (``verification``);
-5. a finished answer may be audited (``audit``): one slow forward labels every position and changes nothing.
+5. a finished answer may be audited (``audit``): it is read back whole, which labels every position and changes nothing.
 
 A slow model that gives text is asked for a ``continuation`` instead, which streams. More than one job may
 be under way (the slow model may read ahead while the fast one writes); a job's ``failure`` is an event.

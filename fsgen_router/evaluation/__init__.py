@@ -2,10 +2,10 @@
 
 ::
 
-    from .. import Router
-    from . import reference_items, run_baselines, run_items, summarise
+    from fsgen_router import Router
+    from fsgen_router.evaluation import reference_items, run_baselines, run_items, summarise
 
-    router, items = Router(), reference_items("test", 200)
+    router, items = Router(), reference_items("test", 20)
     fast, slow = run_baselines(router, items)
     run = run_items(router, items, "entropy>0.7")
     print(summarise(run, fast, slow).to_dict())

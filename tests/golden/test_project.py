@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import inspect
+import itertools
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import fsgen_router
-from fsgen_router import errors, policies
+from fsgen_router import calibration, errors, policies
 from fsgen_router.config import RequestOptions
 from fsgen_router.support import logs
 
@@ -36,9 +37,10 @@ EXPORTS = {
     "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
-    "SHORT_FORMS", "Always", "Budget", "Capped", "Every", "Guarantee", "Learned", "Never", "Pair", "PolicyCard",
-    "PolicyPairWarning", "Random", "SpanRule", "Threshold", "check_pair", "check_prompt", "fingerprint", "guarantee_of",
-    "load_policy", "make_policy", "save_policy",
+    "SHORT_FORMS", "Always", "Audit", "Budget", "Capped", "Every", "Guarantee", "Learned", "MissedEstimate", "Never",
+    "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning", "Random", "SpanRule", "Threshold", "audit_of",
+    "check_pair", "check_prompt", "estimate_missed", "fingerprint", "guarantee_of", "load_policy", "make_policy",
+    "promote", "save_policy",
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
@@ -197,7 +199,7 @@ AT_IMPORT = {
     "adapters/openai/connection.py": {"httpx2", "tenacity"},
     "adapters/openai/endpoint.py": {"httpx2"},
     "adapters/openai/errors.py": {"httpx2", "tenacity"},
-    "adapters/openai/reading.py": {"httpx2"},
+    "adapters/openai/responses.py": {"httpx2"},
     "adapters/transformers/__init__.py": {
         *("accelerate", "gguf", "huggingface_hub", "jinja2", "psutil", "tokenizers", "torch", "transformers"),
     },
@@ -275,6 +277,23 @@ def test_a_file_imports_only_from_rooms_before_it(path: Path) -> None:
             continue
         # The root holds the version and the exports; what comes before it may not use it.
         assert ORDER.index(other) < ORDER.index(room), f"{room} imports {name}"
+
+
+def test_the_drawing_of_contributing_agrees_with_the_order() -> None:
+    """Every room once, and no ring holds a room that comes before one of the ring below."""
+    drawing = (ROOT / "CONTRIBUTING.md").read_text().split("## Where things are")[1].split("```")[1]
+    rings = [re.findall(r"^  (\w+)(?:/|\.py) ", ring, re.MULTILINE) for ring in re.split("─+", drawing)]
+    rooms = [[ORDER.index(room) for room in ring] for ring in rings]
+    assert sorted(itertools.chain(*rooms)) == [
+        at for at, room in enumerate(ORDER) if room not in ("_version", "fsgen_router")
+    ]
+    assert all(max(lower) < min(upper) for upper, lower in itertools.pairwise(rooms))
+
+
+def test_the_map_of_calibration_names_each_of_its_files() -> None:
+    listed = re.findall(r"^    ([a-z_]+) {2,}\S", inspect.getdoc(calibration) or "", re.MULTILINE)
+    files = {path.stem for path in (ROOT / "fsgen_router" / "calibration").glob("*.py")} - {"__init__"}
+    assert sorted(listed) == sorted(files)
 
 
 def test_files_import_each_other_in_no_circle() -> None:

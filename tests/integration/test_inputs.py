@@ -16,7 +16,7 @@ from fsgen_router.calibration import make_inputs, reference_prompts
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import reference_items
 from fsgen_router.policies import Capped, Learned, Never, check_prompt, load_policy
-from fsgen_router.policies.inputs import PromptCheck, asked
+from fsgen_router.policies.prompt_check import PromptCheck, asked
 from fsgen_router.reference import world
 
 OTHER = Path(__file__).parents[2] / "benchmarks" / "other_prompts.jsonl"

@@ -13,7 +13,7 @@ from fsgen_router.policies.budget import RateHold
 from fsgen_router.policies.drift import DriftMonitor
 from fsgen_router.policies.features import CLASSES, NUMERIC, feature_matrix
 from fsgen_router.policies.guard import fit_guard
-from fsgen_router.policies.inputs import Asked, PromptCheck, fit_inputs
+from fsgen_router.policies.prompt_check import Asked, PromptCheck, fit_inputs
 from fsgen_router.policies.scorers import (
     Adapted,
     Isotonic,

@@ -237,6 +237,8 @@ def steady(printed: str) -> list[str]:
 def check_imports(code: str) -> None:
     """Names come from the public places, and exist."""
     for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno} imports from where it stands, which no reader does"
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fsgen_router"):
             module = importlib.import_module(node.module or "")
             for name in node.names:

@@ -10,7 +10,7 @@ import pytest
 from learned_cases import asked_at_random, prompt_check
 
 from fsgen_router import ConfigurationError
-from fsgen_router.policies.inputs import FEWEST, Asked, fit_inputs
+from fsgen_router.policies.prompt_check import FEWEST, Asked, fit_inputs
 
 
 def test_a_fresh_prompt_of_the_same_source_is_suspended_as_rarely_as_was_said() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_pairs import answer, finish, make_engine, pair, prompt
 
-from fsgen_router import REST, ConfigurationError, Context, Ledger, Signals
+from fsgen_router import REST, ConfigurationError, Context, Decision, Ledger, Signals
 from fsgen_router.policies import SHORT_FORMS, Always, Budget, Capped, Every, Never, Random, Threshold, make_policy
 
 SIGNALS = Signals(
@@ -307,6 +307,26 @@ def test_wrong_short_forms_say_what_exists(form: str) -> None:
 def test_what_is_no_policy(thing: object) -> None:
     with pytest.raises(ConfigurationError, match="is not a policy"):
         make_policy(thing)
+
+
+@pytest.mark.parametrize("missing", ["name", "asks", "begin", "end"])
+def test_a_policy_that_lacks_a_part_is_refused_where_it_is_given(missing: str) -> None:
+    class Partial:
+        name, asks = "partial", True
+
+        def begin(self, ledger: Ledger) -> None:
+            return None
+
+        def decide(self, state: None, signals: Signals, context: Context) -> tuple[None, Decision]:
+            return state, Decision(False)
+
+        def end(self, state: None, ledger: Ledger) -> None:
+            return None
+
+    assert make_policy(Partial()).asks
+    delattr(Partial, missing)
+    with pytest.raises(ConfigurationError, match=f"the policy Partial has no {missing}"):
+        make_policy(Partial())
 
 
 def test_wrong_parameters() -> None:

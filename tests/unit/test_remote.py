@@ -144,6 +144,25 @@ def test_a_stop_string_ends_the_call(batching: bool) -> None:
     assert endpoint.closed_early == 2
 
 
+@pytest.mark.parametrize("batching", [False, True])
+def test_a_stop_string_at_once_is_no_silence(batching: bool) -> None:
+    """Were the endpoint told of stop strings, it would take this one off, and seem to have nothing to say."""
+    with remote(5, says("stop", "b"), policy="always,span=rest", batching=batching) as router:
+        answer = router.complete(ASKED, stop="stop")
+    assert (answer.text, answer.finish_reason, answer.degraded) == ("", "stop", None)
+
+
+@pytest.mark.parametrize("batching", [False, True])
+def test_a_stop_string_that_the_fast_model_began_ends_the_call(batching: bool) -> None:
+    endpoint = says("7", "b", "x")
+    fast = ScriptedModel(letters, tokenizer())
+    with Router(fast, endpoint, policy="every:3,span=rest", batching=batching) as router:
+        begun = router.complete(ASKED, policy="never", max_tokens=2).text
+        answer = router.complete(ASKED, stop=f"{begun[1]}7b")
+    assert (answer.text, answer.finish_reason) == (begun[0], "stop")
+    assert endpoint.closed_early == 1
+
+
 def test_the_endpoint_stops_at_its_limit() -> None:
     with remote(6, ScriptedTextModel(lambda request: ["a"] * 100), policy="always,span=rest") as router:
         answer = router.complete(ASKED, max_tokens=7)
