@@ -82,8 +82,8 @@ def many(args: argparse.Namespace) -> dict[str, Any]:
     for twin in twins.values():
         asyncio.run(ask(twin, max(AT_ONCE), 8))  # warms up
     speeds: dict[str, dict[int, list[float]]] = {policy: {count: [] for count in AT_ONCE} for policy in POLICIES}
-    sizes: dict[str, dict[int, dict[str, list[int]]]] = {
-        p: {c: {"fast": [], "slow": []} for c in AT_ONCE} for p in POLICIES
+    sizes: dict[tuple[str, int], dict[str, list[int]]] = {
+        (policy, count): {"fast": [], "slow": []} for policy in POLICIES for count in AT_ONCE
     }
     for number in range(args.rounds):
         for policy, twin in twins.items():
@@ -230,7 +230,10 @@ def main() -> None:
     if args.before:
         save("turns_single", {"script": "benchmarks/turns.py --before", **about, **against_before(args)})
     else:
-        save("turns", {**about, "tokens_per_request": args.tokens, "prompts": len(PROMPTS), **many(args)})
+        save(
+            "turns",
+            {**about, "policies": POLICIES, "tokens_per_request": args.tokens, "prompts": len(PROMPTS), **many(args)},
+        )
 
 
 if __name__ == "__main__":
