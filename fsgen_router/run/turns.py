@@ -43,51 +43,51 @@ def fit_together(first: TokenModel, second: TokenModel) -> bool:
 # --- one device ----------------------------------------------------------------------------------
 
 
+class _Ticket:
+    """Someone's place in the queue for a share of a device."""
+
+    def __init__(self, share: float) -> None:
+        self.share = min(share, 1.0)
+        self.granted = False
+        self.come = threading.Lock()
+        self.come.acquire()
+
+
 class Device:
     """Lets forwards of this process in while their shares of the device fit, first come first served."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free = 1.0
-        self._waiting: deque[tuple[threading.Lock, float]] = deque()
+        self._waiting: deque[_Ticket] = deque()
 
     @contextmanager
     def turn(self, share: float) -> Iterator[None]:
         """Wait until that share is free, and take it."""
-        share = min(share, 1.0)
-        with holding(self._lock):
-            ticket = threading.Lock()
-            ticket.acquire()
-            self._waiting.append((ticket, share))
-            self._hand_on()
+        ticket = _Ticket(share)
         try:
-            ticket.acquire()
-        except BaseException:  # Ctrl-C while it waited
-            self._give_up(ticket, share)
-            raise
-        try:
+            with holding(self._lock):
+                self._waiting.append(ticket)
+                self._hand_on()
+            ticket.come.acquire()
             yield
         finally:
-            self._give_back(share)
+            self._leave(ticket)  # also where Ctrl-C came while it waited
 
     def _hand_on(self) -> None:
-        while self._waiting and self._waiting[0][1] <= self._free + _SLACK:
-            ticket, share = self._waiting.popleft()
-            self._free -= share
-            ticket.release()
+        while self._waiting and self._waiting[0].share <= self._free + _SLACK:
+            ticket = self._waiting.popleft()
+            self._free -= ticket.share
+            ticket.granted = True
+            ticket.come.release()
 
-    def _give_back(self, share: float) -> None:
+    def _leave(self, ticket: _Ticket) -> None:
         with holding(self._lock):
-            self._free += share
+            if ticket.granted:
+                self._free += ticket.share
+            elif ticket in self._waiting:
+                self._waiting.remove(ticket)
             self._hand_on()
-
-    def _give_up(self, ticket: threading.Lock, share: float) -> None:
-        with holding(self._lock):
-            if (ticket, share) in self._waiting:
-                self._waiting.remove((ticket, share))
-                self._hand_on()
-                return
-        self._give_back(share)
 
 
 _devices: dict[tuple[int, str], Device] = {}

@@ -547,7 +547,7 @@ class Workers:
                 model, name = self._models[role], f"fsgen-{role}"
                 self._started[role] = made = self._make(model, name)
                 if self._closed:
-                    made.close()
+                    made.abandon()  # not waited for: its thread may be waiting for this lock
             return self._started[role]
 
     def _make(self, model: AnyModel, name: str) -> Worker:

@@ -21,7 +21,7 @@ from scripted_pairs import N_VOCAB, Pair, finish, ids_of, make_engine, pair, pro
 from fsgen_router import BackendError, Router, RouterClosed
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.contracts.models import Work
-from fsgen_router.run import drivers
+from fsgen_router.run import drivers, turns
 from fsgen_router.run.turns import Device, Line, StepTimes, fixed_seconds, next_turn, turn_of
 from fsgen_router.run.workers import Workers
 
@@ -418,28 +418,26 @@ def test_a_device_lets_in_what_fits_first_come_first_served() -> None:
 def test_ctrl_c_while_waiting_for_a_turn_gives_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ScriptedModel(lambda ids: np.zeros(N_VOCAB), pair(0).fast.tokenizer, device="a device of its own")
 
-    class Interrupted:
-        def __init__(self) -> None:
-            self._lock, self.acquired = lock_type(), 0
-
+    class CtrlC:
         def acquire(self) -> bool:
-            self.acquired += 1
-            if self.acquired == 2:
-                raise KeyboardInterrupt
-            return self._lock.acquire()
+            raise KeyboardInterrupt
 
         def release(self) -> None:
-            self._lock.release()
+            return None
 
-    lock_type = threading.Lock
+    class Interrupted(turns._Ticket):
+        def __init__(self, share: float) -> None:
+            super().__init__(share)
+            self.come = CtrlC()
+
+    def interrupt() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(turns, "_Ticket", Interrupted)
+            with pytest.raises(KeyboardInterrupt), turn_of(model):
+                pass
+
     with turn_of(model):
-        monkeypatch.setattr("fsgen_router.run.turns.threading.Lock", Interrupted)
-        with pytest.raises(KeyboardInterrupt), turn_of(model):
-            pass  # it waits for the outer one
-        monkeypatch.undo()
-    monkeypatch.setattr("fsgen_router.run.turns.threading.Lock", Interrupted)
-    with pytest.raises(KeyboardInterrupt), turn_of(model):
-        pass  # its turn had come already
-    monkeypatch.undo()
+        interrupt()  # while it waits for the outer one
+    interrupt()  # where its turn has come already
     with turn_of(model):
         pass
