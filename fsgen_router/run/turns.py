@@ -116,18 +116,31 @@ class StepTimes:
     def __init__(self) -> None:
         self._seen: deque[tuple[int, float]] = deque(maxlen=_KEPT)
         self._fresh = 0
-        self.fixed: float | None = None
-        """Seconds of a forward that are the same however many share it; None before the first one."""
-        self.usual = 0.0
-        """Median seconds of a forward."""
+        self._fixed: float | None = None
+        self._usual = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
         self._seen.append((tokens, seconds))
         self._fresh += 1
-        if len(self._seen) <= _REFIT or self._fresh >= _REFIT:
+
+    @property
+    def fixed(self) -> float | None:
+        """Seconds of a forward that are the same however many share it; None before the first one."""
+        self._refit()
+        return self._fixed
+
+    @property
+    def usual(self) -> float:
+        """Median seconds of a forward."""
+        self._refit()
+        return self._usual
+
+    def _refit(self) -> None:
+        # When it is asked for, and not at every forward: a small model's takes no longer than this.
+        if self._fresh >= _REFIT or self._fresh and len(self._seen) <= _REFIT:
             self._fresh = 0
-            self.fixed = fixed_seconds(self._seen)
-            self.usual = statistics.median(seconds for _, seconds in self._seen)
+            self._fixed = fixed_seconds(self._seen)
+            self._usual = statistics.median(seconds for _, seconds in self._seen)
 
 
 def fixed_seconds(seen: Sequence[tuple[int, float]]) -> float:
