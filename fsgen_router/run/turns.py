@@ -137,7 +137,7 @@ class StepTimes:
 
     def _refit(self) -> None:
         # When it is asked for, and not at every forward: a small model's takes no longer than this.
-        if self._fresh >= _REFIT or self._fresh and len(self._seen) <= _REFIT:
+        if self._fresh >= _REFIT or (self._fresh and len(self._seen) <= _REFIT):
             self._fresh = 0
             self._fixed = fixed_seconds(self._seen)
             self._usual = statistics.median(seconds for _, seconds in self._seen)
