@@ -96,7 +96,8 @@ class ScriptedModel:
 
     ``works`` records every work of every forward and ``forwards`` counts those, for tests. ``fail_after``
     makes the forward with that number (from 0) and all later ones raise :class:`BackendError`. With ``hidden``
-    reads may ask for hidden states, of shape (``hidden_size``,).
+    reads may ask for hidden states, of shape (``hidden_size``,). ``device`` and ``device_share`` are what its
+    capabilities say: models of one device take turns.
     """
 
     def __init__(
@@ -111,13 +112,15 @@ class ScriptedModel:
         fail_after: int | None = None,
         hidden: Script | None = None,
         hidden_size: int | None = None,
+        device: str | None = None,
+        device_share: float = 1.0,
     ) -> None:
         self.script, self.tokenizer, self.name = script, tokenizer, name
         self.n_ctx, self.n_seq, self.n_params = n_ctx, n_seq, n_params
         if (hidden is None) != (hidden_size is None):
             raise ConfigurationError("hidden states and their size go together", hint="give hidden and hidden_size")
         self.hidden = hidden
-        self.capabilities = Capabilities(hidden_size=hidden_size)
+        self.capabilities = Capabilities(hidden_size=hidden_size, device=device, device_share=device_share)
         self.works: list[Work] = []
         self._fail_after = fail_after
         self.forwards = 0

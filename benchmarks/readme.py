@@ -184,6 +184,7 @@ def assisted() -> str:
 
 def many() -> str:
     batching, soak, ahead = load("batching"), load("soak"), load("read_ahead")
+    turns, single = load("turns"), load("turns_single")
     memory = soak["memory_mib"]
     speed = batching["tokens_per_second"]
     lines = [
@@ -192,6 +193,22 @@ def many() -> str:
         f"that decodes as many sequences and takes each argmax: {ratio(batching['bare_over_router'])} of its speed "
         f"({speed['router']:.0f} against {speed['bare']:.0f} tokens/s; `benchmarks/batching.py`, {batching['blocks']} "
         f"alternating blocks, {batching['date']}).",
+        "",
+        f"A real pair on the same cores in turns ({turns['pair']['fast']} and {turns['pair']['slow']}, "
+        f"{turns['threads']} threads on {turns['machine']}, `verify`, {turns['prompts']} prompts of "
+        f"{turns['tokens_per_request']} tokens each):",
+        "",
+        "| policy | one by one, tokens/s | four at once, times that | eight at once |",
+        "|---|---|---|---|",
+        *(
+            f"| `{policy}` | {found['1_at_once']['tokens_per_second']} | "
+            f"{ratio(found['4_at_once']['over_one_by_one'])} | {ratio(found['8_at_once']['over_one_by_one'])} |"
+            for policy, found in ((policy, turns[policy]) for policy in turns["policies"])
+        ),
+        "",
+        f"`benchmarks/turns.py`, {turns['rounds']} alternating rounds, {turns['date']}. A single request takes "
+        f"{ratio(single['seconds_over_before'])} of the time that it took when each model had a thread of its own, and "
+        f"so an OpenMP team of its own ({single['date']}).",
         "",
         f"{soak['streams']} streams of the reference pair for {soak['minutes']:g} minutes, coroutines and threads "
         f"mixed, a third of them cancelled: {soak['finished']:,} answers finished, {soak['cancelled']:,} were "

@@ -17,7 +17,7 @@ from typing import Any, Generic, Never, Self, TypeVar, Unpack, overload
 from . import reference, requests
 from .config import RequestKeywords, RequestOptions
 from .contracts.methods import Method
-from .contracts.models import TokenModel, Work
+from .contracts.models import TokenModel
 from .contracts.policy import Ledger, Policy
 from .contracts.text_models import reads_tokens
 from .decode import Emit, Engine, TextPrompt
@@ -27,11 +27,10 @@ from .methods import make_method
 from .pairing import REFERENCE_PAIR, Pairing, is_reference_pair, warn_of_swapped
 from .records import ModelCard, Prices, Role
 from .resolve import make_model
-from .rows.reading import Read
 from .run import drivers
 from .run.slots import Place, Slots
 from .run.streams import AsyncStream, Stream
-from .run.workers import AnyModel, Workers
+from .run.workers import AnyModel, Workers, step_seconds
 from .support.logs import log
 from .support.options import checked
 from .support.waiting import Home
@@ -317,23 +316,16 @@ class Router:
 
         Costs ``count`` slow forwards. Answers with ``baseline=True`` need no estimate.
         """
-        from time import perf_counter
-
         self._require_open()
         slow = self._pair.local_slow
         if slow is None:
             raise ConfigurationError(f"{self.slow.name} has no steps to time", hint="ask with baseline=True")
-        token = max(slow.tokenizer.eog_ids, default=0)
+
+        def measure() -> list[float]:
+            return step_seconds(slow, count)
+
         with self._slots.admit().hold():
-            sequence = slow.open([]).sequence
-            try:
-                for number in range(count + 1):
-                    began = perf_counter()
-                    slow.forward([Work(sequence, number, [token], [(0, Read())])])
-                    if number:  # the first one also warms up
-                        self._steps["slow"].append(perf_counter() - began)
-            finally:
-                slow.close(sequence)
+            self._steps["slow"].extend(self._workers.call("slow", measure) if self._batching else measure())
 
     def close(self) -> None:
         """Free the models that this Router loaded. Requests under way and further calls raise :class:`RouterClosed`.

@@ -125,6 +125,20 @@ def default_threads(model: Any) -> int:
     return max(min(psutil.cpu_count(logical=False) or usable, usable) - 1, 1)
 
 
+def device_of(context: Any, options: LlamaCppOptions) -> tuple[str, float]:
+    """What a context's forwards run on, and how much of that they keep busy.
+
+    Layers that stay on the CPU, and further GPUs that a model is spread over, are not counted: who waits for the main
+    one waits for these, too.
+    """
+    if not options.n_gpu_layers or not lib.llama_supports_gpu_offload():
+        return "cpu", lib.llama_n_threads(context) / usable_physical_cores()
+    kinds = {b"CUDA": "cuda", b"MTL": "mps", b"Metal": "mps"}  # torch's names
+    built = lib.llama_print_system_info()
+    kind = next((name for mark, name in kinds.items() if mark in built), "gpu")
+    return kind if kind == "mps" else f"{kind}:{options.main_gpu or 0}", 1.0
+
+
 def _require_memory(model: Any, name: str, options: LlamaCppOptions, n_ctx: int) -> None:
     if options.n_gpu_layers:
         return  # the KV cache of those layers is not in this machine's memory

@@ -22,7 +22,7 @@ from ..sequences import SequencePool
 from .batch import MAX_OUTPUTS, Batch, Segment, Wanted
 from .files import locate
 from .ggml import make_scratch
-from .loading import add_lora, load_model, make_context, require_devices
+from .loading import add_lora, device_of, load_model, make_context, require_devices
 from .native import Native
 from .options import LlamaCppKeywords, LlamaCppOptions
 from .tokenizer import LlamaCppTokenizer
@@ -69,7 +69,10 @@ class LlamaCppModel:
         self._memory = lib.llama_get_memory(context)
         self.n_params: int = lib.llama_model_n_params(model)
         self.n_seq = self.options.n_seq
+        device, device_share = device_of(context, self.options)
         self.capabilities = Capabilities(
+            device=device,
+            device_share=device_share,
             rewind=not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)),
             hidden_size=lib.llama_model_n_embd_out(model),
         )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fsgen_router.errors import ConfigurationError, NotEnoughMemory
-from fsgen_router.support.machine import free_bytes, usable_cores
+from fsgen_router.support.machine import free_bytes, usable_cores, usable_physical_cores
 
 
 def device_of(wanted: str) -> torch.device:
@@ -32,6 +32,18 @@ def set_threads(wanted: int | None, device: torch.device) -> None:
         wanted = usable_cores()
     if wanted is not None:
         torch.set_num_threads(wanted)
+
+
+def name_of(device: torch.device) -> str:
+    """One name for one device: plain ``cuda`` is the current one."""
+    if device.type == "cuda" and device.index is None:
+        return f"cuda:{torch.cuda.current_device()}"
+    return str(device)
+
+
+def share_of(device: torch.device) -> float:
+    """How much of its device a forward keeps busy."""
+    return torch.get_num_threads() / usable_physical_cores() if device.type == "cpu" else 1.0
 
 
 def _free_bytes(device: torch.device) -> int | None:

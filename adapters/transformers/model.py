@@ -23,7 +23,7 @@ from fsgen_router.support.waiting import Home, holding
 from ..chat_template import template_digest, template_text
 from ..sequences import SequencePool
 from .batches import Part, Pending
-from .devices import device_of, give_back, require_memory, set_threads
+from .devices import device_of, give_back, name_of, require_memory, set_threads, share_of
 from .errors import errors_of_loading, errors_of_working
 from .loading import context_length, load_model, require_memory_for_all
 from .memories import Caches, Memory, Slots
@@ -76,7 +76,12 @@ class TransformersModel:
         self.n_params = int(self._model.num_parameters())
         if not states:
             self._head = None
-        self.capabilities = replace(self._memory.capabilities, hidden_size=states[-1].shape[-1] if states else None)
+        self.capabilities = replace(
+            self._memory.capabilities,
+            hidden_size=states[-1].shape[-1] if states else None,
+            device=name_of(self.device),
+            device_share=share_of(self.device),
+        )
         # numpy is the faster one on the host, and MPS shares its memory.
         on_host = self.device.type in ("cpu", "mps")
         # No method of this very model: in a circle it would wait, dropped, for the garbage collector.

@@ -55,6 +55,11 @@ class Capabilities:
     """A rewind costs nothing. Without it (recurrent memory), the kept prefix is read again: see :class:`Rows`."""
     hidden_size: int | None = None
     """Width of the hidden state that ``Read(hidden=True)`` brings; None where it cannot be read."""
+    device: str | None = None
+    """What forwards run on: ``cpu``, ``cuda:0``. Models that name one device take turns there, unless their shares of
+    it fit side by side. None: forwards may overlap with any other model's."""
+    device_share: float = 1.0
+    """The part of the device that a forward keeps busy: on a CPU its threads over the cores."""
 
 
 class TokenModel(Protocol):

@@ -1,37 +1,44 @@
 """Who carries out the jobs of live requests: in the caller's thread, or in one that owns the model.
 
-A :class:`BatchWorker` runs whatever waits for its model in one forward, single tokens and catch-up chunks
-mixed; nobody waits for a batch to fill. A request that waits for one model is in no other's queue, so it
-costs the rest nothing.
+A :class:`BatchWorker` puts whatever waits for its model into one forward, single tokens and catch-up chunks
+mixed. A request that waits for one model is in no other's queue, so it costs the rest nothing. Models that
+run side by side have a thread each; those that would be in each other's way share one (:mod:`.turns`).
 """
 
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias, TypeVar, cast
 
-from ..contracts.models import Rows, TokenModel, Work
+from ..contracts.models import Opened, Rows, TokenModel, Work
 from ..contracts.text_models import Continuation, ReasoningChunk, TextEnd, TextModel, reads_tokens
 from ..decode import Chunk, Done, Event, Failed, Open, Start
 from ..errors import BackendError, FsgenError, RouterClosed
 from ..records import Role
-from ..rows.reading import Row
+from ..rows.reading import Read, Row
 from ..support.waiting import Home, WorkerThread, holding
+from .turns import Line, StepTimes, fit_together, next_turn, turn_of
 
 CHUNK = 64
 """Tokens of one work in one forward while others wait too, so that a long prompt does not hold them up."""
 TICK = 512
 """Tokens of all works in one forward; more only where more works than this wait, with one token each."""
 
+_CHECK_SECONDS = 1.0
+"""How often who waits for a call looks whether its thread has ended."""
+
 AnyModel: TypeAlias = TokenModel | TextModel
+T = TypeVar("T")
 
 
 def perform(model: AnyModel, command: Start) -> Generator[Event, None, None]:
@@ -45,7 +52,13 @@ def perform(model: AnyModel, command: Start) -> Generator[Event, None, None]:
             yield from _stream(cast(TextModel, model), job, work, began)
             return
         local = cast(TokenModel, model)
-        result = local.open(work.ids) if isinstance(work, Open) else _forward(local, work)
+        result: Opened | list[Row]
+        if isinstance(work, Open):
+            result = local.open(work.ids)
+        else:
+            with turn_of(local):
+                began = time.perf_counter()
+                result = _forward(local, work)
     except Exception as error:
         yield Failed(job, as_backend_error(error, model.name))
     else:
@@ -62,6 +75,20 @@ def _forward(model: TokenModel, work: Work) -> list[Row]:
     if len(rows) != len(work.reads):
         raise BackendError(f"{model.name} gave {len(rows)} rows where {len(work.reads)} were wanted")
     return rows
+
+
+def step_seconds(model: TokenModel, count: int) -> list[float]:
+    """What steps of one token take, by a sequence of their own. One more, before them, warms up."""
+    token, times = max(model.tokenizer.eog_ids, default=0), []
+    sequence = model.open([]).sequence
+    try:
+        for number in range(count + 1):
+            began = time.perf_counter()
+            model.forward([Work(sequence, number, [token], [(0, Read())])])
+            times.append(time.perf_counter() - began)
+    finally:
+        model.close(sequence)
+    return times[1:]
 
 
 def _stream(model: TextModel, job: int, wanted: Continuation, began: float) -> Iterator[Event]:
@@ -123,55 +150,97 @@ class _Job:
 
 
 class BatchWorker:
-    """The one thread of a local model."""
+    """What waits for a local model: whatever it is goes into one forward.
 
-    def __init__(self, model: TokenModel, name: str) -> None:
+    ``thread`` is what runs it, shared with models that take turns with this one (None: one of its own); those of a
+    ``pair`` are kept in step.
+    """
+
+    def __init__(
+        self, model: TokenModel, name: str, *, thread: ForwardThread | None = None, pair: object | None = None
+    ) -> None:
         self._model = model
-        self._changed = threading.Condition()
+        self._thread = thread or ForwardThread(name)
+        self._changed = self._thread.changed
         self._waiting: deque[tuple[Start, Client]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._jobs: list[_Job] = []
-        self._closed = False
-        self._thread = WorkerThread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self.closed = False
+        self.ended = threading.Event()
+        """Nothing of it is running, nor ever will."""
+        self.pair = pair or object()
+        self.times = StepTimes()
+        self.nobody_waits()
+        self.served = 0
+        """The thread's last turn that went to the pair."""
+        self._thread.add(self)
 
     def submit(self, command: Start, client: Client) -> None:
         with holding(self._changed):
-            if self._closed:
+            if self.closed:
                 raise _closed()
             self._waiting.append((command, client))
             self._changed.notify()
 
-    def abandon(self) -> None:
+    def call(self, function: Callable[[], T]) -> T:
+        """What a function gives that uses the model directly, run where its forwards are, in its turn.
+
+        Another thread would bring an OpenMP team of its own along, which slows every later forward down.
+        """
+        outcome: Future[T] = Future()
         with holding(self._changed):
-            self._closed = True
+            if self.closed:
+                raise _closed()
+            self._calls.append(lambda: _fulfil(outcome, function))
             self._changed.notify()
+        while True:
+            with suppress(TimeoutError):
+                return outcome.result(_CHECK_SECONDS)
+            if self.ended.is_set() and not outcome.done():
+                raise _closed()
+
+    def abandon(self) -> None:
+        self.closed = True
+        # Not waited for: others use it too, and who holds it may be waiting for what this thread holds.
+        if self._changed.acquire(blocking=False):
+            self._changed.notify()
+            self._changed.release()
 
     def close(self, timeout: float | None = None) -> None:
-        self.abandon()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+        self._thread.end(self, timeout)
 
-    def _run(self) -> None:
-        while self._turn(*self._wait()):
-            pass
+    # --- on its thread ---
 
-    def _wait(self) -> tuple[deque[tuple[Start, Client]], bool]:
-        """What has come, and whether that is the end. While it waits, the thread keeps nobody's request alive."""
+    def nobody_waits(self) -> None:
+        """Begin to count anew what the wait of those costs that can go on with no other model."""
+        self.lost = 0.0
+        """Fixed seconds of the pair's forwards meanwhile, for each of those who had no part in them."""
+        self.since: float | None = None
+        """When the first of them came."""
+
+    @property
+    def clients(self) -> list[Client]:
+        return [job.client for job in self._jobs]
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._calls or self._jobs or self.closed)
+
+    def admit(self) -> bool:
+        """Take in what has come and let go of what was given up; False at the end, when it has failed all the rest."""
         with holding(self._changed):
-            while not (self._waiting or self._jobs or self._closed):
-                # Not for ever: abandoned by what is collected just here, it would hear nothing of that.
-                self._changed.wait(60)
             arrived, self._waiting = self._waiting, deque()
-            return arrived, self._closed
-
-    def _turn(self, arrived: deque[tuple[Start, Client]], closed: bool) -> bool:
+            calls, self._calls = self._calls, deque()
+            closed = self.closed
         for command, client in arrived:
             self._admit(command, client)
-        if closed:
-            for job in self._jobs:
-                job.client.deliver(Failed(job.command.job, _closed()))
-        elif self._jobs:
-            self._tick()
+        for call in calls if not closed else ():
+            with turn_of(self._model):
+                call()
+        for job in [job for job in self._jobs if closed or job.client.cancelled]:
+            self._jobs.remove(job)
+            error = _closed() if closed else RouterClosed("the request was cancelled")
+            job.client.deliver(Failed(job.command.job, error))
         return not closed
 
     def _admit(self, command: Start, client: Client) -> None:
@@ -182,19 +251,15 @@ class BatchWorker:
         for event in _safely(perform(self._model, command), command.job, self._model.name):
             client.deliver(event)
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
         """One forward over a share of everything that waits."""
-        for job in [job for job in self._jobs if job.client.cancelled]:
-            self._jobs.remove(job)
-            job.client.deliver(Failed(job.command.job, RouterClosed("the request was cancelled")))
-        if not self._jobs:
-            return
         shares = _shares([len(job.left.ids) for job in self._jobs])
         taken = [(job, *_split(job, share)) for job, share in zip(self._jobs, shares, strict=True)]
-        began = time.perf_counter()
         try:
-            results = self._model.forward([part for _, part, _ in taken])
-            seconds = time.perf_counter() - began
+            with turn_of(self._model):
+                began = time.perf_counter()
+                results = self._model.forward([part for _, part, _ in taken])
+                seconds = time.perf_counter() - began
             for (job, _, slots), rows in zip(taken, results, strict=True):
                 for slot, row in zip(slots, rows, strict=True):
                     job.rows[slot] = row
@@ -205,12 +270,137 @@ class BatchWorker:
             for job, _, _ in taken:
                 job.client.deliver(Failed(job.command.job, as_backend_error(error, self._model.name)))
             return
+        self.times.add(sum(shares) + sum(map(reread_of, results)), seconds)
         self._jobs = [job for job in self._jobs if job.left.ids]
         chunked = max(shares) > 1 or any(map(reread_of, results))
         for job, _, _ in taken:
             if not job.left.ids:
                 rows = cast(list[Row], job.rows)
                 job.client.deliver(Done(job.command.job, rows, job.seconds, chunked, job.reread))
+
+
+def _fulfil(outcome: Future[T], function: Callable[[], T]) -> None:
+    try:
+        outcome.set_result(function())
+    except BaseException as error:
+        outcome.set_exception(error)
+
+
+class ForwardThread:
+    """Runs the forwards of a model, or of those that cannot run side by side on a device: one after the other.
+
+    It starts with the first worker and ends with the last.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.changed = threading.Condition()
+        self._name = name
+        self._workers: list[BatchWorker] = []
+        self._thread: WorkerThread | None = None
+        self._turns = 0
+
+    def add(self, worker: BatchWorker) -> None:
+        with holding(self.changed):
+            self._workers.append(worker)
+            if self._thread is None:
+                self._thread = WorkerThread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            self.changed.notify()
+
+    def end(self, worker: BatchWorker, timeout: float | None) -> None:
+        """Wait until a worker has ended, and the thread with it if that was the last one."""
+        with holding(self.changed):
+            thread = self._thread
+            worker.closed = True
+            self.changed.notify()
+        if threading.current_thread() is thread:
+            return
+        if worker.ended.wait(timeout) and thread is not None and thread is not self._thread:
+            thread.join(timeout)
+
+    def _run(self) -> None:
+        while self._wait():
+            self._round()
+
+    def _wait(self) -> bool:
+        """Until there is something to do; False at the end. While it waits, it keeps nobody's request alive."""
+        with holding(self.changed):
+            while self._thread is threading.current_thread():
+                if any(worker.has_work for worker in self._workers):
+                    return True
+                # Not for ever: abandoned by what is collected just here, it would hear nothing of that.
+                self.changed.wait(60)
+            return False
+
+    def _round(self) -> None:
+        for worker in list(self._workers):
+            if not worker.admit():
+                self._remove(worker)
+        if self._thread is not threading.current_thread():
+            return  # that was the last one; what comes now is another thread's
+        ready: dict[object, list[BatchWorker]] = {}
+        for worker in self._workers:
+            if worker.clients:
+                ready.setdefault(worker.pair, []).append(worker)
+            else:
+                worker.nobody_waits()
+        if not ready:
+            return
+        # Pair by pair, then by model.
+        pair = min(ready.values(), key=lambda workers: max(worker.served for worker in workers))
+        self._turns += 1
+        for worker in pair:
+            worker.served = self._turns
+        _serve(pair)
+
+    def _remove(self, worker: BatchWorker) -> None:
+        with holding(self.changed):
+            self._workers.remove(worker)
+            if not self._workers:
+                self._thread = None  # another one starts with the next worker
+        worker.ended.set()
+
+
+def _serve(workers: Sequence[BatchWorker]) -> None:
+    """One forward by the model of a pair whose turn it is, of those that something waits for."""
+    if len(workers) == 1:
+        (chosen,) = workers
+        blocked = {chosen: 0}
+    else:
+        asked: dict[Client, list[BatchWorker]] = {}
+        for worker in workers:
+            for client in worker.clients:
+                asked.setdefault(client, []).append(worker)
+        blocked = {worker: sum(of == [worker] for of in asked.values()) for worker in workers}
+        lines, now = [], time.perf_counter()
+        for worker in workers:
+            if not blocked[worker]:
+                worker.nobody_waits()
+            elif worker.since is None:
+                worker.since = now
+            waited = 0.0 if worker.since is None else now - worker.since
+            lines.append(Line(blocked[worker], worker.times.fixed, worker.times.usual, worker.lost, waited))
+        chosen = workers[next_turn(lines, len(asked))]
+    chosen.nobody_waits()
+    chosen.tick()
+    for worker in blocked:
+        if worker is not chosen:
+            worker.lost += (chosen.times.fixed or 0.0) * blocked[worker]
+
+
+_shared: dict[tuple[int, str], ForwardThread] = {}
+"""By process and device: OpenMP has a team of threads for each that calls in, and more threads than cores are slow."""
+
+
+def _thread_of(model: TokenModel, others: Iterable[AnyModel]) -> ForwardThread | None:
+    """The thread that a model shares, where it does not run side by side with the others of its pair."""
+    device = model.capabilities.device
+    rivals = [
+        other for other in others if other is not model and reads_tokens(other) and not fit_together(model, other)
+    ]
+    if device is None or not rivals:
+        return None
+    return _shared.setdefault((os.getpid(), device), ForwardThread(f"fsgen-{device}"))
 
 
 def _shares(lengths: Sequence[int]) -> list[int]:
@@ -337,6 +527,7 @@ class Workers:
         self._lock = threading.Lock()
         self._closed = False
         self._home = Home()
+        self._pair = object()
         # Who drops a Router without closing it gets its threads and models back.
         weakref.finalize(self, _abandon, self._started, self._home).atexit = False
         _all.add(self)
@@ -346,15 +537,23 @@ class Workers:
         """Both workers, with that of one of the models in the fast seat."""
         return {"fast": self._of(fast), "slow": self._of("slow")}
 
+    def call(self, role: Role, function: Callable[[], T]) -> T:
+        """Run a function that uses a local model where its forwards run (see :meth:`BatchWorker.call`)."""
+        return cast(BatchWorker, self._of(role)).call(function)
+
     def _of(self, role: Role) -> Worker:
         with holding(self._lock):
             if role not in self._started:
                 model, name = self._models[role], f"fsgen-{role}"
-                made = BatchWorker(model, name) if reads_tokens(model) else StreamWorker(cast(TextModel, model), name)
-                self._started[role] = made
+                self._started[role] = made = self._make(model, name)
                 if self._closed:
-                    made.close()
+                    made.abandon()  # not waited for: its thread may be waiting for this lock
             return self._started[role]
+
+    def _make(self, model: AnyModel, name: str) -> Worker:
+        if not reads_tokens(model):
+            return StreamWorker(cast(TextModel, model), name)
+        return BatchWorker(model, name, thread=_thread_of(model, self._models.values()), pair=self._pair)
 
     def close(self, deadline: float | None = None) -> None:
         """End the threads; requests under way fail with :class:`RouterClosed`.

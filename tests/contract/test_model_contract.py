@@ -113,6 +113,13 @@ def test_a_new_model_keeps_nothing(model: TokenModel) -> None:
     assert model.open(some_ids(model, 5)).kept == 0
 
 
+def test_a_model_says_what_it_runs_on(model: TokenModel) -> None:
+    """Models of one device take turns there; the double runs on none unless it is told."""
+    capabilities = model.capabilities
+    assert capabilities.device == (None if isinstance(model, ScriptedModel) else "cpu")
+    assert capabilities.device_share > 0
+
+
 def test_what_a_closed_sequence_read_is_found_again(model: TokenModel) -> None:
     ids = some_ids(model, 20)
     other = (ids[12] + 1) % min(model.tokenizer.n_vocab, 18)

@@ -35,7 +35,7 @@ from fsgen_router import (
     reference,
 )
 from fsgen_router.adapters.llama_cpp import LlamaCppModel, LlamaCppOptions, locate
-from fsgen_router.adapters.llama_cpp.loading import model_params
+from fsgen_router.adapters.llama_cpp.loading import device_of, model_params
 from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.resolve import make_model
 from fsgen_router.rows.reading import Read
@@ -604,6 +604,28 @@ def test_devices_where_llama_cpp_knows_none() -> None:
     for options in ({"main_gpu": 0}, {"split_mode": "layer"}, {"tensor_split": "1"}):
         with pytest.raises(ConfigurationError, match=rf"{next(iter(options))} chooses among GPUs.*built without them"):
             LlamaCppModel(FAST, **options)
+
+
+@pytest.mark.parametrize(
+    ("built", "options", "device"),
+    [
+        (b"CUDA : ARCHS = 900 | CPU : AVX2 = 1 | ", {"n_gpu_layers": -1}, "cuda:0"),
+        (b"CUDA : ARCHS = 900 | CPU : AVX2 = 1 | ", {"n_gpu_layers": 8, "main_gpu": 1}, "cuda:1"),
+        (b"MTL : EMBED_LIBRARY = 1 | CPU : NEON = 1 | ", {"n_gpu_layers": -1}, "mps"),
+        (b"Vulkan : | CPU : AVX2 = 1 | ", {"n_gpu_layers": -1}, "gpu:0"),
+        (b"CUDA : ARCHS = 900 | CPU : AVX2 = 1 | ", {}, "cpu"),
+        (None, {"n_gpu_layers": -1}, "cpu"),
+    ],
+)
+def test_a_device_has_the_name_that_torch_gives_it(
+    built: bytes | None, options: dict[str, int], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that models of both backends on one GPU take turns. Said by builds that are not here."""
+    monkeypatch.setattr(lib, "llama_supports_gpu_offload", lambda: built is not None)
+    monkeypatch.setattr(lib, "llama_print_system_info", lambda: built)
+    model = LlamaCppModel(FAST, n_ctx=32)
+    assert device_of(model._context, LlamaCppOptions(**options))[0] == device
+    model.shutdown()
 
 
 # --- the hub -------------------------------------------------------------------------------------

@@ -76,3 +76,12 @@ def test_llama_cpps_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     larger = LlamaCppModel(reference.path("fast"), n_ctx=32)
     assert lib.llama_n_threads(larger._context) == 2
     larger.shutdown()
+
+
+def test_a_forward_keeps_its_threads_share_of_the_cores_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version_2(tmp_path, "400000 100000")
+    monkeypatch.setattr(machine.usable_physical_cores, "__defaults__", (tmp_path,))
+    for threads, share in ((1, 0.25), (4, 1.0)):
+        model = LlamaCppModel(reference.path("fast"), n_ctx=32, n_threads=threads)
+        assert (model.capabilities.device, model.capabilities.device_share) == ("cpu", share)
+        model.shutdown()

@@ -39,6 +39,7 @@ from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.policies import PolicyPairWarning, cards, make_policy
 from fsgen_router.reference import world
 from fsgen_router.rows.reading import Read
+from fsgen_router.support.machine import usable_physical_cores
 
 LIMIT = 110
 PROMPTS = [problem.prompt + "\n" for problem in world.problems("test", 100)]
@@ -121,6 +122,22 @@ async def test_sync_async_and_threads_give_one_text(make_router: Callable[..., R
     assert [(threaded[prompt].degraded, threaded[prompt].text) for prompt in prompts] == [
         (None, text) for text in texts
     ]
+
+
+@pytest.mark.parametrize("policy", ["every:5", "entropy>0.7,span=3", "random:0.2"])
+async def test_models_that_take_turns_give_the_same_text(make_router: Callable[..., Router], policy: str) -> None:
+    """With threads for all cores each, so that they share one thread of this process."""
+    prompts = PROMPTS[:12]
+    expected = [make_router(policy=policy, seed=5).complete(prompt, max_tokens=50).text for prompt in prompts]
+    models = [reference.load(role, n_threads=usable_physical_cores()) for role in ("fast", "slow")]
+    with Router(*models, policy=policy, seed=5) as router:
+        together = await asyncio.gather(*(router.acomplete(prompt, max_tokens=50) for prompt in prompts))
+        assert [(answer.degraded, answer.text) for answer in together] == [(None, text) for text in expected]
+        router.measure_steps(2)  # there, too
+        assert len(router._steps["slow"]) >= 2
+        assert [thread.name for thread in threading.enumerate() if thread.name == "fsgen-cpu"] == ["fsgen-cpu"]
+    for model in models:
+        model.shutdown()
 
 
 def run_threads(jobs: list[Callable[[], object]]) -> None:

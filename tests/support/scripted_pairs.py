@@ -108,14 +108,27 @@ class Pair:
         return True
 
 
-def pair(case: int, *, n_ctx: int = 4096, n_seq: int = 2, slow_fails_after: int | None = None) -> Pair:
+def pair(
+    case: int,
+    *,
+    n_ctx: int = 4096,
+    n_seq: int = 2,
+    slow_fails_after: int | None = None,
+    device: str | None = None,
+) -> Pair:
+    """Two models; with ``device`` they take turns on it."""
     rng = random.Random(case)
     shared, levels = rng.randrange(1 << 30), rng.choice((0, 0, 6))
     bias = rng.choice((-6.0, -1.5, 0.0))
     words = tokenizer()
     return Pair(
         ScriptedModel(
-            script(2 * case, shared=shared, levels=levels, eog_bias=bias), words, name="fast", n_ctx=n_ctx, n_seq=n_seq
+            script(2 * case, shared=shared, levels=levels, eog_bias=bias),
+            words,
+            name="fast",
+            n_ctx=n_ctx,
+            n_seq=n_seq,
+            device=device,
         ),
         ScriptedModel(
             script(2 * case + 1, shared=shared, levels=levels, eog_bias=bias),
@@ -125,6 +138,7 @@ def pair(case: int, *, n_ctx: int = 4096, n_seq: int = 2, slow_fails_after: int 
             n_seq=n_seq,
             n_params=10_000,
             fail_after=slow_fails_after,
+            device=device,
         ),
     )
 
