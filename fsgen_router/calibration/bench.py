@@ -21,6 +21,7 @@ from .checks import Judge, bind, make_checker
 from .options import CalibrationOptions, make_options
 from .progress import Stages
 from .prompts import Prompts, SplitName, read_prompts, reference_prompts
+from .rows import SharedRows
 from .runner import Runner
 from .store import WorkDirectory
 from .traces import Traces, local_slow, trace_answers
@@ -31,11 +32,15 @@ class Bench:
     """A pair, prompts and a work directory: what every step needs. Made by :func:`open_bench`."""
 
     router: Router
+    """The pair with a trie in front of each model: what any run has read is read once."""
     prompts: Prompts
     work: WorkDirectory
     options: CalibrationOptions
     stages: Stages
     runners: dict[SplitName, Runner]
+    rows: SharedRows
+    plain: Router
+    """The pair itself, for what is timed."""
     check: str = "answer"
     """The checker's name."""
 
@@ -46,11 +51,18 @@ class Bench:
     def run(self, split: SplitName, policy: str) -> Run:
         return self.runners[split].run(policy)
 
+    def timed(self, split: SplitName, count: int | None = None) -> Runner:
+        """A runner over a split's first ``count`` prompts (None: all) whose seconds are those of serving: no row comes
+        from a trie. A few are asked one at a time."""
+        runner = self.runners[split]
+        concurrency = runner.concurrency if count is None else 1
+        return Runner(self.plain, runner.items[:count], self.work, f"{split}-timed", runner.options, concurrency)
+
     def route(self, split: SplitName, policy: Learned, stage: str) -> tuple[Answers, Run]:
-        """The answers of a split's prompts under a policy, with their run, as a stage of its own."""
+        """The answers of a split's prompts under a policy, to be traced, with their run, as a stage of its own."""
         runner = self.runners[split]
         with self.stages.stage(stage, len(runner.items)) as runner.on_items:
-            answers = runner.answers(policy, self.options.method)
+            answers = runner.answers(policy, self.options.method, traced=True)
         runner.on_items = None
         return answers, answers.run(runner.items, policy.name)
 
@@ -103,16 +115,22 @@ def open_bench(
             "options": {**parsed.request, "stop": list(parsed.stop)},
         },
     )
+    rows = SharedRows(router, directory, hidden=parsed.hidden)
+    directory.before_chunk = rows.save
+    concurrency = parsed.concurrency or min(router.fast.n_seq, local_slow(router).n_seq)
     with stages.stage("both models alone", 2 * len(prompts)) as on_items:
         runners: dict[SplitName, Runner] = {}
         for split, items in prompts:
-            runner = Runner(router, items, directory, split, parsed.request, parsed.concurrency, on_items)
-            slow = runner.answers(SLOW_ONLY)
+            runner = Runner(
+                rows.router, items, directory, split, parsed.request, concurrency, on_items, behind=rows.read_both
+            )
+            # Answers near the slow model's own are what safe policies write: both read it whole, in one piece.
+            slow = runner.answers(SLOW_ONLY, traced=True)
             runner.answers("never")
             runner.items = bind(checker, items, slow.texts)
             runner.on_items = None
             runners[split] = runner
-    return Bench(router, prompts, directory, parsed, stages, runners, checker.name)
+    return Bench(rows.router, prompts, directory, parsed, stages, runners, rows, router, checker.name)
 
 
 def require_gap(bench: Bench) -> Estimate:

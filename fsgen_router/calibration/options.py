@@ -39,7 +39,9 @@ class CalibrationOptions(BaseModel):
     curve_rates: tuple[float, ...] = Field(CURVE_RATES, min_length=1, description="nominal rates of a curve's points")
     max_tokens: int = Field(256, ge=1, description="tokens of an answer at most")
     stop: tuple[str, ...] = Field((), description="end answers before any of these")
-    concurrency: int = Field(1, ge=1, description="prompts asked at once, where both models hold several sequences")
+    concurrency: int | None = Field(
+        None, ge=1, description="prompts asked at once; as many as both models hold sequences, unless said"
+    )
     seed: int = Field(0, ge=0, description="of the fit, of rollouts and of every interval")
 
     @field_validator("scorer")

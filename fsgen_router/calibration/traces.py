@@ -173,6 +173,30 @@ def read_answer(
     return rows
 
 
+def read_both(
+    fast: TokenModel,
+    slow: TokenModel,
+    item: Item,
+    answer: Sequence[int],
+    *,
+    shared: SharedVocabulary | None = None,
+    hidden: bool = False,
+) -> tuple[list[Row], list[Row]]:
+    """Both models' rows behind which each token of an answer was chosen: the fast one's with signals, the slow one's
+    with the log-probability of the fast one's choice."""
+    fast_row, slow_row = (shared.fast_row, shared.slow_row) if shared else (None, None)
+    fast_words, slow_words = (shared.fast, shared.slow) if shared else (fast.tokenizer, slow.tokenizer)
+    wanted = Read(signals=True, top_k=TOP_K, hidden=hidden, alignment=fast_row)
+    fast_rows = read_answer(fast, encode_item(fast_words, item), answer, lambda _: wanted)
+    slow_rows = read_answer(
+        slow,
+        encode_item(slow_words, item),
+        answer,
+        lambda k: Read(ids=(fast_rows[k].argmax,), alignment=slow_row),
+    )
+    return fast_rows, slow_rows
+
+
 def trace_answer(
     fast: TokenModel,
     slow: TokenModel,
@@ -193,16 +217,7 @@ def trace_answer(
     ``by_slow`` is 1 where the slow model wrote a token. None: the answer is the slow model's own, and
     counts as written by an oracle that escalates where the two choices differ, which writes the same.
     """
-    fast_row, slow_row = (shared.fast_row, shared.slow_row) if shared else (None, None)
-    fast_words, slow_words = (shared.fast, shared.slow) if shared else (fast.tokenizer, slow.tokenizer)
-    wanted = Read(signals=True, top_k=TOP_K, hidden=hidden, alignment=fast_row)
-    fast_rows = read_answer(fast, encode_item(fast_words, item), answer, lambda _: wanted)
-    slow_rows = read_answer(
-        slow,
-        encode_item(slow_words, item),
-        answer,
-        lambda k: Read(ids=(fast_rows[k].argmax,), alignment=slow_row),
-    )
+    fast_rows, slow_rows = read_both(fast, slow, item, answer, shared=shared, hidden=hidden)
     written = [f.argmax != s.argmax for f, s in zip(fast_rows, slow_rows, strict=True)] if by_slow is None else by_slow
     count = len(answer)
     padding = TOP_K - len(fast_rows[0].top_ids)

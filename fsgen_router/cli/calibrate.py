@@ -125,7 +125,15 @@ def calibrate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the fit, rollouts and intervals.", rich_help_panel=_FIT)] = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Prompts asked at once.", rich_help_panel=_PROMPTS)] = 1,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Prompts asked at once.",
+            show_default="the sequences that both models hold (n_seq)",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None,
     work: Annotated[
         Path | None,
         typer.Option(

@@ -1,0 +1,94 @@
+"""Both models' rows over a whole calibration: read once, kept in the work directory, shared by every run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ..adapters.row_trie import TOP_K, Arrays, RowTrie, TrieModel, Used
+from ..contracts.models import Role
+from ..evaluation import Item
+from ..router import Router
+from ..rows.signals import TOP_K as SIGNALS_TOP_K
+from .answers import Record
+from .store import WorkDirectory
+from .traces import local_slow, read_both
+
+_KEPT_IDS: Mapping[Role, int] = {"fast": SIGNALS_TOP_K, "slow": TOP_K}
+"""Of a row's best ids: what signals hold of the fast model's, and where its choice is looked up in the slow one's."""
+
+
+class SharedRows:
+    """A twin of a Router whose models have a trie in front, with the rows that the work directory holds.
+
+    ``hidden`` says that traces read the fast model's hidden states.
+    """
+
+    def __init__(self, router: Router, work: WorkDirectory, *, hidden: bool = False) -> None:
+        self._work, self._hidden = work, hidden
+        self.models: Mapping[Role, TrieModel] = {
+            "fast": _in_front_of(router.fast, "fast"),
+            "slow": _in_front_of(local_slow(router), "slow"),
+        }
+        self._saved = {role: self._load(role) for role in self.models}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said of the pair already
+            self.router = Router(
+                self.models["fast"],
+                self.models["slow"],
+                policy="never",
+                method="replace",
+                seed=router.seed,
+                batching=router.batching,
+            )
+
+    def _load(self, role: Role) -> int:
+        """Take what an earlier calibration kept: how many chunks follow on each other."""
+        number = 0
+        while True:
+            arrays = self._work.load(_chunk(role, number))
+            if arrays is None or not self.models[role].trie.put_back(arrays):
+                return number
+            number += 1
+
+    def save(self) -> None:
+        """Keep what was read since this was last called."""
+        for role, model in self.models.items():
+            arrays: Arrays | None = model.take_new()
+            if arrays is not None:
+                self._work.save(_chunk(role, self._saved[role]), arrays)
+                self._saved[role] += 1
+
+    def read_both(self, item: Item, record: Record) -> None:
+        """Read an answer whole with both models, so that its traces are known."""
+        shared, answer = self.router.shared, record["ids"]
+        read_both(self.models["fast"], self.models["slow"], item, answer, shared=shared, hidden=self._hidden)
+
+    @property
+    def used(self) -> dict[Role, Used]:
+        """What both models really read so far."""
+        return {role: model.used for role, model in self.models.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            role: {
+                "positions": model.used.positions,
+                "forwards": model.used.forwards,
+                "seconds": model.used.seconds,
+                "rows_read": model.used.read,
+                "rows_known": model.used.known,
+                "rows_kept": len(model.trie),
+                "bytes": model.trie.bytes,
+            }
+            for role, model in self.models.items()
+        }
+
+
+def _in_front_of(model: Any, role: Role) -> TrieModel:
+    return TrieModel(model, RowTrie(model.tokenizer.n_vocab, top_k=_KEPT_IDS[role]))
+
+
+def _chunk(role: Role, number: int) -> str:
+    return f"rows-{role}-{number:06d}"
