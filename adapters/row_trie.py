@@ -91,7 +91,7 @@ class RowTrie:
         self._others: dict[int, float] = {}
         """Log-probabilities of ids that were asked for and are not among the best, by node and id."""
         self._hidden: dict[int, npt.NDArray[np.float32]] = {}
-        self._alignment: Alignment | None | type = object
+        self._alignment: Alignment | type | None = object
         self._saved = _Journal(nodes=1)
 
     def __len__(self) -> int:

@@ -66,8 +66,8 @@ class Bench:
         runner.on_items = None
         return answers, answers.run(runner.items, policy.name)
 
-    def trace(self, split: SplitName, answers: Answers, name: str, *, round: int = 0) -> Traces:
-        """What both models say at every position of these answers."""
+    def trace(self, split: SplitName, answers: Answers, name: str, *, round: int = 0, asks_slow: bool = True) -> Traces:
+        """What both models say at every position of these answers, or the fast one alone."""
         items = self.runners[split].items
         with self.stages.stage("traces", len(items)) as on_items:
             return trace_answers(
@@ -79,6 +79,7 @@ class Bench:
                 round=round,
                 own=name.endswith("-own"),
                 hidden=self.options.hidden,
+                asks_slow=asks_slow,
                 on_items=on_items,
             )
 

@@ -29,7 +29,9 @@ def choose(bench: Bench, fitted: Fitted, target: Target) -> Choice:
         if target.rate is not None:
             choice = choose_rate(runner, candidates, target.rate, method=options.method)
         elif target.max_cost is not None:
-            choice = choose_cost(runner, candidates, target.max_cost, slow, method=options.method)
+            timed = bench.timed("calibration")
+            timed.on_items = runner.on_items
+            choice = choose_cost(timed, candidates, target.max_cost, timed.run(SLOW_ONLY), method=options.method)
         else:
             assert target.max_regret is not None
             choice = choose_certified(
@@ -59,9 +61,10 @@ def nominal_policy(bench: Bench, fitted: Fitted, target: Target) -> Learned:
 
 
 def watch(bench: Bench, policy: Learned) -> Learned:
-    """The policy with a drift monitor made of the calibration prompts, routed as in serving."""
+    """The policy with a drift monitor made of the calibration prompts, routed as in serving: of the fast model's
+    signals, so the slow one need not read what it was not asked for."""
     answers = bench.runners["calibration"].answers(policy, bench.options.method)
-    traces = bench.trace("calibration", answers, f"traces-calibration-{policy.digest[:16]}")
+    traces = bench.trace("calibration", answers, f"signals-calibration-{policy.digest[:16]}", asks_slow=False)
     scores = policy.scorer.score(traces.features())
     monitor = make_monitor(scores, traces.prompt, policy.threshold, seed=bench.options.seed)
     return replace(policy, drift=monitor)

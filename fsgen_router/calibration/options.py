@@ -35,7 +35,7 @@ class CalibrationOptions(BaseModel):
     method: str = Field("replace", description="what the slow model's rows do")
     compare: tuple[str, ...] = Field((), description="other methods to draw the learned policy's curve with")
     hold: bool = Field(False, description="let the threshold follow the target rate at run time")
-    curves: bool = Field(True, description="run everything that the report compares the policy to")
+    curves: bool = Field(False, description="run everything that the report compares the policy to")
     curve_rates: tuple[float, ...] = Field(CURVE_RATES, min_length=1, description="nominal rates of a curve's points")
     max_tokens: int = Field(256, ge=1, description="tokens of an answer at most")
     stop: tuple[str, ...] = Field((), description="end answers before any of these")

@@ -92,7 +92,7 @@ def calibrate(
                 assert target.rate is not None
                 policy = policy.holding(target.rate)
         card = None if policy is None else make_card(bench, policy, choice, target, held)
-        pair = bench.pair
+        pair, rows = bench.pair, bench.rows.to_dict()
     if policy is not None and card is not None:
         save_policy(path, policy, card)
     calibration = Calibration(
@@ -107,6 +107,7 @@ def calibrate(
         rounds=fitted.rounds,
         held=held,
         seconds=stages.seconds,
+        rows=rows,
         path=path,
         check=bench.check,
     )

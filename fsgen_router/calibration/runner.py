@@ -81,9 +81,7 @@ class Runner:
         return [self._answers[name] for name in names]
 
 
-def _known(
-    alike: Sequence[Answers], policy: Policy | str, number: int, before: Mapping[str, Record]
-) -> Record | None:
+def _known(alike: Sequence[Answers], policy: Policy | str, number: int, before: Mapping[str, Record]) -> Record | None:
     """An answer that a threshold of the same scorer wrote, where this one would write it again."""
     assert isinstance(policy, Learned)
 

@@ -154,8 +154,12 @@ def calibrate(
     ] = None,
     curves: Annotated[
         bool,
-        typer.Option("--curves/--no-curves", help="Run what the report compares to.", rich_help_panel="Output"),
-    ] = True,
+        typer.Option(
+            "--curves/--no-curves",
+            help="Run what the report compares to: other signals, chance, an oracle.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it will cost, and stop.", rich_help_panel="Output")
     ] = False,

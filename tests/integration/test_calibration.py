@@ -45,7 +45,7 @@ from fsgen_router.policies import Learned, load_policy
 from fsgen_router.policies.features import FEATURES, answer_features
 from fsgen_router.policies.scorers import Logistic, Platt, Signal
 
-SMALL = {"rounds": 1, "curves": False, "max_tokens": 16}
+SMALL = {"rounds": 1, "max_tokens": 16}
 
 
 @pytest.fixture(scope="module")
@@ -570,14 +570,14 @@ class Canned:
         self.n, self.ran = n, 0
         self.candidates = [Learned(Signal("entropy"), 0.1 * (k + 1)) for k in range(len(losses))]
         rates = rates or [60 - 10 * k for k in range(len(losses))]
-        self.runs = {
+        self.results = {
             policy.threshold: outcomes([0] * lost + [1] * (n - lost), rate)
             for policy, lost, rate in zip(self.candidates, losses, rates, strict=True)
         }
 
     def run(self, policy: Learned, method: str = "replace") -> Run:
         self.ran += 1
-        return self.runs[policy.threshold]
+        return self.results[policy.threshold]
 
 
 def test_testing_stops_at_the_first_candidate_that_fails() -> None:
@@ -755,6 +755,7 @@ def test_a_policy_from_prompts_to_the_router(tmp_path: Path, fast_model: TokenMo
         report=page,
         rounds=1,
         max_tokens=100,
+        curves=True,
         curve_rates=(0.1,),
     )
     assert found.policy is not None
@@ -805,7 +806,6 @@ def test_a_policy_from_prompts_to_the_router(tmp_path: Path, fast_model: TokenMo
         target_rate=0.2,
         rounds=1,
         max_tokens=100,
-        curves=False,
         hold=True,
     )
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -949,7 +949,7 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(tmp_path: Path) -> 
 def test_a_killed_calibration_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """kill -9 in the middle of a run of the command, then the same command again."""
     command = [sys.executable, "-c", "from fsgen_router.cli import main; main()", "calibrate"]
-    options = ["--count", "20", "--rounds", "1", "--no-curves", "--max-tokens", "100", "--json"]
+    options = ["--count", "20", "--rounds", "1", "--max-tokens", "100", "--json"]
     out, work = tmp_path / "p.safetensors", tmp_path / "p.work"
     process = subprocess.Popen(
         [*command, "--out", str(out), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -1031,7 +1031,6 @@ def test_the_command_and_the_file_it_wrote(tmp_path: Path) -> None:
         20,
         "--rounds",
         0,
-        "--no-curves",
         "--max-tokens",
         100,
         "--target-rate",
@@ -1048,7 +1047,7 @@ def test_the_command_and_the_file_it_wrote(tmp_path: Path) -> None:
 
 def test_too_few_prompts_without_a_target_give_a_policy_and_say_that_nothing_is_certified(tmp_path: Path) -> None:
     out = tmp_path / "p.safetensors"
-    code, text, _ = invoke("calibrate", "--out", out, "--count", 20, "--rounds", 0, "--no-curves", "--max-tokens", 100)
+    code, text, _ = invoke("calibrate", "--out", out, "--count", 20, "--rounds", 0, "--max-tokens", 100)
     text = " ".join(text.split())
     assert code == 0
     assert "certified if possible. Not certified: 8 calibration prompts are too few" in text
