@@ -448,7 +448,7 @@ class TrieModel:
                     original = one.work.reads[number][1]
                     # As it is kept, where it is: a row that was known in part stands as it was first read.
                     one.rows[number] = self.trie.find(node, original) or _narrower(row, original)
-        if self.trie.full and not self._told:
+        if self.trie.full and self.trie.limit_bytes and not self._told:
             self._told = True
             log.warning("rows_full", model=self.name, bytes=self.trie.bytes)
 

@@ -26,7 +26,7 @@ from fsgen_router.methods import make_method
 from .cards import Guarantee
 from .features import Floats
 
-Bound: TypeAlias = Literal["binomial", "hoeffding_bentkus"]
+Bound: TypeAlias = Literal["binomial", "hoeffding_bentkus", "betting"]
 
 
 def binomial_p_value(failures: npt.ArrayLike, n: int, alpha: float) -> Floats:
@@ -45,6 +45,54 @@ def hoeffding_bentkus_p_value(risk: npt.ArrayLike, n: int, alpha: float) -> Floa
     # n times a mean of n numbers is whole where they are 0 or 1, but for its last bits.
     bentkus = math.e * require_scipy_stats().binom.cdf(np.ceil(n * risk - 1e-9), n, alpha)
     return np.asarray(np.minimum(np.minimum(hoeffding, bentkus), 1.0), np.float64)
+
+
+_STAKES = 20
+
+
+def betting_e_values(losses: npt.ArrayLike, alpha: float) -> Floats:
+    """Evidence that the mean loss is below ``alpha``, after each prompt: shape (n,) or (n, k), as ``losses`` in [0, 1].
+
+    What a gambler who began with 1 has made by betting that losses stay below ``alpha`` (Waudby-Smith and Ramdas,
+    arXiv 2010.09686, section 4): prod_i (1 + s (alpha - x_i)), whose expectation never rises where the mean is
+    ``alpha`` or more, for any stake s in [0, 1 / (1 - alpha)]. Here a mean over stakes
+    s_m = (alpha - m) / (alpha (1 - alpha)), the best ones (Kelly's) for losses of 0 or 1 with mean m, for m from 0 up
+    to ``alpha``, small m weighing more. By Ville's inequality it ever reaches 1 / delta with a probability of at most
+    delta: one may stop at any time, and look as often as one likes.
+    """
+    table = np.asarray(losses, np.float64)
+    _, logs = _log_capitals(table, alpha)
+    peak = logs.max(axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.exp(peak) * np.exp(logs - peak).sum(axis=0), np.float64)
+
+
+def _log_capitals(losses: Floats, alpha: float) -> tuple[Floats, Floats]:
+    """The stakes, shape (s,), and the logarithm of each one's weighted capital after each prompt, (s, *losses.shape)."""
+    means = alpha * np.arange(_STAKES) / _STAKES
+    weights = _STAKES - np.arange(_STAKES, dtype=np.float64)
+    stakes = (alpha - means) / (alpha * (1.0 - alpha))
+    shape = (-1,) + (1,) * losses.ndim
+    # A loss of 1 takes all of the highest stake; in the logarithm, as good as that.
+    factors = np.maximum(1.0 + stakes.reshape(shape) * (alpha - losses), 1e-300)
+    logs = np.log(factors).cumsum(axis=1) + np.log(weights / weights.sum()).reshape(shape)
+    return stakes, np.asarray(logs, np.float64)
+
+
+def betting_p_value(losses: npt.ArrayLike, alpha: float) -> Floats:
+    """min(1, 1 / the largest e-value so far), for all prompts of ``losses``: a p-value however they were stopped."""
+    return np.minimum(1.0, 1.0 / betting_e_values(losses, alpha).max(axis=0))
+
+
+def hopeless(losses: npt.ArrayLike, n: int, alpha: float, delta: float) -> bool:
+    """Whether betting cannot come to 1 / ``delta`` any more within ``n`` prompts, even if none of those left is lost.
+
+    To stop then loses nothing, and needs no validity.
+    """
+    table = np.asarray(losses, np.float64)
+    stakes, logs = _log_capitals(table, alpha)
+    most = logs[:, -1] + (n - len(table)) * np.log1p(stakes * alpha)
+    return bool(np.exp(most).sum() < 1.0 / delta)
 
 
 def _divergence(a: Floats, b: float) -> Floats:
@@ -78,7 +126,8 @@ def certify(losses: npt.ArrayLike, alpha: float, delta: float, *, bound: Bound =
 
     ``bound`` is ``"binomial"`` for a loss that can only be 0 or 1, else ``"hoeffding_bentkus"``, for
     losses in [0, 1]; it is told and not guessed, since a sample of zeros and ones proves nothing about
-    the loss. The order must not depend on these losses (take the thresholds' own). Raises
+    the loss. ``"betting"``, for losses in [0, 1] too, takes prompts in the order of their rows, which must not depend
+    on the losses either. The order must not depend on these losses (take the thresholds' own). Raises
     :class:`ConfigurationError` for losses that are no such table. Needs scipy (extra ``eval``).
     """
     table = np.asarray(losses, np.float64)
@@ -93,6 +142,8 @@ def certify(losses: npt.ArrayLike, alpha: float, delta: float, *, bound: Bound =
         if not bool(np.all((table == 0.0) | (table == 1.0))):
             raise ConfigurationError("a loss is neither 0 nor 1", hint='pass bound="hoeffding_bentkus"')
         p_values = binomial_p_value(table.sum(axis=0), n, alpha)
+    elif bound == "betting":
+        p_values = betting_p_value(table, alpha)
     else:
         p_values = hoeffding_bentkus_p_value(risks, n, alpha)
     passed = fixed_sequence(p_values, delta)

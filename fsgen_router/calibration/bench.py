@@ -10,7 +10,7 @@ import numpy as np
 
 from .._version import __version__
 from ..contracts.models import TokenModel
-from ..errors import ConfigurationError, NothingToGain
+from ..errors import ConfigurationError, NothingToGain, PromptTooLong
 from ..evaluation import SLOW_ONLY, Estimate, Run, interval
 from ..methods import make_method
 from ..policies import Learned
@@ -24,7 +24,7 @@ from .prompts import Prompts, SplitName, read_prompts, reference_prompts
 from .rows import SharedRows
 from .runner import Runner
 from .store import WorkDirectory
-from .traces import Traces, local_slow, trace_answers
+from .traces import Traces, encode_item, local_slow, trace_answers
 
 
 @dataclass
@@ -97,7 +97,8 @@ def open_bench(
     :func:`~fsgen_router.calibration.make_checker`).
 
     ``options`` are :class:`CalibrationOptions`. Raises :class:`ConfigurationError` where ``work`` belongs
-    to another pair, file or options, and :class:`PromptTooLong` naming the prompt.
+    to another pair, file or options, and :class:`PromptTooLong`, before anything runs, naming a prompt that fits no
+    context, or fills more than half of one and leaves no room for ``max_tokens``.
     """
     parsed = make_options(**options)
     stages = stages or Stages()
@@ -105,6 +106,7 @@ def open_bench(
         make_method(method)
     if parsed.hidden and router.fast.capabilities.hidden_size is None:
         raise ConfigurationError(f"{router.fast.name} gives no hidden states", hint="calibrate without --hidden")
+    require_room(router, prompts, parsed.max_tokens)
     checker = make_checker(check, [item for _, items in prompts for item in items])
     pair = fingerprint(router.fast, local_slow(router))
     directory = WorkDirectory(
@@ -116,15 +118,14 @@ def open_bench(
             "options": {**parsed.request, "stop": list(parsed.stop)},
         },
     )
-    rows = SharedRows(router, directory, hidden=parsed.hidden)
+    rows = SharedRows(router, directory, limit_bytes=parsed.row_memory, hidden=parsed.hidden)
     directory.before_chunk = rows.save
     concurrency = parsed.concurrency or min(router.fast.n_seq, local_slow(router).n_seq)
+    behind = rows.read_both if parsed.row_memory else None
     with stages.stage("both models alone", 2 * len(prompts)) as on_items:
         runners: dict[SplitName, Runner] = {}
         for split, items in prompts:
-            runner = Runner(
-                rows.router, items, directory, split, parsed.request, concurrency, on_items, behind=rows.read_both
-            )
+            runner = Runner(rows.router, items, directory, split, parsed.request, concurrency, on_items, behind)
             # Answers near the slow model's own are what safe policies write: both read it whole, in one piece.
             slow = runner.answers(SLOW_ONLY, traced=True)
             runner.answers("never")
@@ -134,10 +135,25 @@ def open_bench(
     return Bench(rows.router, prompts, directory, parsed, stages, runners, rows, router, checker.name)
 
 
+def require_room(router: Router, prompts: Prompts, max_tokens: int) -> None:
+    """Raise :class:`PromptTooLong` for prompts whose answers the context would cut off."""
+    for model in (router.fast, local_slow(router)):
+        sizes = [(len(encode_item(model.tokenizer, item)), item) for _, items in prompts for item in items]
+        long = [(n, item) for n, item in sizes if n > model.n_ctx / 2 and n + max_tokens > model.n_ctx]
+        if long:
+            size, item = max(long, key=lambda one: one[0])
+            where = f" ({item.place})" if item.place else ""
+            raise PromptTooLong(
+                f"item {item.id}{where} has {size} tokens, more than half of the {model.n_ctx} that the context of "
+                f"{model.name} holds, which leaves no room for answers of {max_tokens}; so have {len(long) - 1} others",
+                hint="load the model with a larger n_ctx, ask for a smaller max_tokens, or leave these prompts out",
+            )
+
+
 def require_gap(bench: Bench) -> Estimate:
     """accuracy_slow - accuracy_fast on the fit and calibration prompts.
 
-    Raises :class:`NothingToGain` where its 95% interval does not lie above 0.
+    Raises :class:`NothingToGain` where its 95% interval does not lie above 0, and where neither is ever right.
     """
     splits: tuple[SplitName, ...] = ("fit", "calibration")
     fast, slow = (
@@ -145,6 +161,13 @@ def require_gap(bench: Bench) -> Estimate:
         for policy in ("never", SLOW_ONLY)
     )
     gap = interval(slow - fast, seed=bench.options.seed)
+    if not (fast.any() or slow.any()):
+        cut = np.concatenate([bench.run(split, SLOW_ONLY).column("truncated") for split in splits]).mean()
+        raise NothingToGain(
+            f"the checker {bench.check} finds no right answer of either model to {len(slow)} prompts",
+            hint="look at what they answer and at what is expected (--check says how they are compared); "
+            f"{cut:.0%} of the slow model's answers were cut off at {bench.options.max_tokens} tokens or the context",
+        )
     if gap.interval is None or gap.interval[0] <= 0.0:
         span = "" if gap.interval is None else f", 95% interval [{gap.interval[0]:.1%}, {gap.interval[1]:.1%}]"
         raise NothingToGain(

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..adapters.row_trie import LIMIT_BYTES
 from ..errors import ConfigurationError
 from ..support.options import checked
 from .candidates import Span
@@ -41,6 +42,9 @@ class CalibrationOptions(BaseModel):
     stop: tuple[str, ...] = Field((), description="end answers before any of these")
     concurrency: int | None = Field(
         None, ge=1, description="prompts asked at once; as many as both models hold sequences, unless said"
+    )
+    row_memory: int = Field(
+        LIMIT_BYTES, ge=0, description="bytes of rows that are kept of each model, for every run to share; 0: none"
     )
     seed: int = Field(0, ge=0, description="of the fit, of rollouts and of every interval")
 

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ..adapters.row_trie import TOP_K, Arrays, RowTrie, TrieModel, Used
-from ..contracts.models import Role
+from ..adapters.row_trie import LIMIT_BYTES, TOP_K, Arrays, RowTrie, TrieModel, Used
+from ..contracts.models import Role, TokenModel
 from ..evaluation import Item
 from ..router import Router
 from ..rows.signals import TOP_K as SIGNALS_TOP_K
@@ -22,14 +22,17 @@ _KEPT_IDS: Mapping[Role, int] = {"fast": SIGNALS_TOP_K, "slow": TOP_K}
 class SharedRows:
     """A twin of a Router whose models have a trie in front, with the rows that the work directory holds.
 
-    ``hidden`` says that traces read the fast model's hidden states.
+    Each keeps rows up to ``limit_bytes`` (0: none, so that every run reads anew). ``hidden`` says that traces read
+    the fast model's hidden states.
     """
 
-    def __init__(self, router: Router, work: WorkDirectory, *, hidden: bool = False) -> None:
+    def __init__(
+        self, router: Router, work: WorkDirectory, *, limit_bytes: int = LIMIT_BYTES, hidden: bool = False
+    ) -> None:
         self._work, self._hidden = work, hidden
         self.models: Mapping[Role, TrieModel] = {
-            "fast": _in_front_of(router.fast, "fast"),
-            "slow": _in_front_of(local_slow(router), "slow"),
+            role: TrieModel(model, RowTrie(model.tokenizer.n_vocab, top_k=_KEPT_IDS[role], limit_bytes=limit_bytes))
+            for role, model in _local(router).items()
         }
         self._saved = {role: self._load(role) for role in self.models}
         with warnings.catch_warnings():
@@ -86,8 +89,8 @@ class SharedRows:
         }
 
 
-def _in_front_of(model: Any, role: Role) -> TrieModel:
-    return TrieModel(model, RowTrie(model.tokenizer.n_vocab, top_k=_KEPT_IDS[role]))
+def _local(router: Router) -> dict[Role, TokenModel]:
+    return {"fast": router.fast, "slow": local_slow(router)}
 
 
 def _chunk(role: Role, number: int) -> str:
