@@ -50,6 +50,9 @@ class Answers:
     accepted: Array
     escalated: Array
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     def run(self, items: Sequence[Item], policy: str) -> Run:
         """The answers as an evaluation's run, each judged by its item's ``check``."""
         outcomes = (
@@ -113,6 +116,7 @@ def answer_all(
     outcome: MakeOutcome = make_outcome,
     concurrency: int = 1,
     on_items: OnItems | None = None,
+    chunk: int = CHUNK,
     **options: Any,
 ) -> list[Answers]:
     """Answer every item under each of several ``policies`` by name: an item's answers one after the other, while the
@@ -149,7 +153,7 @@ def answer_all(
                 pool.shutdown(wait=True, cancel_futures=True)
         return [_pack(records) for records in zip(*found, strict=True)]
 
-    parts = work.all_in_chunks(list(policies), items, compute, size=CHUNK, on_items=on_items)
+    parts = work.all_in_chunks(list(policies), items, compute, size=chunk, on_items=on_items)
     return [_unpack(arrays) for arrays in parts]
 
 

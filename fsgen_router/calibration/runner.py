@@ -13,7 +13,7 @@ from ..contracts.policy import Policy
 from ..evaluation import Item, Run
 from ..policies import Learned
 from ..router import Router
-from .answers import Answers, OnItems, Record, answer_all
+from .answers import CHUNK, Answers, OnItems, Record, answer_all
 from .store import WorkDirectory
 
 
@@ -34,6 +34,8 @@ class Runner:
     concurrency: int = 1
     on_items: OnItems | None = None
     behind: Callable[[Item, Record], None] | None = None
+    chunk: int = CHUNK
+    """Answers in one file, and the step in which :meth:`run` may be asked for the first ones."""
 
     def __post_init__(self) -> None:
         self._answers: dict[str, Answers] = {}
@@ -43,30 +45,37 @@ class Runner:
         """The items' answers under a policy; ``traced`` ones are going to be read whole by both models."""
         return self._all([policy], method, traced=traced)[0]
 
-    def run(self, policy: Policy | str, method: str = "replace") -> Run:
-        """The same as an evaluation's run, judged by the items' ``check``."""
-        return self.runs([policy], method)[0]
+    def run(self, policy: Policy | str, method: str = "replace", *, first: int | None = None) -> Run:
+        """The same as an evaluation's run, judged by the items' ``check``; of the ``first`` items, or of all."""
+        return self.runs([policy], method, first=first)[0]
 
-    def runs(self, policies: Sequence[Policy | str], method: str = "replace") -> list[Run]:
+    def runs(self, policies: Sequence[Policy | str], method: str = "replace", *, first: int | None = None) -> list[Run]:
         """Runs of several policies, item by item: cheaper than one after the other."""
-        found = self._all(policies, method)
+        found = self._all(policies, method, first=first)
         return [
-            answers.run(self.items, policy if isinstance(policy, str) else policy.name)
+            answers.run(self.items[:first], policy if isinstance(policy, str) else policy.name)
             for policy, answers in zip(policies, found, strict=True)
         ]
 
-    def _all(self, policies: Sequence[Policy | str], method: str, *, traced: bool = False) -> list[Answers]:
+    def _all(
+        self, policies: Sequence[Policy | str], method: str, *, traced: bool = False, first: int | None = None
+    ) -> list[Answers]:
+        items = self.items[:first]
         names = [f"{self.split}-{_file_name(policy, method)}" for policy in policies]
-        new = {name: p for name, p in zip(names, policies, strict=True) if name not in self._answers}
+        new = {
+            name: policy
+            for name, policy in zip(names, policies, strict=True)
+            if name not in self._answers or len(self._answers[name]) != len(items)
+        }
         if self.on_items is not None:
-            self.on_items(len(self.items) * (len(policies) - len(new)))
+            self.on_items(len(items) * (len(policies) - len(new)))
         if new:
             keys = {_sharing_key(policy, method) for policy in new.values()}
             key = keys.pop() if len(keys) == 1 else None
             alike = self._alike.setdefault(key, []) if key else []
             made = answer_all(
                 self.router,
-                self.items,
+                items,
                 new,
                 work=self.work,
                 method=method,
@@ -74,6 +83,7 @@ class Runner:
                 behind=self.behind if traced else None,
                 concurrency=self.concurrency,
                 on_items=self.on_items,
+                chunk=self.chunk,
                 **self.options,
             )
             alike += made
@@ -91,7 +101,10 @@ def _known(alike: Sequence[Answers], policy: Policy | str, number: int, before: 
     for record in before.values():
         if same(record["accepted"], record["escalated"]):
             return record
-    return next((a.record(number) for a in alike if same(a.accepted[number], a.escalated[number])), None)
+    for answers in alike:
+        if number < len(answers) and same(answers.accepted[number], answers.escalated[number]):
+            return answers.record(number)
+    return None
 
 
 def _sharing_key(policy: Policy | str, method: str) -> str | None:
