@@ -320,9 +320,9 @@ def _estimate(
     console.print(table)
     console.print(
         Text(
-            f"Timed on {cal.SAMPLE} prompts, one at a time. Expected: rows are read once, the models differ as often as "
-            f"on these prompts, a score tells where with an AUROC of {ASSUMED_AUROC:g}, and testing stops at a rate of "
-            f"{wanted.nominal_rate:.0%}. At most: nothing is shared.",
+            f"Timed on {cal.SAMPLE} prompts, one at a time. Expected: rows are read once, the models differ as often "
+            f"as on these prompts, a score tells where with an AUROC of {ASSUMED_AUROC:g}, and testing stops at a "
+            f"rate of {wanted.nominal_rate:.0%}. At most: nothing is shared.",
             style="dim",
         )
     )
