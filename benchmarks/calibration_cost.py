@@ -67,14 +67,12 @@ def alone(args: argparse.Namespace, prompts: cal.Prompts) -> dict[str, Any]:
 def calibrated(args: argparse.Namespace, prompts: cal.Prompts, way: str, *, curves: bool) -> dict[str, Any]:
     """All steps of ``calibrate`` but the file; without asking whether the pair has a gap."""
     target = cal.make_target(max_regret=args.max_regret) if args.max_regret else cal.make_target()
-    memory = {} if way == "shared" else {"row_memory": 0}
+    options = {"max_tokens": args.max_tokens, "curves": curves, "seed": SEED}
+    options |= {} if way == "shared" else {"row_memory": 0}
     with cal.open_pair(args.fast, args.slow, seed=SEED) as router:
         began, stages = time.perf_counter(), cal.Stages()
         work = args.work / way
-        bench = cal.open_bench(
-            router, prompts, work, stages=stages, check=args.check, max_tokens=args.max_tokens, curves=curves, seed=SEED,
-            **memory,
-        )  # fmt: skip
+        bench = cal.open_bench(router, prompts, work, stages=stages, check=args.check, **options)
         fitted = cal.collect_and_fit(bench, target)
         choice = cal.choose(bench, fitted, target)
         policy = choice.policy or nominal_policy(bench, fitted, target)
