@@ -115,6 +115,16 @@ class RowTrie:
             found.append(node)
         return found
 
+    def look(self, node: int, ids: Sequence[int]) -> list[int]:
+        """The nodes of ``ids`` behind ``node``, as far as there are any; none is made."""
+        found = []
+        for token in ids:
+            child = None if node == _UNKNOWN else self._children.get(node * self.n_vocab + token)
+            if child is None:
+                break
+            found.append(node := child)
+        return found
+
     def _add(self, key: int) -> int:
         if self.full:
             return _UNKNOWN
@@ -384,6 +394,15 @@ class TrieModel:
         """What the trie has added since this was last called (:meth:`RowTrie.take_new`), between forwards."""
         with holding(self._lock):
             return self.trie.take_new()
+
+    def knows(self, work: Work) -> bool:
+        """Whether a work of an open sequence costs no forward: all its rows are known. Whoever batches works does
+        well to take those first, so that the others meet."""
+        nodes = self._sequences[work.sequence].nodes
+        if not 0 <= work.keep <= len(nodes):
+            return False
+        found = self.trie.look(nodes[work.keep - 1] if work.keep else _ROOT, work.ids)
+        return all(index < len(found) and self.trie.find(found[index], read) for index, read in work.reads)
 
     # --- forward ---
 

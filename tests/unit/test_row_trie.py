@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import scripted_pairs as sp
 
-from fsgen_router import BackendError, Mask
+from fsgen_router import BackendError, Mask, Router
 from fsgen_router.adapters.row_trie import RowTrie, TrieModel
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.contracts.models import Capabilities, Opened, Rows, TokenModel, Work
@@ -195,6 +196,40 @@ def test_batches_of_what_is_known_and_what_is_not() -> None:
     assert all(map(same, found[1], rows(scripted(), fresh, [(8, SIGNALS), (4, SIGNALS)])))
     for sequence in opened:
         model.close(sequence)
+
+
+def test_it_tells_which_works_cost_nothing() -> None:
+    inside = scripted()
+    model = TrieModel(inside)
+    rows(model, ids(9), [(at, SIGNALS) for at in range(4, 9)])
+    sequence, before = model.open([]).sequence, inside.forwards
+    model.forward([Work(sequence, 0, ids(9)[:5], [])])
+    known = Work(sequence, 5, ids(9)[5:], [(3, SIGNALS), (0, SIGNALS)])
+    assert model.knows(known)
+    assert model.knows(dataclasses.replace(known, reads=[]))
+    assert not model.knows(dataclasses.replace(known, ids=[*known.ids[:3], 3], reads=[(3, SIGNALS)]))
+    assert not model.knows(dataclasses.replace(known, reads=[(0, Read(full=True))]))
+    assert not model.knows(dataclasses.replace(known, keep=7))
+    assert inside.forwards == before
+    model.close(sequence)
+
+
+def test_works_that_are_known_go_first_and_the_others_meet_in_one_forward() -> None:
+    """Through a batching Router: four answers that part from what is known at different places."""
+    plain, fast, slow = sp.pair(3, n_seq=4), sp.pair(3, n_seq=4).fast, sp.pair(3, n_seq=4).slow
+    texts = ["ab", "a7", "7b", "b,"]
+    expected = []
+    with Router(plain.fast, plain.slow, policy="never", seed=0) as router:
+        expected = [router.complete(text, max_tokens=20).tokens for text in texts]
+    with Router(TrieModel(fast), TrieModel(slow), policy="never", seed=0) as router:
+        for text, answer in zip(texts, expected, strict=True):
+            router.complete(text, max_tokens=max(len(answer) - 6, 1))
+        before = fast.forwards
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda text: router.complete(text, max_tokens=20).tokens, texts))
+    assert found == expected
+    new = sum(min(6, len(answer) - 1) for answer in expected)
+    assert fast.forwards - before <= new
 
 
 class Forgetful(ScriptedModel):
