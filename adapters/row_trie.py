@@ -273,7 +273,8 @@ class RowTrie:
             self._set(node, data[at : at + size])
             at += size
         for key, logprob in zip(arrays["others"].tolist(), arrays["other_logprobs"].tolist(), strict=True):
-            self._note(*divmod(key, self.n_vocab), logprob)
+            node, token = divmod(key, self.n_vocab)
+            self._note(node, token, logprob)
         for node, state in zip(arrays["hidden"].tolist(), arrays["hidden_states"], strict=True):
             self._hidden[node] = state
             self.bytes += state.nbytes + _OTHER_BYTES

@@ -93,7 +93,7 @@ def _e_value(failures: int, n: int, alpha: float) -> float:
 
 def betting_p_value(losses: npt.ArrayLike, alpha: float) -> Floats:
     """min(1, 1 / the largest e-value so far), for all prompts of ``losses``: a p-value however they were stopped."""
-    return np.minimum(1.0, 1.0 / betting_e_values(losses, alpha).max(axis=0))
+    return np.asarray(np.minimum(1.0, 1.0 / betting_e_values(losses, alpha).max(axis=0)), np.float64)
 
 
 def hopeless(losses: npt.ArrayLike, n: int, alpha: float, delta: float) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,11 +75,10 @@ class Curve:
 def make_curve(runs: Sequence[Run], fast: Run, slow: Run, *, timed: Sequence[Run] = (), seed: int = 0) -> Curve:
     """A curve of runs, paired with both models alone. ``timed`` are runs of the slow model alone, and then of the same
     policies, whose seconds are those of serving; without them no cost is given."""
-    alone, *several = timed or (None,)
-    costs = [interval(run.column("seconds"), alone.column("seconds"), seed=seed) for run in several] if alone else ()
-    points = tuple(
-        Point(summarise(run, fast, slow, seed=seed), cost) for run, cost in zip_longest(runs, costs, fillvalue=None)
-    )
+    alone = timed[0].column("seconds") if timed else None
+    costs = [None if alone is None else interval(run.column("seconds"), alone, seed=seed) for run in timed[1:]]
+    costs = costs or [None] * len(runs)
+    points = tuple(Point(summarise(run, fast, slow, seed=seed), cost) for run, cost in zip(runs, costs, strict=True))
     return Curve(
         points,
         rate_at_recovery(fast, slow, runs, levels=LEVELS, seed=seed),

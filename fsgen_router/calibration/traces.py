@@ -185,13 +185,12 @@ def read_both(
 ) -> tuple[list[Row], list[Row]]:
     """Both models' rows behind which each token of an answer was chosen: the fast one's with signals, the slow one's
     with the log-probability of the fast one's choice (none without a slow model)."""
-    fast_row, slow_row = (shared.fast_row, shared.slow_row) if shared else (None, None)
-    fast_words, slow_words = (shared.fast, shared.slow) if shared else (fast.tokenizer, slow.tokenizer)
-    wanted = Read(signals=True, top_k=TOP_K, hidden=hidden, alignment=fast_row)
+    fast_words = shared.fast if shared else fast.tokenizer
+    wanted = Read(signals=True, top_k=TOP_K, hidden=hidden, alignment=shared.fast_row if shared else None)
     fast_rows = read_answer(fast, encode_item(fast_words, item), answer, lambda _: wanted)
     if slow is None:
         return fast_rows, []
-    prompt = encode_item(slow_words, item)
+    prompt, slow_row = encode_item(shared.slow if shared else slow.tokenizer, item), shared.slow_row if shared else None
     return fast_rows, read_answer(slow, prompt, answer, lambda k: Read(ids=(fast_rows[k].argmax,), alignment=slow_row))
 
 
