@@ -357,7 +357,7 @@ class TrieModel:
 
     def __init__(self, model: TokenModel, trie: RowTrie | None = None) -> None:
         self._model = model
-        self.trie = trie or RowTrie(model.tokenizer.n_vocab)
+        self.trie = RowTrie(model.tokenizer.n_vocab) if trie is None else trie
         self.used = Used()
         self.name, self.tokenizer, self.n_params = model.name, model.tokenizer, model.n_params
         self.n_ctx, self.n_seq, self.capabilities = model.n_ctx, model.n_seq, model.capabilities
