@@ -17,6 +17,7 @@ last digits on quantised models, so that without a trie two runs may part at a t
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 import threading
@@ -93,6 +94,8 @@ class RowTrie:
         self._hidden: dict[int, npt.NDArray[np.float32]] = {}
         self._alignment: Alignment | type | None = object
         self._saved = _Journal(nodes=1)
+        self._nodes = hashlib.blake2b(digest_size=16)
+        """Of all nodes that were taken away or put back: what a part says is about those."""
 
     def __len__(self) -> int:
         """How many rows are kept."""
@@ -248,9 +251,11 @@ class RowTrie:
             return None
         blobs = [self._rows[node] or b"" for node in rows]
         states = [self._hidden[node] for node in saved.hidden]
+        behind, keys = self._nodes.hexdigest(), np.array(self._keys[saved.nodes :], np.int64)
+        self._nodes.update(keys.tobytes())
         return {
-            "first": np.array([saved.nodes], np.int64),
-            "keys": np.array(self._keys[saved.nodes :], np.int64),
+            "behind": np.frombuffer(behind.encode(), np.uint8),
+            "keys": keys,
             "rows": np.array(rows, np.int64),
             "row_bytes": np.array([len(blob) for blob in blobs], np.int64),
             "data": np.frombuffer(b"".join(blobs), np.uint8),
@@ -262,8 +267,9 @@ class RowTrie:
 
     def put_back(self, arrays: Arrays) -> bool:
         """Take what :meth:`take_new` gave, in its order; False, and nothing is taken, where it does not follow on."""
-        if int(arrays["first"][0]) != len(self._rows):
+        if arrays["behind"].tobytes().decode() != self._nodes.hexdigest():
             return False
+        self._nodes.update(arrays["keys"].tobytes())
         for key in arrays["keys"].tolist():
             self._children[key] = len(self._rows)
             self._keys.append(key)

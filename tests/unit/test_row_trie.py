@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from fsgen_router import BackendError, Mask, Router
 from fsgen_router.adapters.row_trie import RowTrie, TrieModel
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.contracts.models import Capabilities, Opened, Rows, TokenModel, Work
+from fsgen_router.decode import Start
 from fsgen_router.methods import make_method
 from fsgen_router.rows.acceptance import Check, Rule
 from fsgen_router.rows.reading import Alignment, Read, Row, Warp
 from fsgen_router.rows.signals import TOP_K
+from fsgen_router.run.workers import Client, _Job, _ready
 
 SIGNALS = Read(signals=True, top_k=TOP_K)
 
@@ -215,21 +218,46 @@ def test_it_tells_which_works_cost_nothing() -> None:
 
 
 def test_works_that_are_known_go_first_and_the_others_meet_in_one_forward() -> None:
-    """Through a batching Router: four answers that part from what is known at different places."""
-    plain, fast, slow = sp.pair(3, n_seq=4), sp.pair(3, n_seq=4).fast, sp.pair(3, n_seq=4).slow
+    inside = scripted()
+    model = TrieModel(inside)
+    rows(model, ids(9), [(at, SIGNALS) for at in range(4, 9)])
+    works = [
+        Work(model.open([]).sequence, 0, ids(9, seed=seed), [(8, SIGNALS)])  # the first of them was read
+        for seed in (0, 1, 2)
+    ]
+    jobs = [_Job(Start(0, "fast", work), cast(Client, None), work) for work in works]
+    assert _ready(model, jobs) == jobs[:1]
+    assert _ready(model, jobs[1:]) == jobs[1:]
+    assert _ready(inside, jobs) == jobs, "a model that cannot tell reads whatever waits"
+
+
+def test_answers_through_a_batching_router_are_the_same() -> None:
+    """Asked at once, each from where its text was left before."""
+    plain, inside = sp.pair(3, n_seq=4), sp.pair(3, n_seq=4)
     texts = ["ab", "a7", "7b", "b,"]
-    expected = []
-    with Router(plain.fast, plain.slow, policy="never", seed=0) as router:
+    with Router(plain.fast, plain.slow, policy="entropy>1", method="replace", seed=0) as router:
         expected = [router.complete(text, max_tokens=20).tokens for text in texts]
-    with Router(TrieModel(fast), TrieModel(slow), policy="never", seed=0) as router:
-        for text, answer in zip(texts, expected, strict=True):
-            router.complete(text, max_tokens=max(len(answer) - 6, 1))
-        before = fast.forwards
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda text: router.complete(text, max_tokens=20).tokens, texts))
+    tries = TrieModel(inside.fast), TrieModel(inside.slow)
+    with Router(*tries, policy="entropy>1", method="replace", seed=0) as router, ThreadPoolExecutor(4) as pool:
+        for most in (5, 12, 20):
+            found = list(pool.map(lambda text, n=most: router.complete(text, max_tokens=n).tokens, texts))
     assert found == expected
-    new = sum(min(6, len(answer) - 1) for answer in expected)
-    assert fast.forwards - before <= new
+    assert inside.fast.forwards <= sum(map(len, expected))
+
+
+def test_a_failure_takes_only_those_along_that_were_read() -> None:
+    """What waits while known works go first does not fail with them, nor is it forgotten."""
+    inside = sp.pair(3, n_seq=4)
+    model = TrieModel(inside.fast)
+    with Router(model, TrieModel(inside.slow), policy="never", seed=0) as router:
+        answer = router.complete("ab", max_tokens=6).tokens
+        inside.fast._fail_after = inside.fast.forwards
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(router.complete, text, max_tokens=6) for text in ("ab", "a7", "7b", "ab")]
+        assert asked[0].result().tokens == asked[3].result().tokens == answer
+        for failed in asked[1:3]:
+            with pytest.raises(BackendError, match="told to fail"):
+                failed.result()
 
 
 class Forgetful(ScriptedModel):
