@@ -206,7 +206,10 @@ class RowTrie:
 
     def wider(self, read: Read) -> Read:
         """The read that also tells what is kept of a row."""
-        return replace(read, top_k=max(read.top_k, self.top_k)) if self.keeps(read) else read
+        if not self.keeps(read):
+            return read
+        judged = () if read.check is None or read.check.token in read.ids else (read.check.token,)
+        return replace(read, top_k=max(read.top_k, self.top_k), ids=(*read.ids, *judged))
 
     def add(self, node: int, read: Read, row: Row) -> None:
         """Keep what ``read``, as :meth:`wider` made it, told of the row behind a node: all of a row that is new, and
@@ -508,4 +511,9 @@ class TrieModel:
 
 def _narrower(row: Row, read: Read) -> Row:
     """A row with what was asked for, and not all that was read."""
-    return replace(row, top_ids=row.top_ids[: read.top_k], top_logprobs=row.top_logprobs[: read.top_k])
+    return replace(
+        row,
+        top_ids=row.top_ids[: read.top_k],
+        top_logprobs=row.top_logprobs[: read.top_k],
+        id_logprobs=row.id_logprobs[: len(read.ids)],
+    )
