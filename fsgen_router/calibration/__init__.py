@@ -19,8 +19,8 @@ certified on ``calibration``, figures given on ``report``. The steps, for notebo
         inputs = make_inputs(router.fast.tokenizer, bench.prompts)  # what tells prompts of another kind
         held = hold_out(bench, fitted, choice.policy)
 
-What is finished is kept in the work directory, so each may be called again at no cost. Needs the
-extra ``calibrate``.
+What is finished is kept in the work directory, so each may be called again at no cost. All of them share what
+the models have read (:class:`SharedRows`). Needs the extra ``calibrate``.
 """
 
 from ..evaluation import make_outcome
@@ -42,6 +42,7 @@ from .progress import Progress, Silent, Stages
 from .prompts import SHARES, SPLITS, Prompts, read_prompts, reference_prompts, split_items
 from .report import write_report
 from .result import Calibration
+from .rows import SharedRows
 from .runner import Runner
 from .store import WorkDirectory
 from .target import Target, make_target
@@ -72,6 +73,7 @@ __all__ = [
     "Prompts",
     "Round",
     "Runner",
+    "SharedRows",
     "Silent",
     "Span",
     "StageCost",
