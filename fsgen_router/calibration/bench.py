@@ -10,8 +10,8 @@ import numpy as np
 
 from .._version import __version__
 from ..contracts.models import TokenModel
-from ..errors import ConfigurationError, NothingToGain, PromptTooLong
-from ..evaluation import SLOW_ONLY, Estimate, Run, interval
+from ..errors import ConfigurationError, InvalidRequest, NothingToGain, PromptTooLong
+from ..evaluation import SLOW_ONLY, Estimate, Item, Run, interval
 from ..methods import make_method
 from ..policies import Learned
 from ..policies.cards import Pair, fingerprint
@@ -138,16 +138,24 @@ def open_bench(
 def require_room(router: Router, prompts: Prompts, max_tokens: int) -> None:
     """Raise :class:`PromptTooLong` for prompts whose answers the context would cut off."""
     for model in (router.fast, local_slow(router)):
-        sizes = [(len(encode_item(model.tokenizer, item)), item) for _, items in prompts for item in items]
+        sizes = [(_tokens(model, item), item) for _, items in prompts for item in items]
         long = [(n, item) for n, item in sizes if n > model.n_ctx / 2 and n + max_tokens > model.n_ctx]
         if long:
             size, item = max(long, key=lambda one: one[0])
             where = f" ({item.place})" if item.place else ""
+            more = f" (and so have {len(long) - 1} more)" if len(long) > 1 else ""
             raise PromptTooLong(
                 f"item {item.id}{where} has {size} tokens, more than half of the {model.n_ctx} that the context of "
-                f"{model.name} holds, which leaves no room for answers of {max_tokens}; so have {len(long) - 1} others",
+                f"{model.name} holds, which leaves no room for answers of {max_tokens}{more}",
                 hint="load the model with a larger n_ctx, ask for a smaller max_tokens, or leave these prompts out",
             )
+
+
+def _tokens(model: TokenModel, item: Item) -> int:
+    try:
+        return len(encode_item(model.tokenizer, item))
+    except InvalidRequest as error:
+        raise type(error)(f"item {item.id}: {error.message}", hint=error.hint) from None
 
 
 def require_gap(bench: Bench) -> Estimate:
