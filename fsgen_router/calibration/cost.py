@@ -126,7 +126,7 @@ def estimate_cost(
             likely.expected_seconds,
         )
     stages += [candidates, answered("report", report, [target.nominal_rate])]
-    if options.curves:
+    if options.draws_curves:
         sweep = sorted(options.curve_rates, reverse=True)
         stages.append(answered("curves", report * (_CURVES + len(options.compare)), sweep))
         stages.append(answered("oracle", report * _ORACLES, [1.0]))

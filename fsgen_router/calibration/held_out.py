@@ -113,7 +113,7 @@ def hold_out(bench: Bench, fitted: Fitted, policy: Learned) -> Held:
         most=most,
         least=least,
         routed=routed,
-        curves=_curves(bench, fitted, fast, slow) if options.curves else None,
+        curves=_curves(bench, fitted, fast, slow) if options.draws_curves else None,
     )
 
 

@@ -76,6 +76,11 @@ class CalibrationOptions(BaseModel):
         return None if self.span_window is None else Span(self.span_window, self.span_quantile)
 
     @property
+    def draws_curves(self) -> bool:
+        """Whether curves were asked for, or a comparison, which is one."""
+        return self.curves or bool(self.compare)
+
+    @property
     def request(self) -> dict[str, Any]:
         """Options of every request."""
         return {"max_tokens": self.max_tokens, "stop": self.stop, "seed": self.seed}

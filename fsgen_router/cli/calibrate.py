@@ -130,7 +130,7 @@ def calibrate(
         list[str] | None,
         typer.Option(
             metavar="METHOD",
-            help="Draw the learned policy's curve with this method too; may be repeated.",
+            help="Draw curves, and the learned policy's with this method too; may be repeated.",
             show_default=False,
             rich_help_panel="Routing",
         ),

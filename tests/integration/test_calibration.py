@@ -1146,7 +1146,7 @@ def test_other_ways_to_make_a_policy(tmp_path: Path) -> None:
         out=tmp_path / "q.safetensors",
         compare=("verify",),
         curve_rates=(0.3,),
-        **SMALL | {"curves": True},
+        **SMALL,
     )
     assert compared.held is not None
     assert compared.held.curves is not None
