@@ -82,14 +82,14 @@ def estimate_cost(
     step = one.slow_seconds / max(one.tokens, 1)
     shared = options.row_memory > 0
 
-    def answered(stage: str, count: int, rates: Sequence[float], *, known: float | None = None) -> StageCost:
+    def answered(stage: str, count: int, rates: Sequence[float], *, sharing: bool = shared) -> StageCost:
         """Answers to ``count`` prompts at each of the rates; an escalation is one slow step, and the slow model reads
         everything. Where the rows are shared, an answer costs as far as it departs from the one at the rate before."""
         most = new = 0.0
+        known: float | None = None
         for rate in rates:
             most += one.fast_seconds + rate * one.tokens * step
-            departs = one.departs(rate, known=known) if shared else 1.0
-            new += departs
+            new += one.departs(rate, known=known) if sharing else 1.0
             known = rate
         positions, whole = count * len(rates) * one.length, count * most
         share = new / len(rates) if rates else 0.0
@@ -130,9 +130,8 @@ def estimate_cost(
         sweep = sorted(options.curve_rates, reverse=True)
         stages.append(answered("curves", report * (_CURVES + len(options.compare)), sweep))
         stages.append(answered("oracle", report * _ORACLES, [1.0]))
-        # Timed, so that no row is shared.
-        timed, shared = min(TIMED, report), False
-        stages.append(answered("seconds", timed * (1 + len(options.compare)), [1.0, *sweep]))
+        timed = min(TIMED, report) * (1 + len(options.compare))
+        stages.append(answered("seconds", timed, [1.0, *sweep], sharing=False))
     return stages
 
 
