@@ -72,8 +72,8 @@ def make_runner(bench: Bench, split: str, items: list[Item]) -> cal.Runner:
     bars = bench.stages.progress
     bars.begin(split, 0)
     name = f"{split}{len(items)}"
-    options = bench.options
-    return cal.Runner(bench.router, items, bench.work, name, options.request, options.concurrency, bars.advance)
+    concurrency = bench.runners["fit"].concurrency
+    return cal.Runner(bench.router, items, bench.work, name, bench.options.request, concurrency, bars.advance)
 
 
 def sweeps(runner: cal.Runner, fitted: Fitted, scorers: dict[str, Scorer]) -> dict[str, list[Run]]:

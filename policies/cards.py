@@ -75,10 +75,10 @@ class Guarantee(_Record):
     loss: str = Field(description="what is bounded, such as regret")
     threshold: float = Field(description="the score above which a token is escalated")
     n_prompts: int = Field(ge=1, description="calibration prompts")
-    n_thresholds: int = Field(ge=1, description="candidates, each run on every calibration prompt")
+    n_thresholds: int = Field(ge=1, description="candidates, each run on the calibration prompts")
     risk: float = Field(ge=0.0, description="mean loss on the calibration prompts")
     p_value: Share
-    bound: Literal["binomial", "hoeffding_bentkus"]
+    bound: Literal["binomial", "hoeffding_bentkus", "betting"]
     certified_rate: Share = Field(description="escalation rate on the calibration prompts")
     method: str = "replace"
     policy: str = Field(default="", description="digest of the policy that it was made for")

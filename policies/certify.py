@@ -26,7 +26,7 @@ from fsgen_router.methods import make_method
 from .cards import Guarantee
 from .features import Floats
 
-Bound: TypeAlias = Literal["binomial", "hoeffding_bentkus"]
+Bound: TypeAlias = Literal["binomial", "hoeffding_bentkus", "betting"]
 
 
 def binomial_p_value(failures: npt.ArrayLike, n: int, alpha: float) -> Floats:
@@ -47,6 +47,66 @@ def hoeffding_bentkus_p_value(risk: npt.ArrayLike, n: int, alpha: float) -> Floa
     return np.asarray(np.minimum(np.minimum(hoeffding, bentkus), 1.0), np.float64)
 
 
+_STAKES, _NOTHING = 20, 1e-300
+
+
+def betting_e_values(losses: npt.ArrayLike, alpha: float) -> Floats:
+    """Evidence that the mean loss is below ``alpha``, after each prompt: shape (n,) or (n, k), as ``losses`` in [0, 1].
+
+    What a gambler who began with 1 has made by betting that losses stay below ``alpha`` (Waudby-Smith and Ramdas,
+    arXiv 2010.09686, section 4): prod_i (1 + s (alpha - x_i)), whose expectation never rises where the mean is
+    ``alpha`` or more, for any stake s in [0, 1 / (1 - alpha)]. Here a mean over stakes
+    s_m = (alpha - m) / (alpha (1 - alpha)), the best ones (Kelly's) for losses of 0 or 1 with mean m, for m from 0 up
+    to ``alpha``, small m weighing more. By Ville's inequality it ever reaches 1 / delta with a probability of at most
+    delta: one may stop at any time, and look as often as one likes.
+    """
+    table = np.asarray(losses, np.float64)
+    _, logs = _log_capitals(table, alpha)
+    peak = logs.max(axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.exp(peak) * np.exp(logs - peak).sum(axis=0), np.float64)
+
+
+def _log_capitals(losses: Floats, alpha: float) -> tuple[Floats, Floats]:
+    """The stakes, shape (s,), and the logarithms of their weighted capitals after each prompt, (s, *losses.shape)."""
+    stakes, weights = _stakes(alpha)
+    shape = (-1,) + (1,) * losses.ndim
+    # A loss of 1 takes all of the highest stake; in the logarithm, as good as that.
+    factors = np.maximum(1.0 + stakes.reshape(shape) * (alpha - losses), _NOTHING)
+    logs = np.log(factors).cumsum(axis=1) + np.log(weights).reshape(shape)
+    return stakes, np.asarray(logs, np.float64)
+
+
+def _stakes(alpha: float) -> tuple[Floats, Floats]:
+    """The stakes, from the boldest on, and their weights."""
+    means = alpha * np.arange(_STAKES) / _STAKES
+    weights = _STAKES - np.arange(_STAKES, dtype=np.float64)
+    return (alpha - means) / (alpha * (1.0 - alpha)), weights / weights.sum()
+
+
+def _e_value(failures: int, n: int, alpha: float) -> float:
+    """What so many losses of 1 among ``n`` of 0 or 1 come to, in whatever order."""
+    stakes, weights = _stakes(alpha)
+    lost = np.log(np.maximum(1.0 - stakes * (1.0 - alpha), _NOTHING))
+    return float(np.exp(np.log(weights) + failures * lost + (n - failures) * np.log1p(stakes * alpha)).sum())
+
+
+def betting_p_value(losses: npt.ArrayLike, alpha: float) -> Floats:
+    """min(1, 1 / the largest e-value so far), for all prompts of ``losses``: a p-value however they were stopped."""
+    return np.asarray(np.minimum(1.0, 1.0 / betting_e_values(losses, alpha).max(axis=0)), np.float64)
+
+
+def hopeless(losses: npt.ArrayLike, n: int, alpha: float, delta: float) -> bool:
+    """Whether betting cannot come to 1 / ``delta`` any more within ``n`` prompts, even if none of those left is lost.
+
+    To stop then loses nothing, and needs no validity.
+    """
+    table = np.asarray(losses, np.float64)
+    stakes, logs = _log_capitals(table, alpha)
+    most = logs[:, -1] + (n - len(table)) * np.log1p(stakes * alpha)
+    return bool(np.exp(most).sum() < 1.0 / delta)
+
+
 def _divergence(a: Floats, b: float) -> Floats:
     from scipy.special import rel_entr
 
@@ -57,8 +117,8 @@ def _divergence(a: Floats, b: float) -> Floats:
 class Certification:
     """What testing found for candidates in the order that they were tested, the safest first.
 
-    ``chosen`` is the last one that was certified (None: not even the first); ``p_values`` and ``risks``
-    (mean losses) have shape (n_thresholds,). ``enough_prompts`` says, where nothing more was certified,
+    ``chosen`` is the last one that was certified (None: not even the first), on ``n_prompts``; ``p_values`` and
+    ``risks`` (mean losses) have shape (n_thresholds,). ``enough_prompts`` says, where nothing more was certified,
     how many calibration prompts would probably certify the candidate behind the chosen one, judged by
     its risk here; None where its risk is not below alpha, so that no number would.
     """
@@ -78,34 +138,50 @@ def certify(losses: npt.ArrayLike, alpha: float, delta: float, *, bound: Bound =
 
     ``bound`` is ``"binomial"`` for a loss that can only be 0 or 1, else ``"hoeffding_bentkus"``, for
     losses in [0, 1]; it is told and not guessed, since a sample of zeros and ones proves nothing about
-    the loss. The order must not depend on these losses (take the thresholds' own). Raises
+    the loss. ``"betting"``, for losses in [0, 1] too, takes prompts in the order of their rows, which must not depend
+    on the losses either. The order must not depend on these losses (take the thresholds' own). Raises
     :class:`ConfigurationError` for losses that are no such table. Needs scipy (extra ``eval``).
     """
     table = np.asarray(losses, np.float64)
-    _require_levels(alpha, delta)
     if table.ndim != 2 or not table.size:
         raise ConfigurationError(f"losses of shape {table.shape}", hint="one row per prompt, one column per threshold")
-    if not bool(np.all((table >= 0.0) & (table <= 1.0))):
+    return certify_columns(list(table.T), alpha, delta, bound=bound)
+
+
+def certify_columns(
+    losses: Sequence[Floats], alpha: float, delta: float, *, bound: Bound = "binomial"
+) -> Certification:
+    """:func:`certify` for candidates whose ``losses``, shape (n,) each, are not of equally many prompts.
+
+    Only with ``"betting"`` may how many there are have been decided by the losses themselves.
+    """
+    _require_levels(alpha, delta)
+    if not all(bool(np.all((column >= 0.0) & (column <= 1.0))) for column in losses):
         raise ConfigurationError("a loss is outside [0, 1]", hint="divide by the largest loss that can occur")
-    n = len(table)
-    risks = table.mean(axis=0)
-    if bound == "binomial":
-        if not bool(np.all((table == 0.0) | (table == 1.0))):
-            raise ConfigurationError("a loss is neither 0 nor 1", hint='pass bound="hoeffding_bentkus"')
-        p_values = binomial_p_value(table.sum(axis=0), n, alpha)
-    else:
-        p_values = hoeffding_bentkus_p_value(risks, n, alpha)
+    if bound == "binomial" and not all(bool(np.all((column == 0.0) | (column == 1.0))) for column in losses):
+        raise ConfigurationError("a loss is neither 0 nor 1", hint='pass bound="hoeffding_bentkus"')
+    risks = np.array([column.mean() for column in losses])
+    p_values = np.array([_p_value(column, alpha, bound) for column in losses])
     passed = fixed_sequence(p_values, delta)
     behind = float(risks[passed]) if passed < len(risks) else None
     return Certification(
         alpha=alpha,
         delta=delta,
         bound=bound,
-        n_prompts=n,
+        n_prompts=len(losses[passed - 1 if passed else 0]),
         chosen=passed - 1 if passed else None,
         p_values=p_values,
         risks=risks,
-        enough_prompts=None if behind is None else prompts_needed(alpha, delta, risk=behind),
+        enough_prompts=None if behind is None else prompts_needed(alpha, delta, risk=behind, bound=bound),
+    )
+
+
+def _p_value(losses: Floats, alpha: float, bound: Bound) -> float:
+    n = len(losses)
+    if bound == "binomial":
+        return float(binomial_p_value(losses.sum(), n, alpha))
+    return float(
+        betting_p_value(losses, alpha) if bound == "betting" else hoeffding_bentkus_p_value(losses.mean(), n, alpha)
     )
 
 
@@ -144,27 +220,33 @@ def fixed_sequence(p_values: Floats, delta: float) -> int:
     return int(kept[0]) if len(kept) else len(p_values)
 
 
-def fewest_prompts(alpha: float, delta: float) -> int:
+def fewest_prompts(alpha: float, delta: float, *, bound: Bound = "binomial") -> int:
     """With fewer calibration prompts nothing can be certified: without any loss the p-value is (1 - alpha)^n."""
     _require_levels(alpha, delta)
+    if bound == "betting":
+        return _smallest(lambda n: _e_value(0, n, alpha) >= 1.0 / delta, 1) or _MOST_PROMPTS
     return math.ceil(math.log(delta) / math.log1p(-alpha))
 
 
 _MOST_PROMPTS = 10_000_000
 
 
-def prompts_needed(alpha: float, delta: float, *, risk: float = 0.0, power: float = 0.8) -> int | None:
+def prompts_needed(
+    alpha: float, delta: float, *, risk: float = 0.0, power: float = 0.8, bound: Bound = "binomial"
+) -> int | None:
     """How many calibration prompts certify a candidate of this true ``risk`` with probability ``power``.
 
     For losses of 0 or 1, which of all losses in [0, 1] with one mean vary most. None where ``risk`` is
     not below ``alpha``, or where ten million would not do. To within the steps of the binomial.
     """
-    least = fewest_prompts(alpha, delta)
+    least = fewest_prompts(alpha, delta, bound=bound)
     if not 0.0 <= risk < alpha:
         return None
     binom = require_scipy_stats().binom
 
     def enough(n: int) -> bool:
+        if bound == "betting":
+            return _e_value(int(binom.ppf(power, n, risk)), n, alpha) >= 1.0 / delta
         # The most failures that still pass, and the probability of no more than those.
         most = int(binom.ppf(delta, n, alpha))
         most -= bool(binom.cdf(most, n, alpha) > delta)

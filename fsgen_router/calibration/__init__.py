@@ -25,8 +25,8 @@ certified on ``calibration``, figures given on ``report``. The steps, for notebo
         inputs = make_inputs(router.fast.tokenizer, bench.prompts)  # what tells prompts of another kind
         held = hold_out(bench, fitted, choice.policy)
 
-What is finished is kept in the work directory, so each may be called again at no cost. Needs the
-extra ``calibrate``.
+What is finished is kept in the work directory, so each may be called again at no cost. All of them share what
+the models have read (:class:`SharedRows`). Needs the extra ``calibrate``.
 
 Its files, in the order in which a calibration comes through them::
 
@@ -37,6 +37,7 @@ Its files, in the order in which a calibration comes through them::
     prompts     the prompts, and their three splits
     checks      when an answer is right
     bench       what every step works on: a pair, prompts that both models answered alone, a work directory
+    rows        a trie in front of each model, so that what any run has read is read once
     answers     a Router's answers to prompts, kept
     traces      what both models think at every position of an answer
     labels      at which positions the slow model was worth asking
@@ -76,6 +77,7 @@ from .progress import Progress, Silent, Stages
 from .prompts import SHARES, SPLITS, Prompts, read_prompts, reference_prompts, split_items
 from .report import write_report
 from .result import Calibration
+from .rows import SharedRows
 from .runner import Runner
 from .store import WorkDirectory
 from .target import Target, make_target
@@ -106,6 +108,7 @@ __all__ = [
     "Prompts",
     "Round",
     "Runner",
+    "SharedRows",
     "Silent",
     "Span",
     "StageCost",

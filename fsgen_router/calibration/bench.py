@@ -10,8 +10,8 @@ import numpy as np
 
 from .._version import __version__
 from ..contracts.models import TokenModel
-from ..errors import ConfigurationError, NothingToGain
-from ..evaluation import SLOW_ONLY, Estimate, Run, interval
+from ..errors import ConfigurationError, InvalidRequest, NothingToGain, PromptTooLong
+from ..evaluation import SLOW_ONLY, Estimate, Item, Run, interval
 from ..methods import make_method
 from ..policies import Learned
 from ..policies.cards import Pair, fingerprint
@@ -21,9 +21,10 @@ from .checks import Judge, bind, make_checker
 from .options import CalibrationOptions, make_options
 from .progress import Stages
 from .prompts import Prompts, SplitName, read_prompts, reference_prompts
+from .rows import SharedRows
 from .runner import Runner
 from .store import WorkDirectory
-from .traces import Traces, local_slow, trace_answers
+from .traces import Traces, encode_item, local_slow, trace_answers
 
 
 @dataclass
@@ -31,11 +32,15 @@ class Bench:
     """A pair, prompts and a work directory: what every step needs. Made by :func:`open_bench`."""
 
     router: Router
+    """The pair with a trie in front of each model: what any run has read is read once."""
     prompts: Prompts
     work: WorkDirectory
     options: CalibrationOptions
     stages: Stages
     runners: dict[SplitName, Runner]
+    rows: SharedRows
+    plain: Router
+    """The pair itself, for what is timed."""
     check: str = "answer"
     """The checker's name."""
 
@@ -46,16 +51,23 @@ class Bench:
     def run(self, split: SplitName, policy: str) -> Run:
         return self.runners[split].run(policy)
 
+    def timed(self, split: SplitName, count: int | None = None) -> Runner:
+        """A runner over a split's first ``count`` prompts (None: all) whose seconds are those of serving: no row comes
+        from a trie. A few are asked one at a time."""
+        runner = self.runners[split]
+        concurrency = runner.concurrency if count is None else 1
+        return Runner(self.plain, runner.items[:count], self.work, f"{split}-timed", runner.options, concurrency)
+
     def route(self, split: SplitName, policy: Learned, stage: str) -> tuple[Answers, Run]:
-        """The answers of a split's prompts under a policy, with their run, as a stage of its own."""
+        """The answers of a split's prompts under a policy, to be traced, with their run, as a stage of its own."""
         runner = self.runners[split]
         with self.stages.stage(stage, len(runner.items)) as runner.on_items:
-            answers = runner.answers(policy, self.options.method)
+            answers = runner.answers(policy, self.options.method, traced=True)
         runner.on_items = None
         return answers, answers.run(runner.items, policy.name)
 
-    def trace(self, split: SplitName, answers: Answers, name: str, *, round: int = 0) -> Traces:
-        """What both models say at every position of these answers."""
+    def trace(self, split: SplitName, answers: Answers, name: str, *, round: int = 0, asks_slow: bool = True) -> Traces:
+        """What both models say at every position of these answers, or the fast one alone."""
         items = self.runners[split].items
         with self.stages.stage("traces", len(items)) as on_items:
             return trace_answers(
@@ -67,6 +79,7 @@ class Bench:
                 round=round,
                 own=name.endswith("-own"),
                 hidden=self.options.hidden,
+                asks_slow=asks_slow,
                 on_items=on_items,
             )
 
@@ -84,7 +97,8 @@ def open_bench(
     :func:`~fsgen_router.calibration.make_checker`).
 
     ``options`` are :class:`CalibrationOptions`. Raises :class:`ConfigurationError` where ``work`` belongs
-    to another pair, file or options, and :class:`PromptTooLong` naming the prompt.
+    to another pair, file or options, and :class:`PromptTooLong`, before anything runs, naming a prompt that fits no
+    context, or fills more than half of one and leaves no room for ``max_tokens``.
     """
     parsed = make_options(**options)
     stages = stages or Stages()
@@ -92,6 +106,7 @@ def open_bench(
         make_method(method)
     if parsed.hidden and router.fast.capabilities.hidden_size is None:
         raise ConfigurationError(f"{router.fast.name} gives no hidden states", hint="calibrate without --hidden")
+    require_room(router, prompts, parsed.max_tokens)
     checker = make_checker(check, [item for _, items in prompts for item in items])
     pair = fingerprint(router.fast, local_slow(router))
     directory = WorkDirectory(
@@ -103,22 +118,50 @@ def open_bench(
             "options": {**parsed.request, "stop": list(parsed.stop)},
         },
     )
+    rows = SharedRows(router, directory, limit_bytes=parsed.row_memory, hidden=parsed.hidden)
+    directory.before_chunk = rows.save
+    concurrency = parsed.concurrency or min(router.fast.n_seq, local_slow(router).n_seq)
+    behind = rows.read_both if parsed.row_memory else None
     with stages.stage("both models alone", 2 * len(prompts)) as on_items:
         runners: dict[SplitName, Runner] = {}
         for split, items in prompts:
-            runner = Runner(router, items, directory, split, parsed.request, parsed.concurrency, on_items)
-            slow = runner.answers(SLOW_ONLY)
+            runner = Runner(rows.router, items, directory, split, parsed.request, concurrency, on_items, behind)
+            # Answers near the slow model's own are what safe policies write: both read it whole, in one piece.
+            slow = runner.answers(SLOW_ONLY, traced=True)
             runner.answers("never")
             runner.items = bind(checker, items, slow.texts)
             runner.on_items = None
             runners[split] = runner
-    return Bench(router, prompts, directory, parsed, stages, runners, checker.name)
+    return Bench(rows.router, prompts, directory, parsed, stages, runners, rows, router, checker.name)
+
+
+def require_room(router: Router, prompts: Prompts, max_tokens: int) -> None:
+    """Raise :class:`PromptTooLong` for prompts whose answers the context would cut off."""
+    for model in (router.fast, local_slow(router)):
+        sizes = [(_tokens(model, item), item) for _, items in prompts for item in items]
+        long = [(n, item) for n, item in sizes if n > model.n_ctx / 2 and n + max_tokens > model.n_ctx]
+        if long:
+            size, item = max(long, key=lambda one: one[0])
+            where = f" ({item.place})" if item.place else ""
+            more = f" (and so have {len(long) - 1} more)" if len(long) > 1 else ""
+            raise PromptTooLong(
+                f"item {item.id}{where} has {size} tokens, more than half of the {model.n_ctx} that the context of "
+                f"{model.name} holds, which leaves no room for answers of {max_tokens}{more}",
+                hint="load the model with a larger n_ctx, ask for a smaller max_tokens, or leave these prompts out",
+            )
+
+
+def _tokens(model: TokenModel, item: Item) -> int:
+    try:
+        return len(encode_item(model.tokenizer, item))
+    except InvalidRequest as error:
+        raise type(error)(f"item {item.id}: {error.message}", hint=error.hint) from None
 
 
 def require_gap(bench: Bench) -> Estimate:
     """accuracy_slow - accuracy_fast on the fit and calibration prompts.
 
-    Raises :class:`NothingToGain` where its 95% interval does not lie above 0.
+    Raises :class:`NothingToGain` where its 95% interval does not lie above 0, and where neither is ever right.
     """
     splits: tuple[SplitName, ...] = ("fit", "calibration")
     fast, slow = (
@@ -126,6 +169,13 @@ def require_gap(bench: Bench) -> Estimate:
         for policy in ("never", SLOW_ONLY)
     )
     gap = interval(slow - fast, seed=bench.options.seed)
+    if not (fast.any() or slow.any()):
+        cut = np.concatenate([bench.run(split, SLOW_ONLY).column("truncated") for split in splits]).mean()
+        raise NothingToGain(
+            f"the checker {bench.check} finds no right answer of either model to {len(slow)} prompts",
+            hint="look at what they answer and at what is expected (--check says how they are compared); "
+            f"{cut:.0%} of the slow model's answers were cut off at {bench.options.max_tokens} tokens or the context",
+        )
     if gap.interval is None or gap.interval[0] <= 0.0:
         span = "" if gap.interval is None else f", 95% interval [{gap.interval[0]:.1%}, {gap.interval[1]:.1%}]"
         raise NothingToGain(

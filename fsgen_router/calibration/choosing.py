@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..contracts.tokenizer import Tokenizer
-from ..evaluation import SLOW_ONLY
+from ..evaluation import SLOW_ONLY, Run
 from ..policies import Learned
 from ..policies.drift import make_monitor
 from ..policies.prompt_check import PromptCheck, asked, fit_inputs
 from .bench import Bench
 from .candidates import candidate_policies, policy_at
 from .fitting import Fitted
-from .prompts import Prompts
+from .prompts import Prompts, prompt_key
+from .runner import Runner
 from .target import Target
-from .thresholds import Choice, choose_certified, choose_cost, choose_rate
+from .thresholds import BATCH, Choice, choose_certified, choose_cost, choose_rate
 
 
 def choose(bench: Bench, fitted: Fitted, target: Target) -> Choice:
@@ -29,20 +30,33 @@ def choose(bench: Bench, fitted: Fitted, target: Target) -> Choice:
         if target.rate is not None:
             choice = choose_rate(runner, candidates, target.rate, method=options.method)
         elif target.max_cost is not None:
-            choice = choose_cost(runner, candidates, target.max_cost, slow, method=options.method)
+            timed = bench.timed("calibration")
+            timed.on_items = runner.on_items
+            choice = choose_cost(timed, candidates, target.max_cost, timed.run(SLOW_ONLY), method=options.method)
         else:
             assert target.max_regret is not None
+            if target.bound == "betting":
+                runner, slow = _in_fixed_order(runner, slow)
             choice = choose_certified(
                 runner,
                 candidates,
                 slow,
+                bound=target.bound,
                 alpha=target.max_regret,
                 delta=1.0 - target.confidence,
                 method=options.method,
                 certain=target.certain,
             )
-    runner.on_items = None
+    bench.runners["calibration"].on_items = None
     return choice
+
+
+def _in_fixed_order(runner: Runner, slow: Run) -> tuple[Runner, Run]:
+    """Prompts in the order of their hashes: a file may be sorted, and testing that stops early sees the first ones."""
+    order = sorted(range(len(slow)), key=lambda number: prompt_key(runner.items[number]))
+    items = [runner.items[number] for number in order]
+    ordered = replace(runner, items=items, split=f"{runner.split}-by-hash", chunk=BATCH)
+    return ordered, Run(slow.policy, tuple(slow.outcomes[number] for number in order))
 
 
 def nominal_policy(bench: Bench, fitted: Fitted, target: Target) -> Learned:
@@ -59,9 +73,10 @@ def nominal_policy(bench: Bench, fitted: Fitted, target: Target) -> Learned:
 
 
 def watch(bench: Bench, policy: Learned) -> Learned:
-    """The policy with a drift monitor made of the calibration prompts, routed as in serving."""
+    """The policy with a drift monitor made of the calibration prompts, routed as in serving: of the fast model's
+    signals, so the slow one need not read what it was not asked for."""
     answers = bench.runners["calibration"].answers(policy, bench.options.method)
-    traces = bench.trace("calibration", answers, f"traces-calibration-{policy.digest[:16]}")
+    traces = bench.trace("calibration", answers, f"signals-calibration-{policy.digest[:16]}", asks_slow=False)
     scores = policy.scorer.score(traces.features())
     monitor = make_monitor(scores, traces.prompt, policy.threshold, seed=bench.options.seed)
     return replace(policy, drift=monitor)

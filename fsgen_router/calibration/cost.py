@@ -1,4 +1,4 @@
-"""What a calibration will cost, before it runs."""
+"""What a calibration will cost, before it runs: what is expected where runs share rows, and the most."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
-from ..evaluation import SLOW_ONLY, Item, ask
+from ..evaluation import SLOW_ONLY, ask
+from ..generation import Generation
 from ..policies.certify import fewest_prompts
 from ..router import Router
 from .candidates import CANDIDATE_RATES
+from .curves import TIMED
 from .options import CalibrationOptions, make_options
 from .prompts import Prompts
 from .target import Target
+from .traces import local_slow, read_both
 
 SAMPLE = 3
 """Answers that the estimate is made from."""
+ASSUMED_AUROC = 0.9
+"""How well the score tells where the models differ: what the expected cost rests on, beside how often they do."""
 
 _CURVES = 7  # learned, the four signals, masked entropy, random
 _ORACLES = 4
@@ -24,68 +30,141 @@ _ORACLES = 4
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """One stage: tokens that the slow model writes and reads, and seconds, if nothing is shared or found
-    finished."""
+    """One stage. ``slow_tokens`` and ``slow_positions`` (tokens that the slow model writes and reads) and ``seconds``
+    are the most that it can come to: if nothing is shared. ``expected_positions`` and ``expected_seconds`` are what is
+    left where the rows are known of all text that any run had before; nothing is taken as found finished."""
 
     stage: str
     slow_tokens: int
     slow_positions: int
     seconds: float
+    expected_positions: int
+    expected_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Means over a few answers: tokens, seconds of an answer and of reading one whole, and the share of tokens at which
+    the two models differ."""
+
+    prompt: float
+    tokens: float
+    fast_seconds: float
+    slow_seconds: float
+    read_seconds: float
+    differ: float
+
+    @property
+    def length(self) -> float:
+        return self.prompt + self.tokens
+
+    def departs(self, rate: float, *, known: float | None) -> float:
+        """The probability that an answer at an escalation ``rate`` is not that at the rate ``known`` (None: the slow
+        model's own), when each difference that goes unescalated may begin another text."""
+        missed = _missed(rate) - (0.0 if known is None else _missed(known))
+        return 1.0 - math.exp(-max(missed, 0.0) * self.differ * self.tokens)
+
+
+def _missed(rate: float) -> float:
+    """The share of differences that escalating ``rate`` of the tokens leaves: both scores normal, :data:`ASSUMED_AUROC`
+    apart."""
+    normal = NormalDist()
+    apart = math.sqrt(2.0) * normal.inv_cdf(ASSUMED_AUROC)
+    return 1.0 - normal.cdf(normal.inv_cdf(min(max(rate, 1e-6), 1.0 - 1e-6)) + apart)
 
 
 def estimate_cost(
     router: Router, prompts: Prompts, target: Target, options: CalibrationOptions | None = None
 ) -> list[StageCost]:
-    """An upper estimate by stage, from timing both models on the first few fit prompts."""
+    """Each stage's cost, from timing both models on the first few fit prompts, one at a time."""
     options = options or make_options()
-    sample = prompts.fit[:SAMPLE]
-    slow_seconds, fast_seconds = (_timed(router, sample, policy, options) for policy in (SLOW_ONLY, "never"))
-    answers = [ask(router.with_policy(SLOW_ONLY), item, **options.request) for item in sample]
-    tokens = sum(answer.usage.tokens for answer in answers) / len(sample)
-    length = tokens + sum(answer.usage.prompt_tokens for answer in answers) / len(sample)
-    step = slow_seconds / max(tokens, 1)
+    one = _measure(router, prompts, options)
+    step = one.slow_seconds / max(one.tokens, 1)
+    shared = options.row_memory > 0
 
-    def answered(stage: str, count: int, rate: float) -> StageCost:
-        """Routed answers; an escalation is one slow step, and the slow model reads everything."""
-        steps = rate * tokens
-        return StageCost(stage, round(count * steps), round(count * length), count * (fast_seconds + steps * step))
+    def answered(stage: str, count: int, rates: Sequence[float], *, sharing: bool = shared) -> StageCost:
+        """Answers to ``count`` prompts at each of the rates; an escalation is one slow step, and the slow model reads
+        everything. Where the rows are shared, an answer costs as far as it departs from the one at the rate before."""
+        most = new = 0.0
+        known: float | None = None
+        for rate in rates:
+            most += one.fast_seconds + rate * one.tokens * step
+            new += one.departs(rate, known=known) if sharing else 1.0
+            known = rate
+        positions, whole = count * len(rates) * one.length, count * most
+        share = new / len(rates) if rates else 0.0
+        tokens = round(count * sum(rates) * one.tokens)
+        return StageCost(stage, tokens, round(positions), whole, round(share * positions), share * whole)
 
     fit, calibration, report = (len(items) for _, items in prompts)
-    candidates = sorted(CANDIDATE_RATES, reverse=True)
-    if target.max_regret is None:
-        candidates = candidates[: 1 + math.ceil(math.log2(len(candidates)))]  # a bisection
-    elif target.certain and calibration < fewest_prompts(target.max_regret, 1.0 - target.confidence):
-        candidates = []
-    traced = fit * (1 + options.rounds) + calibration + report
+    alone = len(prompts) * (one.slow_seconds + one.fast_seconds)
+    read = len(prompts) * one.read_seconds if shared else 0.0
+    positions = round(len(prompts) * one.length)
+    # A prefill reads many tokens in the time of a few steps; the answers' own time bounds it from above.
+    traced = (fit * (1 + options.rounds) + report) * one.length
+    trace_seconds = traced / one.length * (one.slow_seconds + one.fast_seconds) / 2
     stages = [
-        StageCost(
-            "both models alone",
-            round(len(prompts) * tokens),
-            round(len(prompts) * length),
-            len(prompts) * (slow_seconds + fast_seconds),
-        ),
-        # A prefill reads many tokens in the time of a few steps; the answers' own time bounds it from above.
-        StageCost("traces", 0, round(traced * length), traced * (slow_seconds + fast_seconds) / 2),
-        answered("on-policy rounds", fit * options.rounds, target.nominal_rate),
+        StageCost("both models alone", round(len(prompts) * one.tokens), positions, alone, positions, alone + read),
+        # Read with the answers, so that their rows are known.
+        StageCost("traces", 0, round(traced), trace_seconds, *((0, 0.0) if shared else (round(traced), trace_seconds))),
+        answered("on-policy rounds", fit * options.rounds, [target.nominal_rate]),
     ]
     if options.label == "divergence":
         rollouts = round(1.5 * options.rollouts)
-        stages.append(
-            StageCost("rollouts", round(rollouts * tokens / 2), round(rollouts * length), rollouts * slow_seconds / 2)
+        cost = round(rollouts * one.length), rollouts * one.slow_seconds / 2
+        stages.append(StageCost("rollouts", round(rollouts * one.tokens / 2), *cost, *cost))
+    rates = _candidate_rates(target, calibration)
+    candidates = answered("candidates", calibration, rates)
+    if target.max_regret is not None and shared:  # where testing is going to stop nobody knows
+        likely = answered("candidates", calibration, [rate for rate in rates if rate >= target.nominal_rate])
+        candidates = StageCost(
+            "candidates",
+            candidates.slow_tokens,
+            candidates.slow_positions,
+            candidates.seconds,
+            likely.expected_positions,
+            likely.expected_seconds,
         )
-    stages.append(answered("candidates", calibration * len(candidates), sum(candidates) / max(len(candidates), 1)))
-    if options.curves:
-        runs = report * (_CURVES + len(options.compare)) * len(options.curve_rates)
-        mean_rate = sum(options.curve_rates) / len(options.curve_rates)
-        stages.append(answered("curves", runs, mean_rate))
-        stages.append(answered("oracle", report * _ORACLES, 1.0))
+    stages += [candidates, answered("report", report, [target.nominal_rate])]
+    if options.draws_curves:
+        sweep = sorted(options.curve_rates, reverse=True)
+        stages.append(answered("curves", report * (_CURVES + len(options.compare)), sweep))
+        stages.append(answered("oracle", report * _ORACLES, [1.0]))
+        timed = min(TIMED, report) * (1 + len(options.compare))
+        stages.append(answered("seconds", timed, [1.0, *sweep], sharing=False))
     return stages
 
 
-def _timed(router: Router, items: Sequence[Item], policy: str, options: CalibrationOptions) -> float:
-    """Measured seconds of an answer."""
-    routed = router.with_policy(policy)
-    began = time.perf_counter()
-    for item in items:
-        ask(routed, item, **options.request)
-    return (time.perf_counter() - began) / len(items)
+def _candidate_rates(target: Target, calibration: int) -> list[float]:
+    """The candidates that may be run, the safest first."""
+    rates = sorted(CANDIDATE_RATES, reverse=True)
+    if target.max_regret is None:
+        return rates[: 1 + math.ceil(math.log2(len(rates)))]  # a bisection
+    enough = fewest_prompts(target.max_regret, 1.0 - target.confidence, bound=target.bound)
+    return [] if target.certain and calibration < enough else rates
+
+
+def _measure(router: Router, prompts: Prompts, options: CalibrationOptions) -> _Sample:
+    sample = prompts.fit[:SAMPLE]
+
+    def timed(policy: str) -> tuple[list[Generation], float]:
+        routed, began = router.with_policy(policy), time.perf_counter()
+        answers = [ask(routed, item, **options.request) for item in sample]
+        return answers, (time.perf_counter() - began) / len(sample)
+
+    answers, slow_seconds = timed(SLOW_ONLY)
+    _, fast_seconds = timed("never")
+    began, differ = time.perf_counter(), 0
+    for item, answer in zip(sample, answers, strict=True):
+        ids = [token.id for token in answer.tokens]
+        fast, slow = read_both(router.fast, local_slow(router), item, ids, shared=router.shared)
+        differ += sum(ours.argmax != theirs.argmax for ours, theirs in zip(fast, slow, strict=True))
+    tokens = sum(answer.usage.tokens for answer in answers)
+    return _Sample(
+        prompt=sum(answer.usage.prompt_tokens for answer in answers) / len(sample),
+        tokens=tokens / len(sample),
+        fast_seconds=fast_seconds,
+        slow_seconds=slow_seconds,
+        read_seconds=(time.perf_counter() - began) / len(sample),
+        differ=differ / max(tokens, 1),
+    )

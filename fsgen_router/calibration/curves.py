@@ -37,13 +37,17 @@ from .runner import Runner
 CURVE_RATES = (0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.23, 0.35)
 LEVELS = (0.5, 0.8, 0.95)
 AREA_UP_TO = 0.2
+TIMED = 12
+"""Of the report prompts, those that are answered once more without the trie, one at a time, for the seconds that
+serving takes: where rows are known, an answer takes no time that means anything."""
 _ORACLE_NATS = (0.0, 1.0, 2.0, 4.0)
 _WHOLE_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One policy on the report prompts: its summary, and its measured seconds against the slow model alone."""
+    """One policy on the report prompts: its summary, and its measured seconds against the slow model alone, where it
+    was timed (:data:`TIMED`)."""
 
     summary: Summary
     cost: Estimate | None
@@ -68,15 +72,13 @@ class Curve:
         }
 
 
-def make_curve(runs: Sequence[Run], fast: Run, slow: Run, *, costs: bool = True, seed: int = 0) -> Curve:
-    """A curve of runs, paired with both models alone; ``costs`` False where seconds mean nothing."""
-    points = tuple(
-        Point(
-            summarise(run, fast, slow, seed=seed),
-            interval(run.column("seconds"), slow.column("seconds"), seed=seed) if costs else None,
-        )
-        for run in runs
-    )
+def make_curve(runs: Sequence[Run], fast: Run, slow: Run, *, timed: Sequence[Run] = (), seed: int = 0) -> Curve:
+    """A curve of runs, paired with both models alone. ``timed`` are runs of the slow model alone, and then of the same
+    policies, whose seconds are those of serving; without them no cost is given."""
+    alone = timed[0].column("seconds") if timed else None
+    costs = [None if alone is None else interval(run.column("seconds"), alone, seed=seed) for run in timed[1:]]
+    costs = costs or [None] * len(runs)
+    points = tuple(Point(summarise(run, fast, slow, seed=seed), cost) for run, cost in zip(runs, costs, strict=True))
     return Curve(
         points,
         rate_at_recovery(fast, slow, runs, levels=LEVELS, seed=seed),
@@ -172,12 +174,12 @@ def threshold_runs(
 ) -> list[Run]:
     """Runs of a scorer at thresholds from quantiles of ``scores``, shape (n,), on the fit prompts."""
     policies = candidate_policies(scorer, scores, answer, rates=rates, extent=extent, span=span)
-    return [runner.run(policy, method) for policy in policies]
+    return runner.runs(policies, method)
 
 
 def random_runs(runner: Runner, *, rates: Sequence[float] = CURVE_RATES) -> list[Run]:
     """Escalation by chance."""
-    return [runner.run(f"random:{rate:g}") for rate in rates]
+    return runner.runs([f"random:{rate:g}" for rate in rates])
 
 
 def whole_query_runs(fast: Run, slow: Run) -> list[Run]:

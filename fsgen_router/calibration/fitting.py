@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..evaluation import SLOW_ONLY, Array, Run
 from ..policies.scorers import Scorer
 from .bench import Bench
@@ -79,17 +81,17 @@ def collect_and_fit(bench: Bench, target: Target) -> Fitted:
     budget = options.rollouts // (options.rounds + 1)
     rounds: list[Round] = []
     traces: list[Traces] = []
+    features: list[Array] = []
     labels: list[Labels] = []
     routed: Run | None = None
     for number in range(options.rounds + 1):
         if number == 0:
             answers, name = runner.answers(SLOW_ONLY), "traces-fit-own"
         else:
-            fitted = join_traces(traces)
             policy = policy_at(
                 rounds[-1].scorer,
-                rounds[-1].scorer.score(fitted.features()),
-                fitted.answer,
+                rounds[-1].scorer.score(np.concatenate(features)),
+                join_traces(traces).answer,
                 target.nominal_rate,
                 extent=options.extent,
                 span=options.span,
@@ -98,10 +100,11 @@ def collect_and_fit(bench: Bench, target: Target) -> Fitted:
             name = f"traces-fit-{number}-{policy.digest[:16]}"
         traces.append(bench.trace("fit", answers, name, round=number))
         labels.append(make_labels(bench, traces[-1], rollouts=budget))
+        features.append(traces[-1].features())  # dear: each position's once
         together, joined = join_traces(traces), join_labels(labels)
         with bench.stages.stage("fit", 1):
             scorer = fit_scorer(
-                together.features(),
+                np.concatenate(features),
                 joined.values,
                 joined.weights,
                 together.prompt,
@@ -111,4 +114,4 @@ def collect_and_fit(bench: Bench, target: Target) -> Fitted:
                 seed=options.seed,
             )
         rounds.append(Round(number, len(traces[-1]), labels[-1], scorer, routed))
-    return Fitted(together, together.features(), joined, scorer, tuple(rounds))
+    return Fitted(together, np.concatenate(features), joined, scorer, tuple(rounds))

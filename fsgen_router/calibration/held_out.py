@@ -11,10 +11,12 @@ from ..policies.basic import SIGNALS
 from ..policies.features import FEATURES
 from ..policies.scorers import Scorer, Signal
 from .bench import Bench
-from .curves import Curve, make_curve, oracle_runs, random_runs, threshold_runs, whole_query_runs
+from .curves import TIMED, Curve, make_curve, oracle_runs, random_runs, threshold_runs, whole_query_runs
 from .fit import fit_scorer
 from .fitting import Fitted, make_labels
 from .metrics import Reliability, reliability, score_metrics
+from .options import CalibrationOptions
+from .runner import Runner
 from .tokens import TokenUse, token_uses
 
 
@@ -111,7 +113,7 @@ def hold_out(bench: Bench, fitted: Fitted, policy: Learned) -> Held:
         most=most,
         least=least,
         routed=routed,
-        curves=_curves(bench, fitted, fast, slow) if options.curves else None,
+        curves=_curves(bench, fitted, fast, slow) if options.draws_curves else None,
     )
 
 
@@ -123,36 +125,45 @@ def _curves(bench: Bench, fitted: Fitted, fast: Run, slow: Run) -> dict[str, Cur
     scorers = {"learned": fitted.scorer, **baseline_scorers(bench, fitted, calibrated=False)}
     sweeps = len(scorers) + 1 + len(options.compare)
     with bench.stages.stage("curves", sweeps * len(options.curve_rates) * len(fast) + 4 * len(fast)) as runner.on_items:
-        runs = {
-            name: threshold_runs(
-                runner,
-                scorer,
-                fitted.scores(scorer),
-                fitted.traces.answer,
-                rates=options.curve_rates,
-                extent=options.extent,
-                span=options.span,
-                method=options.method,
-            )
-            for name, scorer in scorers.items()
-        }
+        runs = {name: _sweep(runner, fitted, scorer, options, options.method) for name, scorer in scorers.items()}
         for method in options.compare:
-            runs[f"learned, {method}"] = threshold_runs(
-                runner,
-                fitted.scorer,
-                fitted.scores(),
-                fitted.traces.answer,
-                rates=options.curve_rates,
-                extent=options.extent,
-                method=method,
-            )
+            runs[f"learned, {method}"] = _sweep(runner, fitted, fitted.scorer, options, method)
         runs["random"] = random_runs(runner, rates=options.curve_rates)
         runs["oracle"] = oracle_runs(runner)
         runs["whole query"] = whole_query_runs(fast, slow)
     runner.on_items = None
+    timed = _timed(bench, fitted)
     with bench.stages.stage("intervals", len(runs)) as on_items:
         curves = {}
         for name, found in runs.items():
-            curves[name] = make_curve(found, fast, slow, costs=name != "oracle", seed=options.seed)
+            curves[name] = make_curve(found, fast, slow, timed=timed.get(name, ()), seed=options.seed)
             on_items(1)
     return curves
+
+
+def _timed(bench: Bench, fitted: Fitted) -> dict[str, list[Run]]:
+    """By the name of a curve, the slow model alone and then the curve's policies on a few prompts, timed: what this
+    calibration is about, and whole queries, whose seconds are both models' own."""
+    options, runner = bench.options, bench.timed("report", TIMED)
+    total = len(runner.items) * (2 + len(options.curve_rates) * (1 + len(options.compare)))
+    with bench.stages.stage("seconds", total) as runner.on_items:
+        slow, fast = runner.run(SLOW_ONLY), runner.run("never")
+        return {
+            "learned": [slow, *_sweep(runner, fitted, fitted.scorer, options, options.method)],
+            "whole query": [slow, *whole_query_runs(fast, slow)],
+            **{f"learned, {m}": [slow, *_sweep(runner, fitted, fitted.scorer, options, m)] for m in options.compare},
+        }
+
+
+def _sweep(runner: Runner, fitted: Fitted, scorer: Scorer, options: CalibrationOptions, method: str) -> list[Run]:
+    """A curve's runs of a scorer; spans are judged with the method that is calibrated."""
+    return threshold_runs(
+        runner,
+        scorer,
+        fitted.scores(scorer),
+        fitted.traces.answer,
+        rates=options.curve_rates,
+        extent=options.extent,
+        span=options.span if method == options.method else None,
+        method=method,
+    )

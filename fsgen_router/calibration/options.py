@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..adapters.row_trie import LIMIT_BYTES
 from ..errors import ConfigurationError
 from ..support.options import checked
 from .candidates import Span
@@ -35,11 +36,16 @@ class CalibrationOptions(BaseModel):
     method: str = Field("replace", description="what the slow model's rows do")
     compare: tuple[str, ...] = Field((), description="other methods to draw the learned policy's curve with")
     hold: bool = Field(False, description="let the threshold follow the target rate at run time")
-    curves: bool = Field(True, description="run everything that the report compares the policy to")
+    curves: bool = Field(False, description="run everything that the report compares the policy to")
     curve_rates: tuple[float, ...] = Field(CURVE_RATES, min_length=1, description="nominal rates of a curve's points")
     max_tokens: int = Field(256, ge=1, description="tokens of an answer at most")
     stop: tuple[str, ...] = Field((), description="end answers before any of these")
-    concurrency: int = Field(1, ge=1, description="prompts asked at once, where both models hold several sequences")
+    concurrency: int | None = Field(
+        None, ge=1, description="prompts asked at once; as many as both models hold sequences, unless said"
+    )
+    row_memory: int = Field(
+        LIMIT_BYTES, ge=0, description="bytes of rows that are kept of each model, for every run to share; 0: none"
+    )
     seed: int = Field(0, ge=0, description="of the fit, of rollouts and of every interval")
 
     @field_validator("scorer")
@@ -68,6 +74,11 @@ class CalibrationOptions(BaseModel):
     @property
     def span(self) -> Span | None:
         return None if self.span_window is None else Span(self.span_window, self.span_quantile)
+
+    @property
+    def draws_curves(self) -> bool:
+        """Whether curves were asked for, or a comparison, which is one."""
+        return self.curves or bool(self.compare)
 
     @property
     def request(self) -> dict[str, Any]:

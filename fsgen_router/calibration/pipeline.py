@@ -9,6 +9,7 @@ from typing import Any
 from ..contracts.models import TokenModel
 from ..methods import make_method
 from ..policies import save_policy
+from ..policies.certify import Bound
 from .bench import load_prompts, open_bench, open_pair, require_gap, work_directory
 from .checks import Judge
 from .choosing import choose, make_inputs, nominal_policy, watch
@@ -32,6 +33,7 @@ def calibrate(
     max_regret: float | None = None,
     confidence: float = 0.9,
     max_cost: float | None = None,
+    bound: Bound = "binomial",
     check: str | Judge | None = None,
     count: int = 1000,
     work: str | Path | None = None,
@@ -49,7 +51,8 @@ def calibrate(
     Without models: the reference pair and ``count`` problems of its own. One of ``target_rate``,
     ``max_regret`` with ``confidence``, and ``max_cost`` (measured seconds against the slow model alone); see
     :class:`Target`. The default is the least escalation with a regret of at most 0.05, certified if possible,
-    and ``choice.reason`` says whether it is. ``check`` says when an answer is right. ``work`` (default: beside
+    and ``choice.reason`` says whether it is. ``bound="betting"`` stops a candidate's run early (see
+    :class:`Target`). ``check`` says when an answer is right. ``work`` (default: beside
     ``out``) keeps what is finished, so that an interrupted calibration goes on where it stopped, and
     another target costs no new traces. ``report`` is an HTML file. ``options`` are
     :class:`CalibrationOptions`.
@@ -60,7 +63,9 @@ def calibrate(
     results cannot be written.
     """
     parsed = make_options(**options)
-    target = make_target(target_rate=target_rate, max_regret=max_regret, confidence=confidence, max_cost=max_cost)
+    target = make_target(
+        target_rate=target_rate, max_regret=max_regret, confidence=confidence, max_cost=max_cost, bound=bound
+    )
     require_rate_to_hold(parsed, target)
     loaded = load_prompts(prompts, fast, slow, count=count)
     require_enough_prompts(loaded, target)
@@ -92,7 +97,7 @@ def calibrate(
                 assert target.rate is not None
                 policy = policy.holding(target.rate)
         card = None if policy is None else make_card(bench, policy, choice, target, held)
-        pair = bench.pair
+        pair, rows = bench.pair, bench.rows.to_dict()
     if policy is not None and card is not None:
         save_policy(path, policy, card)
     calibration = Calibration(
@@ -107,6 +112,7 @@ def calibrate(
         rounds=fitted.rounds,
         held=held,
         seconds=stages.seconds,
+        rows=rows,
         path=path,
         check=bench.check,
     )

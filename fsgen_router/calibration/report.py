@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..evaluation import Estimate
 from ..evaluation.plots import figure_bytes
-from .curves import AREA_UP_TO, LEVELS
+from .curves import AREA_UP_TO, LEVELS, TIMED
 from .figures import quality_figures, reliability_figure
 from .result import Calibration
 from .store import write_file
@@ -65,6 +65,7 @@ def render_report(calibration: Calibration, figures: dict[str, bytes]) -> str:
             certified=_certified_rows(calibration),
             levels=LEVELS,
             up_to=AREA_UP_TO,
+            timed=TIMED,
             images={name: base64.b64encode(data).decode() for name, data in figures.items()},
         )
     )

@@ -39,6 +39,8 @@ class Calibration:
     rounds: tuple[Round, ...]
     held: Held | None
     seconds: Mapping[str, float]
+    rows: Mapping[str, Any]
+    """By model, what it really read, and how many rows were known (:class:`~fsgen_router.adapters.row_trie.Used`)."""
     path: Path | None = None
     check: str = "answer"
     """The checker's name: what "right" means."""
@@ -72,6 +74,7 @@ class Calibration:
             **self.gap.to_dict("gap"),
             "rounds": [one.to_dict() for one in self.rounds],
             "seconds": dict(self.seconds),
+            "rows": dict(self.rows),
         }
         if self.held is not None:
             record["report"] = {

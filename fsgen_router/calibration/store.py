@@ -37,6 +37,8 @@ class WorkDirectory:
 
     def __init__(self, path: str | Path, belongs_to: Mapping[str, Any]) -> None:
         self.path = Path(path)
+        self.before_chunk: Callable[[], None] = lambda: None
+        """Called before a chunk is written: what it was made of is to be found again by who goes on from it."""
         self._claim({"format": FORMAT, **belongs_to})
 
     def _claim(self, wanted: dict[str, Any]) -> None:
@@ -98,18 +100,37 @@ class WorkDirectory:
         ``compute`` gets a chunk's items and the index of the first. Arrays of the chunks are joined on
         their first axis. ``on_items`` hears how many items were found finished.
         """
-        parts = []
+
+        def one(chunk: Sequence[T], start: int, _names: Sequence[str]) -> list[Arrays]:
+            return [compute(chunk, start)]
+
+        return self.all_in_chunks([name], items, one, size=size, on_items=on_items)[0]
+
+    def all_in_chunks(
+        self,
+        names: Sequence[str],
+        items: Sequence[T],
+        compute: Callable[[Sequence[T], int, Sequence[str]], Sequence[Arrays]],
+        *,
+        size: int,
+        on_items: Callable[[int], None] | None = None,
+    ) -> list[dict[str, npt.NDArray[Any]]]:
+        """:meth:`in_chunks` for several names side by side: ``compute`` makes those of a chunk that are missing."""
+        parts: dict[str, list[Arrays]] = {name: [] for name in names}
         for start in range(0, len(items), size):
-            chunk = f"{name}-{start:06d}"
-            arrays = self.load(chunk)
-            if arrays is None:
-                made = compute(items[start : start + size], start)
-                self.save(chunk, made)
-                arrays = dict(made)
-            elif on_items is not None:
-                on_items(len(items[start : start + size]))
-            parts.append(arrays)
-        return join(parts)
+            chunk = items[start : start + size]
+            found = {name: self.load(f"{name}-{start:06d}") for name in names}
+            missing = [name for name, arrays in found.items() if arrays is None]
+            if on_items is not None and len(missing) < len(names):
+                on_items(len(chunk) * (len(names) - len(missing)))
+            made = dict(zip(missing, compute(chunk, start, missing) if missing else (), strict=True))
+            if made:
+                self.before_chunk()
+            for name, arrays in made.items():
+                self.save(f"{name}-{start:06d}", arrays)
+            for name in names:
+                parts[name].append(made[name] if name in made else found[name] or {})
+        return [join(parts[name]) for name in names]
 
 
 def join(parts: Sequence[Arrays]) -> dict[str, npt.NDArray[Any]]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from ..errors import ConfigurationError, InvalidRequest
 from ..policies.cards import percent
-from ..policies.certify import fewest_prompts
+from ..policies.certify import Bound, fewest_prompts
 from .prompts import Prompts
 
 DEFAULT_REGRET = 0.05
+BOUNDS: tuple[Bound, ...] = ("binomial", "betting")
+"""Tests of a regret, which is 0 or 1 of a prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +22,9 @@ class Target:
     ``rate``: the escalation rate on the calibration prompts that it comes closest to from below.
     ``max_regret`` with ``confidence``: the least escalation whose expected regret is certified; without
     ``certain``, where none is, the least whose regret seen on the calibration prompts is no higher, which proves
-    nothing. ``max_cost``: the most escalation whose measured seconds, against the slow model alone, stay within it.
+    nothing. ``bound`` is its test: ``"binomial"`` on all calibration prompts, or ``"betting"``, which stops at the
+    prompt that settles it and certifies less with as many. ``max_cost``: the most escalation whose measured seconds,
+    against the slow model alone, stay within it.
     """
 
     rate: float | None = None
@@ -28,6 +32,7 @@ class Target:
     confidence: float = 0.9
     max_cost: float | None = None
     certain: bool = True
+    bound: Bound = "binomial"
 
     def __post_init__(self) -> None:
         given = [name for name in ("rate", "max_regret", "max_cost") if getattr(self, name) is not None]
@@ -39,6 +44,8 @@ class Target:
             raise ConfigurationError(f"a target rate of {self.rate}", hint="between 0 and 1")
         if self.max_regret is not None and not 0.0 < self.max_regret < 1.0:
             raise ConfigurationError(f"a regret of at most {self.max_regret}", hint="between 0 and 1")
+        if self.bound not in BOUNDS:
+            raise ConfigurationError(f"unknown test {self.bound!r}", hint=f"available: {', '.join(BOUNDS)}")
         if not 0.0 < self.confidence < 1.0:
             raise ConfigurationError(f"a confidence of {self.confidence}", hint="between 0 and 1, like 0.9")
         if self.max_cost is not None and not self.max_cost > 0.0:
@@ -64,19 +71,23 @@ def make_target(
     max_regret: float | None = None,
     confidence: float = 0.9,
     max_cost: float | None = None,
+    bound: Bound = "binomial",
 ) -> Target:
     """The one target that was given. Where none was: the least escalation whose regret is certified to be at most
     ``DEFAULT_REGRET``, or, where nothing can be certified, the least whose regret seen is no higher."""
     if target_rate is None and max_regret is None and max_cost is None:
-        return Target(max_regret=DEFAULT_REGRET, confidence=confidence, certain=False)
-    return Target(rate=target_rate, max_regret=max_regret, confidence=confidence, max_cost=max_cost)
+        return Target(max_regret=DEFAULT_REGRET, confidence=confidence, certain=False, bound=bound)
+    return Target(rate=target_rate, max_regret=max_regret, confidence=confidence, max_cost=max_cost, bound=bound)
 
 
 def require_enough_prompts(prompts: Prompts, target: Target) -> None:
     """Raise :class:`InvalidRequest` where a certificate is asked for and no result at all could be certified."""
     if target.max_regret is None or not target.certain:
         return
-    least, given = fewest_prompts(target.max_regret, 1.0 - target.confidence), len(prompts.calibration)
+    least, given = (
+        fewest_prompts(target.max_regret, 1.0 - target.confidence, bound=target.bound),
+        len(prompts.calibration),
+    )
     if given < least:
         whole = math.ceil(least * len(prompts) / given)
         raise InvalidRequest(

@@ -11,8 +11,18 @@ import numpy as np
 from ..evaluation import Array, Estimate, Run, interval
 from ..policies import Learned
 from ..policies.cards import Guarantee, percent
-from ..policies.certify import Bound, Certification, certify, make_guarantee
+from ..policies.certify import (
+    Bound,
+    Certification,
+    betting_p_value,
+    certify_columns,
+    hopeless,
+    make_guarantee,
+)
 from .runner import Runner
+
+BATCH = 10
+"""Prompts between two looks at a candidate that may stop early."""
 
 ALWAYS = -1.0
 """A threshold below every score."""
@@ -151,23 +161,35 @@ def choose_certified(
     loss_name: str = "regret",
     bound: Bound = "binomial",
     certain: bool = True,
+    batch: int = BATCH,
 ) -> Choice:
     """The candidate with the least escalation whose risk is certified by Learn-then-Test (arXiv 2110.01052).
 
     Candidates are run from the safest on and testing stops at the first that fails (fixed sequence), so
-    that those behind it need no run. The first of all is "always escalate", the slow model itself. Where nothing
-    that saves anything is certified and ``certain`` is False, the candidate with the least escalation whose mean
-    loss on the calibration prompts is at most ``alpha`` is taken, without a certificate.
+    that those behind it need no run. The first of all is "always escalate", the slow model itself. With the bound
+    ``"betting"`` a candidate's run stops too, looked at after every ``batch`` prompts, when it is certified or cannot
+    be any more; the order of the prompts must not depend on the losses. Where nothing that saves anything is
+    certified and ``certain`` is False, the candidate with the least escalation whose mean loss on the calibration
+    prompts is at most ``alpha`` is taken, without a certificate.
     """
     always = replace(candidates[0], threshold=ALWAYS, span=None)
     losses, runs = [np.zeros(len(slow))], [slow]
 
     def test() -> Certification:
-        return certify(np.stack(losses, 1), alpha, delta, bound=bound)
+        return certify_columns(losses, alpha, delta, bound=bound)
 
-    def add(candidate: Learned) -> None:
-        runs.append(runner.run(candidate, method))
-        losses.append(loss(runs[-1], slow))
+    def add(candidate: Learned, *, to_the_end: bool = False) -> None:
+        if bound != "betting" or to_the_end:
+            runs.append(runner.run(candidate, method))
+            losses.append(loss(runs[-1], slow))
+            return
+        for first in (*range(batch, len(slow), batch), len(slow)):
+            run = runner.run(candidate, method, first=first)
+            found = loss(run, slow.first(first))
+            if betting_p_value(found, alpha) <= delta or hopeless(found, len(slow), alpha, delta):
+                break
+        runs.append(run)
+        losses.append(found)
 
     tested = test()
     for candidate in candidates:
@@ -177,10 +199,12 @@ def choose_certified(
         tested = test()
     saving = bool(tested.chosen)
     if not saving and not certain:
+        if bound == "betting":  # a run that was given up is no mean over prompts
+            del losses[1:], runs[1:]
         for candidate in candidates[len(runs) - 1 :]:
             if losses[-1].mean() > alpha:
                 break
-            add(candidate)
+            add(candidate, to_the_end=True)
         tested = test()
     tried = tuple(zip([always, *candidates], runs, strict=False))
     why, enough = _shortfall(tested, loss_name), tested.enough_prompts

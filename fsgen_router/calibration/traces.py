@@ -38,7 +38,8 @@ class Traces:
     fast model's reductions, ``token_class`` the class of its choice ``top_ids[:, 0]``.
     ``slow_choice`` is the slow model's choice after the same tokens, ``slow_logprob`` its
     log-probability and ``slow_logprob_of_fast`` that of the fast model's choice, both under the slow
-    model, in nats. ``hidden`` are the fast model's hidden states, shape (n, n_embd), where they were read.
+    model, in nats; -1 and NaN where the slow model was not asked. ``hidden`` are the fast model's hidden states, shape
+    (n, n_embd), where they were read.
     """
 
     round: npt.NDArray[np.int64]
@@ -173,9 +174,29 @@ def read_answer(
     return rows
 
 
+def read_both(
+    fast: TokenModel,
+    slow: TokenModel | None,
+    item: Item,
+    answer: Sequence[int],
+    *,
+    shared: SharedVocabulary | None = None,
+    hidden: bool = False,
+) -> tuple[list[Row], list[Row]]:
+    """Both models' rows behind which each token of an answer was chosen: the fast one's with signals, the slow one's
+    with the log-probability of the fast one's choice (none without a slow model)."""
+    fast_words = shared.fast if shared else fast.tokenizer
+    wanted = Read(signals=True, top_k=TOP_K, hidden=hidden, alignment=shared.fast_row if shared else None)
+    fast_rows = read_answer(fast, encode_item(fast_words, item), answer, lambda _: wanted)
+    if slow is None:
+        return fast_rows, []
+    prompt, slow_row = encode_item(shared.slow if shared else slow.tokenizer, item), shared.slow_row if shared else None
+    return fast_rows, read_answer(slow, prompt, answer, lambda k: Read(ids=(fast_rows[k].argmax,), alignment=slow_row))
+
+
 def trace_answer(
     fast: TokenModel,
-    slow: TokenModel,
+    slow: TokenModel | None,
     item: Item,
     answer: Sequence[int],
     by_slow: Sequence[int] | None,
@@ -186,25 +207,18 @@ def trace_answer(
     round: int = 0,
     hidden: bool = False,
 ) -> Traces:
-    """Both models' views of one answer to one item, with ``hidden`` the fast one's hidden states.
+    """Both models' views of one answer to one item, with ``hidden`` the fast one's hidden states; without ``slow`` the
+    fast one's alone.
 
     ``shared`` says how their vocabularies relate (the Router's); None: they are the same.
 
     ``by_slow`` is 1 where the slow model wrote a token. None: the answer is the slow model's own, and
     counts as written by an oracle that escalates where the two choices differ, which writes the same.
     """
-    fast_row, slow_row = (shared.fast_row, shared.slow_row) if shared else (None, None)
-    fast_words, slow_words = (shared.fast, shared.slow) if shared else (fast.tokenizer, slow.tokenizer)
-    wanted = Read(signals=True, top_k=TOP_K, hidden=hidden, alignment=fast_row)
-    fast_rows = read_answer(fast, encode_item(fast_words, item), answer, lambda _: wanted)
-    slow_rows = read_answer(
-        slow,
-        encode_item(slow_words, item),
-        answer,
-        lambda k: Read(ids=(fast_rows[k].argmax,), alignment=slow_row),
-    )
+    fast_rows, slow_rows = read_both(fast, slow, item, answer, shared=shared, hidden=hidden)
     written = [f.argmax != s.argmax for f, s in zip(fast_rows, slow_rows, strict=True)] if by_slow is None else by_slow
     count = len(answer)
+    none = np.full(count, np.nan)
     padding = TOP_K - len(fast_rows[0].top_ids)
     return Traces(
         round=np.full(count, round),
@@ -218,9 +232,9 @@ def trace_answer(
         log_partition=np.array([row.log_partition for row in fast_rows]),
         top_ids=np.array([(*row.top_ids, *(-1,) * padding) for row in fast_rows], np.int64),
         top_logprobs=np.array([(*row.top_logprobs, *(-np.inf,) * padding) for row in fast_rows]),
-        slow_choice=np.array([row.argmax for row in slow_rows], np.int64),
-        slow_logprob=np.array([row.argmax_logprob for row in slow_rows]),
-        slow_logprob_of_fast=np.array([row.id_logprobs[0] for row in slow_rows]),
+        slow_choice=np.array([row.argmax for row in slow_rows] if slow else [-1] * count, np.int64),
+        slow_logprob=np.array([row.argmax_logprob for row in slow_rows]) if slow else none,
+        slow_logprob_of_fast=np.array([row.id_logprobs[0] for row in slow_rows]) if slow else none,
         hidden=np.array([row.hidden for row in fast_rows], np.float32) if hidden else None,
     )
 
@@ -245,12 +259,13 @@ def trace_answers(
     round: int = 0,
     own: bool = False,
     hidden: bool = False,
+    asks_slow: bool = True,
     on_items: OnItems | None = None,
 ) -> Traces:
     """Traces of answers to items, or those that ``work`` holds under ``name``.
 
     ``own`` says that the answers are the slow model's own; ``hidden`` has hidden states read, whose traces
-    are kept apart. Nothing else may use the Router's models
+    are kept apart. Without ``asks_slow`` they are of the fast model alone. Nothing else may use the Router's models
     meanwhile.
     """
     slow, shared = local_slow(router), router.shared
@@ -262,7 +277,7 @@ def trace_answers(
             parts.append(
                 trace_answer(
                     router.fast,
-                    slow,
+                    slow if asks_slow else None,
                     item,
                     answers.ids[number],
                     None if own else answers.by_slow[number],

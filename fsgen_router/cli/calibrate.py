@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from .. import calibration as cal
 from ..calibration.bench import load_prompts
+from ..calibration.cost import ASSUMED_AUROC
 from ..calibration.options import check_output, require_rate_to_hold
 from ..calibration.report import check_report_path
 from ..calibration.target import DEFAULT_REGRET, require_enough_prompts
@@ -82,6 +84,15 @@ def calibrate(
             rich_help_panel=_TARGET,
         ),
     ] = None,
+    bound: Annotated[
+        str,
+        typer.Option(
+            metavar="TEST",
+            help="The certificate's test: binomial, on all calibration prompts, or betting, which stops where it is "
+            "settled and certifies less with as many.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = "binomial",
     hold: Annotated[
         bool, typer.Option("--hold", help="Let the threshold follow --target-rate.", rich_help_panel=_TARGET)
     ] = False,
@@ -118,13 +129,21 @@ def calibrate(
         list[str] | None,
         typer.Option(
             metavar="METHOD",
-            help="Draw the learned policy's curve with this method too; may be repeated.",
+            help="Draw curves, and the learned policy's with this method too; may be repeated.",
             show_default=False,
             rich_help_panel="Routing",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the fit, rollouts and intervals.", rich_help_panel=_FIT)] = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Prompts asked at once.", rich_help_panel=_PROMPTS)] = 1,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Prompts asked at once.",
+            show_default="the sequences that both models hold (n_seq)",
+            rich_help_panel=_PROMPTS,
+        ),
+    ] = None,
     work: Annotated[
         Path | None,
         typer.Option(
@@ -145,10 +164,17 @@ def calibrate(
     ] = None,
     curves: Annotated[
         bool,
-        typer.Option("--curves/--no-curves", help="Run what the report compares to.", rich_help_panel="Output"),
-    ] = True,
+        typer.Option(
+            "--curves/--no-curves",
+            help="Run what the report compares to: other signals, chance, an oracle.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it will cost, and stop.", rich_help_panel="Output")
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what it will cost, expected and at most, and stop.", rich_help_panel="Output"
+        ),
     ] = False,
     as_json: o.Json = False,
 ) -> None:
@@ -192,6 +218,7 @@ def calibrate(
         "max_regret": max_regret,
         "confidence": confidence,
         "max_cost": max_cost,
+        "bound": bound,
     }
     if dry_run:
         _estimate(fast, slow, prompts, count, policy_file, report, target, options, as_json=as_json)
@@ -240,32 +267,40 @@ def _estimate(
         check_report_path(report)
     with cal.open_pair(fast, slow, seed=parsed.seed) as router:
         stages = cal.estimate_cost(router, loaded, wanted, parsed)
-    totals = {
-        "slow_tokens": sum(stage.slow_tokens for stage in stages),
-        "slow_positions": sum(stage.slow_positions for stage in stages),
-        "seconds": sum(stage.seconds for stage in stages),
-    }
+    totals = {name: sum(getattr(stage, name) for stage in stages) for name in _COSTS}
     if as_json:
-        rows = [
-            {"stage": s.stage, "slow_tokens": s.slow_tokens, "slow_positions": s.slow_positions, "seconds": s.seconds}
-            for s in stages
-        ]
+        rows = [asdict(stage) for stage in stages]
         write_json({"prompts": loaded.to_dict(), "target": str(wanted), "stages": rows, **totals})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage", no_wrap=True)
-    for heading in ("slow tokens written", "slow positions read", "seconds"):
+    for heading in ("slow positions\nexpected", "\nat most", "seconds\nexpected", "\nat most"):
         table.add_column(heading, justify="right")
+    shown = ("expected_positions", "slow_positions", "expected_seconds", "seconds")
     for stage in stages:
-        table.add_row(stage.stage, f"{stage.slow_tokens:,}", f"{stage.slow_positions:,}", f"{stage.seconds:,.0f}")
+        table.add_row(stage.stage, *(f"{getattr(stage, name):,.0f}" for name in shown))
     table.add_section()
-    table.add_row("at most", *(f"{total:,.0f}" for total in totals.values()))
+    table.add_row("in all", *(f"{totals[name]:,.0f}" for name in shown))
+    alone = stages[0]
+    table.add_row(
+        "of both models alone",
+        *(f"{totals[name] / max(getattr(alone, own), 1e-9):.1f}" for name, own in zip(shown, _ALONE, strict=True)),
+    )
     console = out()
     console.print(Text(f"{len(loaded)} prompts from {loaded.source}; target: {wanted}", style="bold"))
     console.print(table)
     console.print(
-        Text(f"Timed on {cal.SAMPLE} prompts, one at a time. Answers that thresholds share are run once.", style="dim")
+        Text(
+            f"Timed on {cal.SAMPLE} prompts, one at a time. Expected: rows are read once, the models differ as often "
+            f"as on these prompts, a score tells where with an AUROC of {ASSUMED_AUROC:g}, and testing stops at a "
+            f"rate of {wanted.nominal_rate:.0%}. At most: nothing is shared.",
+            style="dim",
+        )
     )
+
+
+_COSTS = ("slow_tokens", "slow_positions", "seconds", "expected_positions", "expected_seconds")
+_ALONE = ("slow_positions", "slow_positions", "seconds", "seconds")
 
 
 # --- results -------------------------------------------------------------------------------------

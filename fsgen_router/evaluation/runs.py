@@ -105,6 +105,10 @@ class Run:
             raise ConfigurationError(f"unknown column {name!r}", hint=f"available: {', '.join(COLUMNS)}")
         return np.array([getattr(outcome, name) for outcome in self.outcomes], np.float64)
 
+    def first(self, count: int) -> Run:
+        """The run over the first ``count`` items."""
+        return Run(self.policy, self.outcomes[:count])
+
     @property
     def accuracy(self) -> float:
         """Share of right answers, in [0, 1]."""

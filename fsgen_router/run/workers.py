@@ -135,7 +135,7 @@ class Worker(Protocol):
         """Let the threads end when they like: nobody submits any more. Never waits."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     """A work on its way: what is left of it, and the rows that have come."""
 
@@ -253,8 +253,9 @@ class BatchWorker:
 
     def tick(self) -> None:
         """One forward over a share of everything that waits."""
-        shares = _shares([len(job.left.ids) for job in self._jobs])
-        taken = [(job, *_split(job, share)) for job, share in zip(self._jobs, shares, strict=True)]
+        jobs = _ready(self._model, self._jobs)
+        shares = _shares([len(job.left.ids) for job in jobs])
+        taken = [(job, *_split(job, share)) for job, share in zip(jobs, shares, strict=True)]
         try:
             with turn_of(self._model):
                 began = time.perf_counter()
@@ -266,7 +267,7 @@ class BatchWorker:
                 job.seconds += seconds
                 job.reread += reread_of(rows)
         except BaseException as error:
-            self._jobs.clear()
+            self._jobs = [job for job in self._jobs if job not in jobs]
             for job, _, _ in taken:
                 job.client.deliver(Failed(job.command.job, as_backend_error(error, self._model.name)))
             return
@@ -401,6 +402,12 @@ def _thread_of(model: TokenModel, others: Iterable[AnyModel]) -> ForwardThread |
     if device is None or not rivals:
         return None
     return _shared.setdefault((os.getpid(), device), ForwardThread(f"fsgen-{device}"))
+
+
+def _ready(model: TokenModel, jobs: list[_Job]) -> list[_Job]:
+    """Those that cost no forward, where a model can tell and there are any: the others meet in a later one."""
+    knows = getattr(model, "knows", None)
+    return ([job for job in jobs if knows(job.left)] if knows else []) or jobs
 
 
 def _shares(lengths: Sequence[int]) -> list[int]:

@@ -16,6 +16,7 @@ import scripted_pairs
 import tiny_transformers
 
 from fsgen_router import BackendError, Mask, NoFreeSequence, reference
+from fsgen_router.adapters.row_trie import TrieModel
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.adapters.transformers import TransformersModel
 from fsgen_router.adapters.transformers.reading import reduce_rows
@@ -65,6 +66,10 @@ ADAPTERS: dict[str, Callable[[], TokenModel]] = {
     "transformers-4": lambda: _as_on_an_accelerator(_transformers("llama", 4)),
     "transformers-4-chunked": lambda: _transformers("gemma2", 4, 7),  # one layer with a sliding window
     "transformers-4-recurrent": lambda: _transformers("falcon_h1", 4),
+    "trie-1-scripted": lambda: TrieModel(_scripted(1)),
+    "trie-4-llama_cpp": lambda: TrieModel(_llama_cpp(4, 512)),
+    "trie-4-transformers-chunked": lambda: TrieModel(_transformers("gemma2", 4, 7)),
+    "trie-4-transformers-recurrent": lambda: TrieModel(_transformers("falcon_h1", 4)),
 }
 
 

@@ -45,7 +45,7 @@ from fsgen_router.policies import Learned, load_policy
 from fsgen_router.policies.features import FEATURES, answer_features
 from fsgen_router.policies.scorers import Logistic, Platt, Signal
 
-SMALL = {"rounds": 1, "curves": False, "max_tokens": 16}
+SMALL = {"rounds": 1, "max_tokens": 16}
 
 
 @pytest.fixture(scope="module")
@@ -570,14 +570,33 @@ class Canned:
         self.n, self.ran = n, 0
         self.candidates = [Learned(Signal("entropy"), 0.1 * (k + 1)) for k in range(len(losses))]
         rates = rates or [60 - 10 * k for k in range(len(losses))]
-        self.runs = {
+        self.results = {
             policy.threshold: outcomes([0] * lost + [1] * (n - lost), rate)
             for policy, lost, rate in zip(self.candidates, losses, rates, strict=True)
         }
 
     def run(self, policy: Learned, method: str = "replace") -> Run:
         self.ran += 1
-        return self.runs[policy.threshold]
+        return self.results[policy.threshold]
+
+    def shuffled(self) -> Canned:
+        """With the lost answers spread out, for a test that stops early."""
+        for threshold, run in self.results.items():
+            order = np.random.default_rng(0).permutation(self.n)
+            self.results[threshold] = Run(run.policy, tuple(run.outcomes[at] for at in order))
+        return self
+
+
+class Stopping(Canned):
+    """The same, and how many prompts of each candidate were looked at."""
+
+    def __init__(self, losses: Sequence[int], n: int) -> None:
+        super().__init__(losses, n)
+        self.seen: dict[float, int] = {}
+
+    def run(self, policy: Learned, method: str = "replace", *, first: int | None = None) -> Run:
+        self.seen[policy.threshold] = first or self.n
+        return super().run(policy, method).first(first or self.n)
 
 
 def test_testing_stops_at_the_first_candidate_that_fails() -> None:
@@ -592,6 +611,29 @@ def test_testing_stops_at_the_first_candidate_that_fails() -> None:
     assert choice.guarantee is not None
     assert (choice.guarantee.risk, choice.guarantee.certified_rate) == (1 / 200, 0.5)
     assert not choice.always
+
+
+def test_testing_by_bets_stops_within_a_candidate_too() -> None:
+    canned = Stopping([0, 2, 60, 0], 200).shuffled()
+    assert isinstance(canned, Stopping)
+    bets = {"alpha": 0.05, "delta": 0.1, "bound": "betting"}
+    choice = cal.choose_certified(canned, canned.candidates, outcomes([1] * 200), **bets)  # type: ignore[arg-type]
+    clean, second, lossy = (canned.seen[policy.threshold] for policy in canned.candidates[:3])
+    assert clean == 60, "where nothing is lost, 59 prompts do"
+    assert 60 < second < 200
+    assert lossy < 100, "what cannot be certified any more is given up"
+    assert len(canned.seen) == 3
+    assert choice.policy is not None
+    assert choice.policy.threshold == canned.candidates[1].threshold
+    assert choice.guarantee is not None
+    assert (choice.guarantee.bound, choice.guarantee.n_prompts) == ("betting", second)
+    assert choice.guarantee.p_value <= 0.1
+    assert choice.reason.startswith(f"Certified on prompts like the {second} of calibration: regret at most 5%")
+    # Where nothing is certified, what is chosen by is seen on all prompts.
+    canned = Stopping([3, 5, 60], 60)
+    choice = cal.choose_certified(canned, canned.candidates, outcomes([1] * 60), certain=False, **bets)  # type: ignore[arg-type]
+    assert not choice.certified
+    assert [len(run) for _, run in choice.tried] == [60] * len(choice.tried)
 
 
 def test_nothing_but_always_escalating_says_so() -> None:
@@ -755,6 +797,7 @@ def test_a_policy_from_prompts_to_the_router(tmp_path: Path, fast_model: TokenMo
         report=page,
         rounds=1,
         max_tokens=100,
+        curves=True,
         curve_rates=(0.1,),
     )
     assert found.policy is not None
@@ -805,11 +848,96 @@ def test_a_policy_from_prompts_to_the_router(tmp_path: Path, fast_model: TokenMo
         target_rate=0.2,
         rounds=1,
         max_tokens=100,
-        curves=False,
         hold=True,
     )
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert load_policy(out)[0].hold is not None
+
+
+def used(bench: cal.Bench) -> int:
+    return bench.rows.used["slow"].positions + bench.rows.used["fast"].positions
+
+
+@pytest.mark.parametrize("method", ["replace", "verify"])
+def test_rows_are_shared_and_nobody_can_tell(tmp_path: Path, method: str) -> None:
+    """Every answer token for token, every counter and the certificate, with the trie and without."""
+    prompts, target = cal.split_items(items(60)), cal.make_target(max_regret=0.2)
+    benches, choices = [], []
+    for memory in (1 << 20, 0):
+        bench = cal.open_bench(
+            scripted(), prompts, tmp_path / str(memory), max_tokens=16, rounds=1, row_memory=memory, method=method
+        )
+        fitted = cal.collect_and_fit(bench, target)
+        choices.append(cal.choose(bench, fitted, target))
+        assert choices[-1].policy is not None
+        cal.hold_out(bench, fitted, choices[-1].policy)
+        benches.append(bench)
+    shared, plain = benches
+    assert shared.runners["fit"].concurrency == 4, "as many at once as both models hold"
+    assert choices[0].guarantee == choices[1].guarantee
+    assert choices[0].guarantee is not None
+    assert choices[0].reason == choices[1].reason
+    names = sorted(path.name for path in plain.work.path.glob("*.npz"))
+    assert names == sorted(path.name for path in shared.work.path.glob("*.npz") if not path.name.startswith("rows-"))
+    for name in (name for name in names if not name.startswith("traces")):
+        ours, theirs = (np.load(bench.work.path / name) for bench in benches)
+        assert ours["ids"].tolist() == theirs["ids"].tolist()
+        assert ours["by_slow"].tolist() == theirs["by_slow"].tolist()
+        np.testing.assert_array_equal(ours["counters"], theirs["counters"])
+    assert used(shared) < 0.9 * used(plain)
+
+
+def test_an_answer_out_of_a_trie_has_no_seconds_and_a_cost_is_measured_without(tmp_path: Path) -> None:
+    pair = scripted()
+    bench = cal.open_bench(pair, cal.split_items(items(60)), tmp_path / "work", max_tokens=16, rounds=0)
+    assert np.isnan(bench.run("report", SLOW_ONLY).column("seconds")).all()
+    assert isinstance(pair.slow, ScriptedModel)
+    before = pair.slow.forwards
+    timed = bench.timed("report", 5)
+    assert (timed.run(SLOW_ONLY).column("seconds") > 0).all()
+    assert pair.slow.forwards > before
+    assert len(timed.items) == 5
+    target = cal.make_target(max_cost=1000.0)
+    choice = cal.choose(bench, cal.collect_and_fit(bench, target), target)
+    assert choice.policy is not None
+    assert all((run.column("seconds") > 0).all() for _, run in choice.tried)
+
+
+def test_rows_are_found_again_by_who_goes_on(tmp_path: Path) -> None:
+    prompts, target = cal.split_items(items(60)), cal.make_target(max_regret=0.2)
+    options = {"max_tokens": 16, "rounds": 1}
+    first = cal.open_bench(scripted(), prompts, tmp_path / "work", **options)
+    cal.collect_and_fit(first, target)
+    again = cal.open_bench(scripted(), prompts, tmp_path / "work", **options)
+    assert [len(again.rows.models[role].trie) for role in ("fast", "slow")] == [
+        len(first.rows.models[role].trie) for role in ("fast", "slow")
+    ]
+    # What is answered is found, and what else is asked of the same text is known.
+    cal.collect_and_fit(again, target)
+    for path in first.work.path.glob("traces-*.npz"):
+        path.unlink()
+    cal.collect_and_fit(again, target)
+    assert used(again) == 0
+    # A damaged chunk ends what is taken: the rest is read again.
+    chunk = sorted(first.work.path.glob("rows-slow-*.npz"))[1]
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    third = cal.open_bench(scripted(), prompts, tmp_path / "work", **options)
+    assert 0 < len(third.rows.models["slow"].trie) < len(first.rows.models["slow"].trie)
+
+
+def test_a_certificate_by_bets_from_prompts_to_the_file(tmp_path: Path) -> None:
+    path, pair = write_prompts(tmp_path / "prompts.jsonl", 80), scripted()
+    out = tmp_path / "p.safetensors"
+    found = cal.calibrate(pair.fast, pair.slow, path, out=out, max_regret=0.3, bound="betting", **SMALL)
+    assert found.choice.guarantee is not None
+    _, card = load_policy(out)
+    assert card.guarantee is not None
+    assert card.guarantee.bound == "betting"
+    assert card.guarantee.n_prompts < len(found.prompts.calibration)
+    with pytest.raises(ConfigurationError, match="available: binomial, betting"):
+        cal.calibrate(pair.fast, pair.slow, path, out=out, max_regret=0.3, bound="bayes", **SMALL)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="takes at least"):
+        require_enough_prompts(cal.split_items(items(120)), cal.make_target(max_regret=0.05, bound="betting"))
 
 
 def test_scripted_pairs_calibrate_by_agreement_and_escape_what_models_write(tmp_path: Path) -> None:
@@ -888,6 +1016,29 @@ def test_a_prompt_over_the_context_is_named(tmp_path: Path) -> None:
         cal.open_bench(scripted(), cal.split_items([*items(40), long]), tmp_path / "work", max_tokens=8)
 
 
+def test_prompts_without_room_for_an_answer_are_told_before_anything_runs(tmp_path: Path) -> None:
+    """More than half of the context, and answers would be cut off; with room for the answers nobody complains."""
+    pair = scripted()
+    long = Item(id="17", check=bool, prompt="a" * 240, place="prompts.jsonl, line 17")
+    prompts = cal.split_items([*items(40), long])
+    with pytest.raises(PromptTooLong, match=r"item 17 \(prompts.jsonl, line 17\) has 240 tokens, more than half of"):
+        cal.open_bench(pair, prompts, tmp_path / "work", max_tokens=32)
+    assert isinstance(pair.slow, ScriptedModel)
+    assert not pair.slow.works
+    cal.open_bench(pair, prompts, tmp_path / "work", max_tokens=16)
+
+
+def test_a_checker_that_finds_no_right_answer_of_either_model(tmp_path: Path) -> None:
+    pair = scripted()
+    bench = cal.open_bench(
+        pair, cal.split_items(items(40)), tmp_path / "work", check=lambda text, item: False, max_tokens=8
+    )
+    with pytest.raises(NothingToGain, match=r"finds no right answer of either model to \d+ prompts") as error:
+        cal.require_gap(bench)
+    assert "cut off at 8 tokens" in str(error.value)
+    assert "--check" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -949,7 +1100,7 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(tmp_path: Path) -> 
 def test_a_killed_calibration_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """kill -9 in the middle of a run of the command, then the same command again."""
     command = [sys.executable, "-c", "from fsgen_router.cli import main; main()", "calibrate"]
-    options = ["--count", "20", "--rounds", "1", "--no-curves", "--max-tokens", "100", "--json"]
+    options = ["--count", "20", "--rounds", "1", "--max-tokens", "100", "--json"]
     out, work = tmp_path / "p.safetensors", tmp_path / "p.work"
     process = subprocess.Popen(
         [*command, "--out", str(out), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -995,7 +1146,7 @@ def test_other_ways_to_make_a_policy(tmp_path: Path) -> None:
         out=tmp_path / "q.safetensors",
         compare=("verify",),
         curve_rates=(0.3,),
-        **SMALL | {"curves": True},
+        **SMALL,
     )
     assert compared.held is not None
     assert compared.held.curves is not None
@@ -1017,8 +1168,39 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path: Path) -> 
     assert code == 0
     assert record["slow_tokens"] > 20 * 10
     assert record["seconds"] > 0
-    assert {"both models alone", "traces", "candidates"} <= {stage["stage"] for stage in record["stages"]}
+    stages = {stage["stage"]: stage for stage in record["stages"]}
+    assert {"both models alone", "traces", "candidates", "report"} == stages.keys() - {"on-policy rounds"}
     assert not list(tmp_path.iterdir())
+    # What is expected is less than the most, wherever runs share what they read.
+    alone = stages["both models alone"]
+    assert alone["expected_positions"] == alone["slow_positions"]
+    assert stages["traces"]["expected_positions"] == 0 < stages["traces"]["slow_positions"]
+    for name in ("on-policy rounds", "candidates", "report"):
+        assert 0 < stages[name]["expected_positions"] < stages[name]["slow_positions"]
+    assert record["expected_seconds"] < record["seconds"]
+    code, text, _ = invoke("calibrate", "--out", out, "--count", 20, "--max-tokens", 40, "--dry-run", "--curves")
+    assert code == 0
+    assert all(word in text for word in ("expected", "at most", "of both models alone", "oracle", "seconds"))
+
+
+def test_what_is_expected_falls_with_the_rate_and_is_the_most_without_shared_rows(router: Router) -> None:
+    prompts = cal.reference_prompts(100)
+    costs = {
+        (memory, regret): {
+            stage.stage: stage
+            for stage in cal.estimate_cost(
+                router,
+                prompts,
+                cal.make_target(max_regret=regret) if regret else cal.make_target(target_rate=0.02),
+                cal.make_options(max_tokens=40, row_memory=memory),
+            )
+        }
+        for memory, regret in ((1 << 20, 0.2), (0, 0.2), (1 << 20, None))
+    }
+    for stage in costs[0, 0.2].values():
+        assert (stage.expected_positions, stage.expected_seconds) == (stage.slow_positions, stage.seconds)
+    often, seldom = (costs[1 << 20, regret]["report"].expected_positions for regret in (0.2, None))
+    assert often < seldom, "where little is escalated, more text is another one"
 
 
 def test_the_command_and_the_file_it_wrote(tmp_path: Path) -> None:
@@ -1031,7 +1213,6 @@ def test_the_command_and_the_file_it_wrote(tmp_path: Path) -> None:
         20,
         "--rounds",
         0,
-        "--no-curves",
         "--max-tokens",
         100,
         "--target-rate",
@@ -1048,7 +1229,7 @@ def test_the_command_and_the_file_it_wrote(tmp_path: Path) -> None:
 
 def test_too_few_prompts_without_a_target_give_a_policy_and_say_that_nothing_is_certified(tmp_path: Path) -> None:
     out = tmp_path / "p.safetensors"
-    code, text, _ = invoke("calibrate", "--out", out, "--count", 20, "--rounds", 0, "--no-curves", "--max-tokens", 100)
+    code, text, _ = invoke("calibrate", "--out", out, "--count", 20, "--rounds", 0, "--max-tokens", 100)
     text = " ".join(text.split())
     assert code == 0
     assert "certified if possible. Not certified: 8 calibration prompts are too few" in text

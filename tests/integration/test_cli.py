@@ -582,7 +582,7 @@ def test_a_sweep_with_verification() -> None:
 
 def test_a_policy_file_is_evaluated_with_its_own_method(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     file = tmp_path / "policy.safetensors"
-    made = invoke("calibrate", "--out", str(file), "--count", "40", "--rounds", "0", "--no-curves")
+    made = invoke("calibrate", "--out", str(file), "--count", "40", "--rounds", "0")
     assert made.exit_code == 0, made.stderr
     record = evaluated("--count", "4", "--policy", str(file))
     assert record["policy"].startswith("learned:")

@@ -16,11 +16,15 @@ from fsgen_router import ConfigurationError
 from fsgen_router.policies.audits import Audit, audit_of, estimate_missed
 from fsgen_router.policies.certify import (
     Certification,
+    betting_e_values,
+    betting_p_value,
     binomial_p_value,
     certify,
+    certify_columns,
     fewest_prompts,
     fixed_sequence,
     hoeffding_bentkus_p_value,
+    hopeless,
     make_guarantee,
     prompts_needed,
 )
@@ -84,6 +88,86 @@ def test_bounded_losses_are_valid_by_simulation() -> None:
     ):
         rejected = np.mean([hoeffding_bentkus_p_value(losses.mean(), n, alpha) <= delta for losses in sample])
         assert rejected <= delta + 2 * math.sqrt(delta * (1 - delta) / draws)
+
+
+# --- betting: a test that is valid at any time ---------------------------------------------------
+
+
+def test_e_values_by_hand() -> None:
+    """What a mean over stakes has made: each stake is the best one for a mean of m, below alpha."""
+    alpha, losses = 0.1, [0.0, 0.0, 1.0, 0.5, 0.0]
+    weights = np.arange(20, 0, -1) / 210
+    capital, expected = weights.copy(), []
+    for loss in losses:
+        for k in range(20):
+            stake = (alpha - alpha * k / 20) / (alpha * (1 - alpha))
+            capital[k] *= 1 + stake * (alpha - loss)
+        expected.append(capital.sum())
+    np.testing.assert_allclose(betting_e_values(losses, alpha), expected)
+    assert betting_p_value(losses, alpha) == pytest.approx(1 / max(expected))
+    both = betting_e_values(np.array([losses, [1.0] * 5]).T, alpha)
+    np.testing.assert_allclose(both[:, 0], expected)
+    assert (np.diff(both[:, 1]) < 0).all()
+
+
+@pytest.mark.parametrize(("alpha", "delta", "n"), [(0.05, 0.1, 400), (0.2, 0.05, 200)])
+def test_stopping_at_any_time_certifies_too_much_in_at_most_delta_of_the_streams(
+    alpha: float, delta: float, n: int
+) -> None:
+    """At a risk of just alpha, looked at after every prompt, in 20,000 streams; and for losses between 0 and 1."""
+    rng = np.random.default_rng(0)
+    binary = (rng.random((n, 20_000)) < alpha).astype(float)
+    between = rng.beta(0.5 * alpha, 0.5 * (1 - alpha), (n, 20_000))
+    for losses in (binary, between):
+        reached = (betting_e_values(losses, alpha).max(axis=0) >= 1 / delta).mean()
+        assert reached <= delta + 3 * math.sqrt(delta * (1 - delta) / 20_000)
+        assert reached > delta / 5, "not so careful that it is of no use"
+    # A test for one look at all prompts does not bear looking after every tenth.
+    counts = np.cumsum(binary, axis=0)
+    looks = np.arange(99, n, 10)
+    p_values = np.array([binomial_p_value(counts[at], at + 1, alpha) for at in looks])
+    assert (p_values.min(axis=0) <= delta).mean() > 1.5 * delta
+
+
+def test_betting_stops_early_where_the_risk_is_low_and_needs_more_prompts_where_it_is_near() -> None:
+    """Against the test on all 160 prompts: what is saved, and what that costs."""
+    rng, alpha, delta, n = np.random.default_rng(1), 0.05, 0.1, 160
+    looked, power, fixed = {}, {}, {}
+    for risk in (0.0, 0.005, 0.02):
+        losses = (rng.random((n, 4000)) < risk).astype(float)
+        won = betting_e_values(losses, alpha) >= 1 / delta
+        looked[risk] = np.where(won.any(axis=0), won.argmax(axis=0) + 1, n).mean()
+        power[risk] = won.any(axis=0).mean()
+        fixed[risk] = (binomial_p_value(losses.sum(axis=0), n, alpha) <= delta).mean()
+    assert looked[0.0] == fewest_prompts(alpha, delta, bound="betting") < n / 2
+    assert looked[0.005] < 0.6 * n
+    assert fixed[0.0] == power[0.0] == 1.0
+    assert fixed[0.02] > power[0.02] + 0.05
+
+
+def test_hopeless_is_what_not_even_a_stream_without_another_loss_would_save() -> None:
+    alpha, delta, n = 0.05, 0.1, 120
+    rng = np.random.default_rng(2)
+    for risk in (0.01, 0.05, 0.2):
+        losses = (rng.random(n) < risk).astype(float)
+        for seen in (1, 10, 60, 119):
+            best = np.concatenate([losses[:seen], np.zeros(n - seen)])
+            assert hopeless(losses[:seen], n, alpha, delta) == (betting_e_values(best, alpha)[-1] < 1 / delta)
+
+
+def test_candidates_that_stopped_at_different_prompts_are_tested_in_order() -> None:
+    clean, lossy = np.zeros(80), np.concatenate([np.ones(6), np.zeros(14)])
+    found = certify_columns([clean, clean[:70], lossy, clean], 0.05, 0.1, bound="betting")
+    assert (found.chosen, found.n_prompts, found.bound) == (1, 70, "betting")
+    assert found.risks.tolist() == [0.0, 0.0, 0.3, 0.0]
+    assert found.enough_prompts is None
+    at_once = certify(np.zeros((80, 2)), 0.05, 0.1, bound="betting")
+    assert at_once.p_values.tolist() == [betting_p_value(clean, 0.05)] * 2
+    assert fewest_prompts(0.05, 0.1) < (fewest := fewest_prompts(0.05, 0.1, bound="betting")) <= 70
+    assert betting_p_value(np.zeros(fewest), 0.05) <= 0.1 < betting_p_value(np.zeros(fewest - 1), 0.05)
+    needed = prompts_needed(0.05, 0.1, risk=0.01, bound="betting")
+    assert needed is not None
+    assert needed > (prompts_needed(0.05, 0.1, risk=0.01) or 0)
 
 
 # --- testing in order ----------------------------------------------------------------------------
