@@ -11,10 +11,11 @@ reference pair's (``recipe.py``). Muon's rate is the same for every width: its u
 arXiv 2310.17813). AdamW's, for embeddings and norms, is a fifth of it, falling as 1 / width beyond 128, where
 both were found.
 
-``--stop-after`` bounds the time of the whole training: the schedule follows the tokens or the clock, whichever is further on,
-so a training that ends early has still come down to its floor. A run that is stopped goes on from its last
-checkpoint. ``OUT`` gets ``state.json``, that checkpoint and, with each one, the finished form: weights rounded
-to bfloat16 in files of less than 16 MiB (``family-N.safetensors``) and ``family.json``.
+``--stop-after`` bounds the time of the whole training: the schedule follows the tokens or the clock, whichever
+is further on, so a training that ends early has still come down to its floor. A run that is stopped goes on
+from its last checkpoint. ``OUT`` gets ``state.json``, that checkpoint and, with each one, the finished form:
+weights rounded to bfloat16 in files of less than 16 MiB (``family-N.safetensors``) and ``family.json``, of which
+``finish.py`` makes models.
 
 On a GPU each member's step is one CUDA graph on a stream of its own. It needs torch, transformers and
 safetensors alone.
@@ -22,15 +23,12 @@ safetensors alone.
 
 from __future__ import annotations
 
-import time
-
-_BEGAN = time.monotonic()  # importing torch takes its part of the time there is
-
 import argparse
 import json
 import lzma
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +140,13 @@ class Member:
 def loss(model: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy (nats) of the trained tokens of ``rows``, shape (n, length); an example sees itself alone."""
     ids = torch.where(rows < 0, ~rows, rows).long()
-    targets = torch.where(rows < 0, IGNORE, rows).long()
+    targets = rows.long().masked_fill(rows < 0, IGNORE)
     example = (ids == _BOS).cumsum(1)
     length = ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
     mask = (example[:, None, :, None] == example[:, None, None, :]) & causal
     positions = torch.arange(length, device=ids.device)[None]
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
+    with torch.autocast("cuda", torch.bfloat16, enabled=ids.is_cuda):
         hidden = model.model(
             ids, attention_mask={"full_attention": mask}, position_ids=positions, use_cache=False
         ).last_hidden_state
@@ -166,15 +164,21 @@ class Order:
     def __call__(self, step: int) -> torch.Tensor:
         epoch, place = divmod(step, self._rows // self._batch)
         if epoch != self._epoch:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize()  # no step still reads the order before
             random = torch.Generator().manual_seed(1000 * self._seed + epoch)
             self._shuffled = (torch.randperm(self._rows, generator=random) + HELD_OUT).to(self._device)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize()
             self._epoch = epoch
         return self._shuffled[place * self._batch : (place + 1) * self._batch]
 
 
 def train(args: argparse.Namespace) -> None:
+    began = time.monotonic()
     device = torch.device(args.device)
     torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it compiles a plan for each shape
     with lzma.open(args.rows) as file:
         rows = torch.from_numpy(np.load(file)).to(device)
     per_step = args.batch * rows.shape[1]
@@ -193,30 +197,30 @@ def train(args: argparse.Namespace) -> None:
         elif start is not None:
             member.set_weights(start)
     args.out.mkdir(parents=True, exist_ok=True)
-    began = _BEGAN - state["seconds"]
+    began -= state["seconds"]
     orders = {seed: Order(len(rows) - HELD_OUT, args.batch, seed, device) for seed in args.seeds}
     bar = tqdm(total=steps * per_step, initial=state["tokens"], unit="tok", unit_scale=True, mininterval=5)
-    checkpoint_at = pause_at = float("inf")
-    if args.pause_after:
-        pause_at = state["seconds"] + args.pause_after
+    pause_at = state["seconds"] + (args.pause_after or float("inf"))
     checkpoint_at = state["seconds"] + args.checkpoint_every
     mark = int(10 * state["progress"])
-    trial = None if args.least is None else (state["step"] + _WARM_UP + 1, 0.0)
+    trial = (state["step"] + 2 * _SYNC, 0.0) if args.least and args.stop_after else None
+    if device.type == "cuda":
+        torch.cuda.synchronize()  # what the members' streams read is there
     while state["progress"] < 1:
         for member in members:
             member.step(orders[member.seed](state["step"]), state["progress"])
         state["step"] += 1
         state["tokens"] += per_step
         bar.update(per_step)
-        clock = 0.0
-        if state["step"] % _SYNC == 0 or device.type == "cpu" or state["step"] == steps:
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            state["seconds"] = time.monotonic() - began
+        state["progress"] = max(state["progress"], state["step"] / steps)
+        if device.type == "cuda":
+            if state["step"] % _SYNC and state["progress"] < 1:
+                continue
+            torch.cuda.synchronize()
+        state["seconds"] = time.monotonic() - began
         if args.stop_after:
-            clock = state["seconds"] / args.stop_after
-        state["progress"] = min(1.0, max(state["step"] / steps, clock))
-        if trial is not None and args.stop_after and state["step"] % _SYNC == 0:
+            state["progress"] = min(1.0, max(state["progress"], state["seconds"] / args.stop_after))
+        if trial is not None:
             trial = _fit_seeds(args, state, members, trial, per_step)
         if int(10 * state["progress"]) > mark:
             mark = int(10 * state["progress"])

@@ -138,11 +138,15 @@ def batches(
 
 @torch.no_grad()
 def accuracy(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, split: world.Split, count: int
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    split: world.Split,
+    count: int,
+    family: str | None = None,
 ) -> dict[str, float]:
     """Exact answers at temperature 0, by family and over all, on raw prompts."""
     model.eval()
-    items = sorted(world.problems(split, count), key=lambda p: len(tokenizer.encode(p.prompt)))
+    items = sorted(world.problems(split, count, 0, family), key=lambda p: len(tokenizer.encode(p.prompt)))
     right: dict[str, list[bool]] = {}
     by_length: dict[int, list[world.Problem]] = {}
     for item in items:
