@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-import signal
 import sys
 import time
 from pathlib import Path
@@ -57,8 +56,8 @@ SIZES: dict[str, Shape] = {  # by parameters: (width, layers, heads, feed-forwar
     "43k": (32, 2, 1, 80),
     "157k": (64, 2, 1, 224),
     "644k": (128, 3, 2, 320),
-    "2.4M": (256, 3, 4, 640),
-    "7.4M": (320, 6, 5, 832),
+    "1.9M": (192, 4, 3, 512),
+    "5M": (320, 4, 5, 832),
 }
 VOCABULARY = 598
 HELD_OUT = 128  # the first rows of a file are not for training
@@ -189,6 +188,9 @@ def train(args: argparse.Namespace) -> None:
     }  # fmt: skip
     if saved is not None:
         state = saved[0]
+        if state["progress"] == 1:
+            print(f"{args.out} holds a finished training", file=sys.stderr)
+            return
     members = [Member(size, seed, args.lr, rows, args.batch) for seed in state["seeds"] for size in args.sizes]
     start = read_weights(args.start) if args.start else None
     for member in members:
@@ -203,7 +205,7 @@ def train(args: argparse.Namespace) -> None:
     pause_at = state["seconds"] + (args.pause_after or float("inf"))
     checkpoint_at = state["seconds"] + args.checkpoint_every
     mark = int(10 * state["progress"])
-    trial = (state["step"] + 2 * _SYNC, 0.0) if args.least and args.stop_after else None
+    trial = state["step"] + _TRIAL if args.least and args.stop_after else float("inf")
     if device.type == "cuda":
         torch.cuda.synchronize()  # what the members' streams read is there
     while state["progress"] < 1:
@@ -218,10 +220,13 @@ def train(args: argparse.Namespace) -> None:
                 continue
             torch.cuda.synchronize()
         state["seconds"] = time.monotonic() - began
+        # From here on: before it much time went into few steps, which are to be the warm-up all the same.
+        first = state.setdefault("first_seconds", state["seconds"])
         if args.stop_after:
-            state["progress"] = min(1.0, max(state["progress"], state["seconds"] / args.stop_after))
-        if trial is not None:
-            trial = _fit_seeds(args, state, members, trial, per_step)
+            clock = (state["seconds"] - first) / max(args.stop_after - first, 1e-9)
+            state["progress"] = min(1.0, max(state["progress"], clock))
+        if state["step"] >= trial:
+            trial = _fit_seeds(args, state, members)
         if int(10 * state["progress"]) > mark:
             mark = int(10 * state["progress"])
             note(members, state)
@@ -238,27 +243,21 @@ def train(args: argparse.Namespace) -> None:
     save(args, members, state)
 
 
-def _fit_seeds(
-    args: argparse.Namespace,
-    state: dict[str, Any],
-    members: list[Member],
-    trial: tuple[int, float],
-    per_step: int,
-) -> tuple[int, float] | None:
-    """Drop the last seed where the time is too short for ``--least`` tokens; the next trial, or None after the last."""
-    first, seconds = trial
-    if state["step"] < first or not seconds:
-        return (state["step"], state["seconds"]) if state["step"] >= first else trial
-    if state["step"] - first < _TRIAL:
-        return trial
-    pace = (state["step"] - first) * per_step / (state["seconds"] - seconds)
-    expected = state["tokens"] + pace * (args.stop_after - state["seconds"])
-    tqdm.write(f"{len(members)} members: {pace:,.0f} tokens/s each, about {expected:,.0f} in the end", file=sys.stderr)
-    if expected >= args.least or len(state["seeds"]) == 1:
-        return None
-    state["seeds"] = state["seeds"][:-1]
-    members[:] = [member for member in members if member.seed in state["seeds"]]
-    return state["step"], state["seconds"]
+def _fit_seeds(args: argparse.Namespace, state: dict[str, Any], members: list[Member]) -> float:
+    """Drop the last seed where the time is too short for ``--least`` tokens; the step to look again at."""
+    then = state.get("trial")
+    state["trial"] = {"tokens": state["tokens"], "seconds": state["seconds"]}
+    if then is not None:
+        pace = (state["tokens"] - then["tokens"]) / (state["seconds"] - then["seconds"])
+        expected = state["tokens"] + pace * (args.stop_after - state["seconds"])
+        line = f"{len(members)} members: {pace:,.0f} tokens/s each, {min(expected, args.tokens):,.0f} in the end"
+        tqdm.write(line, file=sys.stderr)
+        if expected >= args.least or len(state["seeds"]) == 1:
+            return float("inf")
+        state["seeds"] = state["seeds"][:-1]
+        members[:] = [member for member in members if member.seed in state["seeds"]]
+        del state["trial"]
+    return state["step"] + _TRIAL
 
 
 def note(members: list[Member], state: dict[str, Any]) -> None:
@@ -325,7 +324,6 @@ def main() -> None:
     parser.add_argument("--pause-after", type=float, metavar="SECONDS", help="stop then, to go on later")
     parser.add_argument("--checkpoint-every", type=float, metavar="SECONDS", default=60)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     train(parser.parse_args())
 
 
