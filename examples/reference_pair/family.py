@@ -17,8 +17,7 @@ from its last checkpoint. ``OUT`` gets ``state.json``, that checkpoint and, with
 weights rounded to bfloat16 in files of less than 16 MiB (``family-N.safetensors``) and ``family.json``, of which
 ``finish.py`` makes models.
 
-On a GPU each member's step is one CUDA graph on a stream of its own. It needs torch, transformers and
-safetensors alone.
+On a GPU each member's step is one CUDA graph on a stream of its own.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ SIZES: dict[str, Shape] = {  # by parameters: (width, layers, heads, feed-forwar
 VOCABULARY = 598
 HELD_OUT = 128  # the first rows of a file are not for training
 _BOS = 0
-_PART = 15 * 2**20  # bytes of tensors in a file
+_PART = 159 * 2**20 // 10  # bytes of tensors in a file
 _SYNC = 20  # steps that are queued on a GPU before the clock is read
 _TRIAL = 100  # steps over which the time of a step is measured
 _WARM_UP = 3  # steps before a graph is captured: kernels are chosen, optimiser states made
@@ -178,8 +177,13 @@ def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.set_float32_matmul_precision("high")
     torch.backends.cuda.enable_cudnn_sdp(False)  # it compiles a plan for each shape
-    with lzma.open(args.rows) as file:
+    with lzma.open(args.rows) if args.rows.suffix == ".xz" else args.rows.open("rb") as file:
         rows = torch.from_numpy(np.load(file)).to(device)
+    start = read_weights(args.start) if args.start else None
+    if start is not None:
+        args.seeds = [seed for seed in args.seeds if all(f"{size}-{seed}/norm.weight" in start for size in args.sizes)]
+        if not args.seeds:
+            raise SystemExit(f"{args.start} holds no such members")
     per_step = args.batch * rows.shape[1]
     steps = -(-int(args.tokens) // per_step)
     saved = read_checkpoint(args.out) if args.out.exists() else None
@@ -192,7 +196,6 @@ def train(args: argparse.Namespace) -> None:
             print(f"{args.out} holds a finished training", file=sys.stderr)
             return
     members = [Member(size, seed, args.lr, rows, args.batch) for seed in state["seeds"] for size in args.sizes]
-    start = read_weights(args.start) if args.start else None
     for member in members:
         if saved is not None:
             restore(member.name, saved[1], (member.model, member.optimizers))
@@ -315,7 +318,7 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, help="folder for the finished members (default: OUT)")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--start", type=Path, help="begin with these finished members' weights")
+    parser.add_argument("--start", type=Path, help="folder of finished members to begin with")
     parser.add_argument("--tokens", type=float, default=104e6, help="for each member (default: %(default).0f)")
     parser.add_argument("--batch", type=int, default=32, help="rows a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=0.02, help="Muon's learning rate (default: %(default)s)")

@@ -1,6 +1,6 @@
 """Write the token stream that the reference family is trained on, once, for every size and seed.
 
-    python examples/reference_pair/rows.py build/family/rows.npy.xz --tokens 52e6
+    python examples/reference_pair/rows.py build/family/rows.npy.xz --tokens 56e6
     python examples/reference_pair/rows.py build/family/ages_apart.npy.xz --tokens 4e6 --family ages_apart
 
 The reference pair's examples (``train.examples``), several to a row of ``ROW`` tokens. A row is int16: an id where
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import lzma
+import multiprocessing
 import os
 import random
-from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ ROW = 320  # an example is 309 tokens at most, or nearly so: what is longer is l
 HELD_OUT = 128  # rows
 _PAD = ~1
 _CHUNK = 4096  # examples
+_LEAST = 300_000  # tokens in the rows of a chunk, at least
 
 
 def pack(block: list[Example]) -> np.ndarray:
@@ -49,23 +51,29 @@ def pack(block: list[Example]) -> np.ndarray:
     return np.array([row + [_PAD] * (ROW - len(row)) for row in rows], np.int16)
 
 
-def blocks(tokenizer: PreTrainedTokenizerFast, family: str | None, *, seed: int) -> Iterator[list[Example]]:
-    """Endless blocks of training examples, with a ``family`` half of them of it."""
-    chunk = 0
-    while True:
-        block = chunk_of(tokenizer, chunk, seed=seed)
-        if family is not None:
-            new = world.problems("train", _CHUNK, _CHUNK * chunk, family)
-            half = examples(tokenizer, new, _CHUNK // 2, random.Random(f"{seed}/{family}/{chunk}"))
-            block = block[: _CHUNK // 2] + half
-        yield block
-        chunk += 1
+def block_of(tokenizer: PreTrainedTokenizerFast, family: str | None, chunk: int, *, seed: int) -> list[Example]:
+    """The ``chunk``-th block of training examples, with a ``family`` half of them of it."""
+    block = chunk_of(tokenizer, chunk, seed=seed)
+    if family is None:
+        return block
+    new = world.problems("train", _CHUNK, _CHUNK * chunk, family)
+    return block[: _CHUNK // 2] + examples(tokenizer, new, _CHUNK // 2, random.Random(f"{seed}/{family}/{chunk}"))
 
 
-def held_out(tokenizer: PreTrainedTokenizerFast, family: str | None, *, seed: int) -> np.ndarray:
+def packed(chunk: int, family: str | None, seed: int) -> np.ndarray:
+    """The rows of a block, in a worker process."""
+    return pack(block_of(_tokenizer(), family, chunk, seed=seed))
+
+
+@cache
+def _tokenizer() -> PreTrainedTokenizerFast:
+    return build()
+
+
+def held_out(family: str | None, *, seed: int) -> np.ndarray:
     rng = random.Random(f"{seed}/held_out")
     problems = world.problems("calibration", _CHUNK, 0, family)
-    return shuffled(pack(examples(tokenizer, problems, _CHUNK // 4, rng)), rng)[:HELD_OUT]
+    return shuffled(pack(examples(_tokenizer(), problems, _CHUNK // 4, rng)), rng)[:HELD_OUT]
 
 
 def shuffled(rows: np.ndarray, rng: random.Random) -> np.ndarray:
@@ -74,26 +82,31 @@ def shuffled(rows: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def write(path: Path, rows: np.ndarray) -> None:
-    """Write compressed rows, whole or not at all."""
+    """Write rows, compressed where the name ends in .xz, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with lzma.open(partial, "wb", preset=6) as file:
+    unfinished = path.with_name(path.name + ".tmp")
+    with lzma.open(unfinished, "wb") if path.suffix == ".xz" else unfinished.open("wb") as file:
         np.save(file, rows)
-    os.replace(partial, path)
+    os.replace(unfinished, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="file to write, .npy.xz")
+    parser.add_argument("out", type=Path, help="file to write, .npy or .npy.xz")
     parser.add_argument("--tokens", type=float, default=52e6, help="at least so many (default: %(default).0f)")
     parser.add_argument("--family", choices=world.NEW_FAMILIES, help="a new family, for half of the examples")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     args = parser.parse_args()
-    tokenizer = build()
-    made = [held_out(tokenizer, args.family, seed=args.seed)]
-    with tqdm(total=int(args.tokens), unit="tok", unit_scale=True, mininterval=5) as bar:
-        for block in blocks(tokenizer, args.family, seed=args.seed):
-            made.append(pack(block))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive the fork of workers
+    made = [held_out(args.family, seed=args.seed)]
+    work = partial(packed, family=args.family, seed=args.seed)
+    with (
+        multiprocessing.Pool(args.workers) as pool,
+        tqdm(total=int(args.tokens), unit="tok", unit_scale=True, mininterval=5) as bar,
+    ):
+        for block in pool.imap(work, range(-(-int(args.tokens) // _LEAST))):
+            made.append(block)
             bar.update(made[-1].size)
             if bar.n >= args.tokens:
                 break
