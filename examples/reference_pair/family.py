@@ -59,9 +59,10 @@ SIZES: dict[str, Shape] = {  # by parameters: (width, layers, heads, feed-forwar
     "5M": (320, 4, 5, 832),
 }
 VOCABULARY = 598
-HELD_OUT = 128  # the first rows of a file are not for training
+HELD_OUT = 64  # the first rows of a file are not for training
 _BOS = 0
 _PART = 159 * 2**20 // 10  # bytes of tensors in a file
+_MARKS = 5  # times that the loss on held-out rows is looked at
 _SYNC = 20  # steps that are queued on a GPU before the clock is read
 _TRIAL = 100  # steps over which the time of a step is measured
 _WARM_UP = 3  # steps before a graph is captured: kernels are chosen, optimiser states made
@@ -207,7 +208,7 @@ def train(args: argparse.Namespace) -> None:
     bar = tqdm(total=steps * per_step, initial=state["tokens"], unit="tok", unit_scale=True, mininterval=5)
     pause_at = state["seconds"] + (args.pause_after or float("inf"))
     checkpoint_at = state["seconds"] + args.checkpoint_every
-    mark = int(10 * state["progress"])
+    mark = int(_MARKS * state["progress"])
     trial = state["step"] + _TRIAL if args.least and args.stop_after else float("inf")
     if device.type == "cuda":
         torch.cuda.synchronize()  # what the members' streams read is there
@@ -230,13 +231,14 @@ def train(args: argparse.Namespace) -> None:
             state["progress"] = min(1.0, max(state["progress"], clock))
         if state["step"] >= trial:
             trial = _fit_seeds(args, state, members)
-        if int(10 * state["progress"]) > mark:
-            mark = int(10 * state["progress"])
+        if mark < int(_MARKS * state["progress"]) < _MARKS:
+            mark = int(_MARKS * state["progress"])
             note(members, state)
         if state["seconds"] >= min(checkpoint_at, pause_at) and state["progress"] < 1:
             save(args, members, state)
             checkpoint_at = state["seconds"] + args.checkpoint_every
             if state["seconds"] >= pause_at:
+                bar.close()
                 print(f"paused at {state['progress']:.0%}: the same command goes on", file=sys.stderr)
                 return
     bar.close()

@@ -29,7 +29,7 @@ from tokenizer import build
 from train import Example, chunk_of, examples
 
 ROW = 320  # an example is 309 tokens at most, or nearly so: what is longer is left out
-HELD_OUT = 128  # rows
+HELD_OUT = 64  # rows
 _PAD = ~1
 _CHUNK = 4096  # examples
 _LEAST = 300_000  # tokens in the rows of a chunk, at least
