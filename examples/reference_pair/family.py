@@ -117,6 +117,8 @@ class Member:
             self._graph = graph
         except RuntimeError as error:
             self._capturing = False
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
             tqdm.write(f"{self.name}: no CUDA graph, steps stay slow: {error}", file=sys.stderr)
         torch.cuda.synchronize()
 
