@@ -58,9 +58,7 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = build()
     for name in args.members or json.loads((args.run / "family.json").read_text())["members"]:
-        finish(
-            args.run, name, args.out, tokenizer, prefix=args.prefix, family=args.family, count=args.count
-        )  # fmt: skip
+        finish(args.run, name, args.out, tokenizer, prefix=args.prefix, family=args.family, count=args.count)
     shutil.copy(args.run / "family.json", args.out / f"{args.prefix}family.json")
 
 

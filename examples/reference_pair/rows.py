@@ -112,10 +112,9 @@ def main() -> None:
                 break
     rows = np.concatenate(made)
     write(args.out, rows)
-    used = 1 - (rows == _PAD).mean()
-    print(
-        f"{args.out}: {len(rows):,} rows of {ROW}, {used:.1%} of them tokens, {args.out.stat().st_size / 2**20:.1f} MiB"
-    )
+    used, size = 1 - (rows == _PAD).mean(), args.out.stat().st_size / 2**20
+    print(f"{args.out}: {len(rows):,} rows of {ROW}, {used:.1%} of them tokens, {size:.1f} MiB")
+    print(f"world {world.VERSION}, SHA-256 {world.fingerprint()}")
 
 
 if __name__ == "__main__":
