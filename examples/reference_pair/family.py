@@ -189,12 +189,13 @@ def train(args: argparse.Namespace) -> None:
             raise SystemExit(f"{args.start} holds no such members")
     per_step = args.batch * rows.shape[1]
     steps = -(-int(args.tokens) // per_step)
-    saved = read_checkpoint(args.out) if args.out.exists() else None
-    state: dict[str, Any] = {
-        "step": 0, "tokens": 0, "seconds": 0.0, "progress": 0.0, "seeds": args.seeds, "history": []
-    }  # fmt: skip
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "progress": 0.0, "history": []}
+    state |= {"sizes": args.sizes, "seeds": args.seeds}
+    saved = read_checkpoint(args.out)
     if saved is not None:
         state = saved[0]
+        if state["sizes"] != args.sizes:
+            raise SystemExit(f"{args.out} holds a training of {' '.join(state['sizes'])}: name another folder")
         if state["progress"] == 1:
             print(f"{args.out} holds a finished training", file=sys.stderr)
             return
@@ -206,7 +207,7 @@ def train(args: argparse.Namespace) -> None:
             member.set_weights(start)
     args.out.mkdir(parents=True, exist_ok=True)
     began -= state["seconds"]
-    orders = {seed: Order(len(rows) - HELD_OUT, args.batch, seed, device) for seed in args.seeds}
+    orders = {seed: Order(len(rows) - HELD_OUT, args.batch, seed, device) for seed in state["seeds"]}
     bar = tqdm(total=steps * per_step, initial=state["tokens"], unit="tok", unit_scale=True, mininterval=5)
     pause_at = state["seconds"] + (args.pause_after or float("inf"))
     checkpoint_at = state["seconds"] + args.checkpoint_every
