@@ -17,8 +17,9 @@ def main() -> None:
     parser.add_argument("split", choices=world.SPLITS, help="disjoint, but for shifted: harder than all others")
     parser.add_argument("count", type=int, nargs="?", default=1000)
     parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--family", choices=[*world.FAMILIES, *world.NEW_FAMILIES], help="only problems of this one")
     args = parser.parse_args()
-    for problem in world.problems(args.split, args.count, args.start):
+    for problem in world.problems(args.split, args.count, args.start, args.family):
         print(json.dumps(asdict(problem)))
 
 

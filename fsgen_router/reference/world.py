@@ -499,6 +499,16 @@ def _market(draw: _Draw) -> _Made:
     return f"How many coins do {asked} cost in {town}?", [intro, *known, *worked], f"{total}"
 
 
+def _ages_apart(draw: _Draw) -> _Made:
+    people = sorted(draw.people(2), key=lambda person: person.age, reverse=True)
+    older, younger = people
+    apart = older.age - younger.age
+    intro = f"{draw.word('look up', 'we recall', 'think of')} the ages of {older.name} and {younger.name}."
+    recalled = draw.order([_recall(draw, person, "age") for person in people])
+    close = f"{_then(draw)}{older.name} has {older.age}-{younger.age}={apart} more years than {younger.name}."
+    return f"How many more years has {older.name} than {younger.name}?", [intro, *recalled, close], f"{apart}"
+
+
 FAMILIES: dict[str, Callable[[_Draw], _Made]] = {
     "relation_chain": _relation_chain,
     "shopping": _shopping,
@@ -509,6 +519,10 @@ FAMILIES: dict[str, Callable[[_Draw], _Made]] = {
     "age_relation": _age_relation,
     "market": _market,
 }
+
+# Families that no split holds, so that no shipped model was trained on them: what a model is tuned on for ``proxy``.
+# Their words are all of the vocabulary.
+NEW_FAMILIES: dict[str, Callable[[_Draw], _Made]] = {"ages_apart": _ages_apart}
 
 # A fact has to be seen a few hundred times to be remembered: training shows more of what tells facts, and
 # from a later problem on more of the ages, which are learned last.
@@ -535,28 +549,35 @@ _BUCKETS: dict[Split, range] = {
 }
 
 
-def problem(split: Split, index: int) -> Problem:
-    """The ``index``-th problem of a split; the same on every machine."""
+def problem(split: Split, index: int, family: str | None = None) -> Problem:
+    """The ``index``-th problem of a split, or of one family (of ``NEW_FAMILIES`` too) within it.
+
+    The same on every machine.
+    """
     if split not in _BUCKETS:
         raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
-    rng = random.Random(f"{VERSION}/{split}/{index}")
+    known = FAMILIES | NEW_FAMILIES
+    if family is not None and family not in known:
+        raise ValueError(f"unknown family {family!r}: one of {', '.join(known)}")
+    name = f"{split}/{index}" if family is None else f"{family}/{split}/{index}"
+    rng = random.Random(f"{VERSION}/{name}")
     while True:
         level = rng.randrange(3)
-        family = rng.choice(_trained(index >= _LATE) if split == "train" else tuple(FAMILIES))
-        question, sentences, answer = FAMILIES[family](_Draw(rng, level, shifted=split == "shifted"))
+        drawn = family or rng.choice(_trained(index >= _LATE) if split == "train" else tuple(FAMILIES))
+        question, sentences, answer = known[drawn](_Draw(rng, level, shifted=split == "shifted"))
         prompt = question + _STYLE[level]
         if hashlib.sha256(prompt.encode()).digest()[0] in _BUCKETS[split]:
             solution = " ".join(_sentence(text) for text in sentences) + f" Answer: {answer}"
-            return Problem(f"{split}/{index}", prompt, solution, answer, family, level)
+            return Problem(name, prompt, solution, answer, drawn, level)
 
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def problems(split: Split, count: int, start: int = 0) -> Iterator[Problem]:
-    """``count`` problems of a split from index ``start`` on."""
-    return (problem(split, index) for index in range(start, start + count))
+def problems(split: Split, count: int, start: int = 0, family: str | None = None) -> Iterator[Problem]:
+    """``count`` problems of a split, or of one family within it, from index ``start`` on."""
+    return (problem(split, index, family) for index in range(start, start + count))
 
 
 def fingerprint() -> str:

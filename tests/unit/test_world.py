@@ -74,6 +74,22 @@ def test_every_family_is_told_at_every_level(samples: dict[world.Split, list[wor
     assert found == {(family, level) for family in world.FAMILIES for level in range(3)}
 
 
+def test_a_new_family_is_in_no_split_and_split_alike() -> None:
+    """What a model is tuned on for proxy: unseen in training, with its own disjoint splits, of the world's words."""
+    drawn = {split: list(world.problems(split, 300, family="ages_apart")) for split in world.SPLITS}
+    assert {problem.family for found in drawn.values() for problem in found} == {"ages_apart"}
+    assert not {p.prompt for p in drawn["train"]} & {p.prompt for p in drawn["test"]}
+    ages = {person.name: person.age for person in world.facts().people}
+    for problem in drawn["test"]:
+        older, younger = re.findall(r"[A-Z]\w+ [A-Z]\w+(?= than|\?|$)", problem.prompt.split("?")[0])
+        assert problem.answer == f"{ages[older] - ages[younger]}"
+        assert problem.check(problem.solution)
+    assert "ages_apart" not in world.FAMILIES
+    assert world.problem("test", 3, "market").family == "market"
+    with pytest.raises(ValueError, match=r"unknown family 'ages'.*ages_apart"):
+        world.problem("test", 0, "ages")
+
+
 _SUM = re.compile(r"(?<![\d+*/-])(\d+)([-+*/])(\d+)(?:=| (?:gives|makes|leaves us with|comes to) )(\d+)")
 _OPERATIONS = {
     "+": lambda a, b: a + b,
