@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from ..evaluation import SLOW_ONLY, ask
@@ -25,7 +25,8 @@ ASSUMED_AUROC = 0.9
 """How well the score tells where the models differ: what the expected cost rests on, beside how often they do."""
 
 _CURVES = 7  # learned, the four signals, masked entropy, random
-_ORACLES = 4
+_ORACLES = (1.0, 0.2, 0.1, 0.05)
+"""All of them ask everywhere; what they write is about what escalating so much writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,24 +116,23 @@ def estimate_cost(
         stages.append(StageCost("rollouts", round(rollouts * one.tokens / 2), *cost, *cost))
     rates = _candidate_rates(target, calibration)
     candidates = answered("candidates", calibration, rates)
-    if target.max_regret is not None and shared:  # where testing is going to stop nobody knows
+    if target.max_regret is not None:  # where testing is going to stop nobody knows
         likely = answered("candidates", calibration, [rate for rate in rates if rate >= target.nominal_rate])
-        candidates = StageCost(
-            "candidates",
-            candidates.slow_tokens,
-            candidates.slow_positions,
-            candidates.seconds,
-            likely.expected_positions,
-            likely.expected_seconds,
-        )
+        candidates = _likely(candidates, likely) if shared else candidates
     stages += [candidates, answered("report", report, [target.nominal_rate])]
     if options.draws_curves:
         sweep = sorted(options.curve_rates, reverse=True)
         stages.append(answered("curves", report * (_CURVES + len(options.compare)), sweep))
-        stages.append(answered("oracle", report * _ORACLES, [1.0]))
+        oracle = answered("oracle", report * len(_ORACLES), [1.0])
+        stages.append(_likely(oracle, answered("oracle", report, _ORACLES)) if shared else oracle)
         timed = min(TIMED, report) * (1 + len(options.compare))
         stages.append(answered("seconds", timed, [1.0, *sweep], sharing=False))
     return stages
+
+
+def _likely(most: StageCost, like: StageCost) -> StageCost:
+    """A stage that costs at most the one, and probably what is expected of the other."""
+    return replace(most, expected_positions=like.expected_positions, expected_seconds=like.expected_seconds)
 
 
 def _candidate_rates(target: Target, calibration: int) -> list[float]:
