@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from ..evaluation import SLOW_ONLY, ask
@@ -25,7 +25,8 @@ ASSUMED_AUROC = 0.9
 """How well the score tells where the models differ: what the expected cost rests on, beside how often they do."""
 
 _CURVES = 7  # learned, the four signals, masked entropy, random
-_ORACLES = 4
+_ORACLES = (1.0, 0.2, 0.1, 0.05)
+"""All of them ask everywhere; what they write is about what escalating so much writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,16 @@ class _Sample:
     def length(self) -> float:
         return self.prompt + self.tokens
 
-    def departs(self, rate: float, *, known: float | None) -> float:
+    def new(self, rate: float, *, known: float | None) -> tuple[float, float]:
         """The probability that an answer at an escalation ``rate`` is not that at the rate ``known`` (None: the slow
-        model's own), when each difference that goes unescalated may begin another text."""
+        model's own), and the tokens behind where it departs: each difference that goes unescalated may begin another
+        text."""
         missed = _missed(rate) - (0.0 if known is None else _missed(known))
-        return 1.0 - math.exp(-max(missed, 0.0) * self.differ * self.tokens)
+        differences = max(missed, 0.0) * self.differ * self.tokens
+        if differences < 1e-9:
+            return 0.0, 0.0
+        departs = 1.0 - math.exp(-differences)
+        return departs, self.tokens * (1.0 - departs / differences)
 
 
 def _missed(rate: float) -> float:
@@ -82,19 +88,24 @@ def estimate_cost(
     step = one.slow_seconds / max(one.tokens, 1)
     shared = options.row_memory > 0
 
-    def answered(stage: str, count: int, rates: Sequence[float], *, sharing: bool = shared) -> StageCost:
+    def answered(
+        stage: str, count: int, rates: Sequence[float], *, sharing: bool = shared, at_once: bool = False
+    ) -> StageCost:
         """Answers to ``count`` prompts at each of the rates; an escalation is one slow step, and the slow model reads
-        everything. Where the rows are shared, an answer costs as far as it departs from the one at the rate before."""
-        most = new = 0.0
-        known: float | None = None
-        for rate in rates:
-            most += one.fast_seconds + rate * one.tokens * step
-            new += one.departs(rate, known=known) if sharing else 1.0
-            known = rate
-        positions, whole = count * len(rates) * one.length, count * most
-        share = new / len(rates) if rates else 0.0
+        everything. Where the rows are shared, an answer costs what follows where it departs from the one at the rate
+        before, and reading the text up to there again, unless all rates are asked of a prompt ``at_once``."""
         tokens = round(count * sum(rates) * one.tokens)
-        return StageCost(stage, tokens, round(positions), whole, round(share * positions), share * whole)
+        seconds = [one.fast_seconds + rate * one.tokens * step for rate in rates]
+        most = round(count * len(rates) * one.length), count * sum(seconds)
+        if not sharing:
+            return StageCost(stage, tokens, *most, *most)
+        found = [one.new(rate, known=known) for rate, known in zip(rates, [None, *rates], strict=False)]
+        begun = sum(departs for departs, _ in found)
+        again = min(begun, 1.0) if at_once else begun
+        written = [tail / one.tokens * whole for (_, tail), whole in zip(found, seconds, strict=True)]
+        read = again * (one.length - one.tokens / 2) + sum(tail for _, tail in found)
+        expected = round(min(count * read, most[0])), min(count * (sum(written) + again * one.read_seconds), most[1])
+        return StageCost(stage, tokens, *most, *expected)
 
     fit, calibration, report = (len(items) for _, items in prompts)
     alone = len(prompts) * (one.slow_seconds + one.fast_seconds)
@@ -115,24 +126,23 @@ def estimate_cost(
         stages.append(StageCost("rollouts", round(rollouts * one.tokens / 2), *cost, *cost))
     rates = _candidate_rates(target, calibration)
     candidates = answered("candidates", calibration, rates)
-    if target.max_regret is not None and shared:  # where testing is going to stop nobody knows
+    if target.max_regret is not None:  # where testing is going to stop nobody knows
         likely = answered("candidates", calibration, [rate for rate in rates if rate >= target.nominal_rate])
-        candidates = StageCost(
-            "candidates",
-            candidates.slow_tokens,
-            candidates.slow_positions,
-            candidates.seconds,
-            likely.expected_positions,
-            likely.expected_seconds,
-        )
+        candidates = _likely(candidates, likely) if shared else candidates
     stages += [candidates, answered("report", report, [target.nominal_rate])]
     if options.draws_curves:
         sweep = sorted(options.curve_rates, reverse=True)
-        stages.append(answered("curves", report * (_CURVES + len(options.compare)), sweep))
-        stages.append(answered("oracle", report * _ORACLES, [1.0]))
+        stages.append(answered("curves", report * (_CURVES + len(options.compare)), sweep, at_once=True))
+        oracle = answered("oracle", report * len(_ORACLES), [1.0])
+        stages.append(_likely(oracle, answered("oracle", report, _ORACLES)) if shared else oracle)
         timed = min(TIMED, report) * (1 + len(options.compare))
         stages.append(answered("seconds", timed, [1.0, *sweep], sharing=False))
     return stages
+
+
+def _likely(most: StageCost, like: StageCost) -> StageCost:
+    """A stage that costs at most the one, and probably what is expected of the other."""
+    return replace(most, expected_positions=like.expected_positions, expected_seconds=like.expected_seconds)
 
 
 def _candidate_rates(target: Target, calibration: int) -> list[float]:

@@ -925,15 +925,19 @@ def test_rows_are_found_again_by_who_goes_on(tmp_path: Path) -> None:
     assert 0 < len(third.rows.models["slow"].trie) < len(first.rows.models["slow"].trie)
 
 
-def test_a_certificate_by_bets_from_prompts_to_the_file(tmp_path: Path) -> None:
-    path, pair = write_prompts(tmp_path / "prompts.jsonl", 80), scripted()
+def test_a_certificate_by_bets_from_prompts_to_the_file(
+    tmp_path: Path, fast_model: TokenModel, slow_model: TokenModel
+) -> None:
+    prompts = cal.reference_prompts(44, shares=(1, 2, 1))
     out = tmp_path / "p.safetensors"
-    found = cal.calibrate(pair.fast, pair.slow, path, out=out, max_regret=0.3, bound="betting", **SMALL)
-    assert found.choice.guarantee is not None
+    options = {"max_regret": 0.5, "bound": "betting", "rounds": 0, "max_tokens": 100}
+    found = cal.calibrate(fast_model, slow_model, prompts, out=out, **options)  # type: ignore[arg-type]
+    assert found.choice.certified
     _, card = load_policy(out)
     assert card.guarantee is not None
     assert card.guarantee.bound == "betting"
     assert card.guarantee.n_prompts < len(found.prompts.calibration)
+    path, pair = write_prompts(tmp_path / "prompts.jsonl", 80), scripted()
     with pytest.raises(ConfigurationError, match="available: binomial, betting"):
         cal.calibrate(pair.fast, pair.slow, path, out=out, max_regret=0.3, bound="bayes", **SMALL)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="takes at least"):
