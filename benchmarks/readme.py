@@ -182,9 +182,26 @@ def assisted() -> str:
     )
 
 
+def _in_step() -> list[str]:
+    """Throughput of many requests under three rules for whose turn it is, simulated."""
+    found = load("turns_simulated")
+    lines = [
+        "Times the tokens/s of one request at a time, by whose turn it is (simulated at the step times of that pair, "
+        "and of a GPU on which reading is nearly free):",
+        "",
+        "| machine, escalation, requests | whatever waits | all wait for the slow model | what runs | best threshold |",
+        "|---|---|---|---|---|",
+    ]
+    for name, by_rule in found["rules"].items():
+        speeds = [str(rule["over_one_by_one"]) for rule in by_rule.values()]
+        if name.endswith((" 4 at once", " 8 at once")):
+            lines.append(f"| {name} | {' | '.join(speeds)} |")
+    return [*lines, "", f"`benchmarks/turns.py --simulate`, seed {found['seed']}, {found['date']}."]
+
+
 def many() -> str:
     batching, soak, ahead = load("batching"), load("soak"), load("read_ahead")
-    turns, single = load("turns"), load("turns_single")
+    single = load("turns_single")
     memory = soak["memory_mib"]
     speed = batching["tokens_per_second"]
     lines = [
@@ -194,21 +211,13 @@ def many() -> str:
         f"({speed['router']:.0f} against {speed['bare']:.0f} tokens/s; `benchmarks/batching.py`, {batching['blocks']} "
         f"alternating blocks, {batching['date']}).",
         "",
-        f"A real pair on the same cores in turns ({turns['pair']['fast']} and {turns['pair']['slow']}, "
-        f"{turns['threads']} threads on {turns['machine']}, `verify`, {turns['prompts']} prompts of "
-        f"{turns['tokens_per_request']} tokens each):",
+        f"A single request to a real pair on the same cores ({single['pair']['fast']} and {single['pair']['slow']}, "
+        f"`every:6`, `verify`, {single['threads']} threads on {single['machine']}) takes "
+        f"{ratio(single['seconds_over_before'])} of the time that it took while each model had a thread of its own, "
+        f"and so an OpenMP team of its own (`benchmarks/turns.py --before`, {single['rounds']} rounds of processes in "
+        f"turn, {single['date']}).",
         "",
-        "| policy | one by one, tokens/s | four at once, times that | eight at once |",
-        "|---|---|---|---|",
-        *(
-            f"| `{policy}` | {found['1_at_once']['tokens_per_second']} | "
-            f"{ratio(found['4_at_once']['over_one_by_one'])} | {ratio(found['8_at_once']['over_one_by_one'])} |"
-            for policy, found in ((policy, turns[policy]) for policy in turns["policies"])
-        ),
-        "",
-        f"`benchmarks/turns.py`, {turns['rounds']} alternating rounds, {turns['date']}. A single request takes "
-        f"{ratio(single['seconds_over_before'])} of the time that it took when each model had a thread of its own, and "
-        f"so an OpenMP team of its own ({single['date']}).",
+        *_in_step(),
         "",
         f"{soak['streams']} streams of the reference pair for {soak['minutes']:g} minutes, coroutines and threads "
         f"mixed, a third of them cancelled: {soak['finished']:,} answers finished, {soak['cancelled']:,} were "

@@ -7,6 +7,9 @@ for script in import_time reference_pair lossless overhead batching assisted soa
 	echo "== $script" >&2
 	"$bin/python" "$script.py"
 done
+"$bin/python" turns.py --simulate
+# With a real pair's files, and with another environment that has the version before (turns.py --before).
+if [ -n "${FSGEN_REAL_MODELS:-}" ]; then "$bin/python" turns.py --models "$FSGEN_REAL_MODELS"; fi
 "$bin/python" prompt_check.py
 "$bin/python" calibration.py --work "${TMPDIR:-/tmp}/fsgen-calibration"
 "$bin/python" readme.py
