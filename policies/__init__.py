@@ -1,6 +1,6 @@
 """When to escalate."""
 
-from .basic import Always, Capped, Every, Never, Random, Threshold
+from .basic import Always, AtPrompt, Capped, Every, Never, Random, Threshold
 from .budget import Budget
 from .cards import Guarantee, Pair, PolicyCard, fingerprint
 from .files import PolicyPairWarning, check_pair, load_policy, save_policy
@@ -10,6 +10,7 @@ from .shortform import SHORT_FORMS, make_policy
 __all__ = [
     "SHORT_FORMS",
     "Always",
+    "AtPrompt",
     "Budget",
     "Capped",
     "Every",
