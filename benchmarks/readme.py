@@ -112,6 +112,39 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def cost_model() -> str:
+    found, default = load("cost_model"), load("cost_model_default")
+    lines = [
+        "Seconds that the cost model expects, given each run's own rates, over those that it took, on a real pair "
+        f"({' and '.join(f'`{name}`' for name in found['pair'])}, {found['threads']} threads on {found['machine']}):",
+        "",
+        "| policy | method | escalated | drafts accepted | expected / measured | over the slow model alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for point in found["points"]:
+        accepted = f"{point['acceptance']:.1%}" if "verify" in point["method"] else ""
+        lines.append(
+            f"| `{point['policy']}` | `{point['method']}` | {point['escalation']:.1%} | {accepted} | "
+            f"{point['expected_over_measured']:.3f} | {ratio(point['over_slow_alone'])} |"
+        )
+    chosen, alone = (
+        next(p for p in default["points"] if (p["policy"], p["method"]) == tuple(wanted))
+        for wanted in (default["default"], ("always,span=rest", "replace"))
+    )
+    lines += [
+        "",
+        f"{found['prompts']} problems of GSM8K, at most {found['max_tokens']} tokens, points interleaved; the table of "
+        "forwards was measured between the prompts.",
+        "",
+        f"The default that follows from the costs measured when the Router is made, `{chosen['policy']}` with "
+        f"`{chosen['method']}`, took {ratio(chosen['over_slow_alone'])} of the slow model's own seconds "
+        f"({chosen['expected_seconds'] / alone['expected_seconds']:.2f} expected) over {default['prompts']} problems, "
+        f"at most {default['max_tokens']} tokens, 95% bootstrap interval by prompt. `benchmarks/cost_model.py`, "
+        f"temperature 0, {default['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def verification() -> str:
     figures = load("reference_pair")
     found, lossless = figures["verify"], load("lossless")
@@ -393,6 +426,7 @@ def card() -> str:
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "reference_pair": (README, reference_pair),
     "speed": (README, speed),
+    "cost_model": (README, cost_model),
     "verification": (README, verification),
     "assisted": (README, assisted),
     "many": (README, many),

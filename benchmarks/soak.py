@@ -95,7 +95,7 @@ async def stream_for_ever(
 
 async def soak(args: argparse.Namespace) -> dict[str, Any]:
     models = [reference.load(which, n_seq=args.streams) for which in ("fast", "slow")]
-    base = Router(*models)
+    base = Router(*models, policy="budget:0.2")
     routers = [base.with_policy(policy, method=method) for policy, method in POLICIES]
     expected = {}
     for which, router in enumerate(routers):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .contracts.policy import REST, Context, Decision, Ledger, Policy
     from .contracts.text_models import WrappedPromptWarning
     from .contracts.tokenizer import TokenClass
+    from .costs import PairCost
     from .decode import Constraint
     from .errors import (
         BackendError,
@@ -47,7 +48,14 @@ if TYPE_CHECKING:
         VocabularyMismatch,
     )
     from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
-    from .pairing import RewindWarning, SmallExtentWarning, SwappedModelsWarning, VocabularyWarning
+    from .pairing import (
+        RewindWarning,
+        SlowAloneWarning,
+        SmallExtentWarning,
+        SwappedModelsWarning,
+        UnsteadyMachineWarning,
+        VocabularyWarning,
+    )
     from .records import Claim, ModelCard, ModelUsage, Prices, Span, Token, Usage
     from .report import Comparison, Report
     from .router import Router
@@ -83,6 +91,7 @@ __all__ = [
     "NoFreeSequence",
     "NotEnoughMemory",
     "NothingToGain",
+    "PairCost",
     "Policy",
     "PolicyFileError",
     "Prices",
@@ -96,6 +105,7 @@ __all__ = [
     "Router",
     "RouterClosed",
     "Signals",
+    "SlowAloneWarning",
     "SmallExtentWarning",
     "Span",
     "StreamEvent",
@@ -105,6 +115,7 @@ __all__ = [
     "TextPart",
     "Token",
     "TokenClass",
+    "UnsteadyMachineWarning",
     "Usage",
     "VocabularyMismatch",
     "VocabularyWarning",
@@ -117,6 +128,7 @@ _HOMES = {
     "contracts.policy": ("REST", "Context", "Decision", "Ledger", "Policy"),
     "contracts.text_models": ("WrappedPromptWarning",),
     "contracts.tokenizer": ("TokenClass",),
+    "costs": ("PairCost",),
     "decode": ("Constraint",),
     "errors": (
         "BackendError",
@@ -138,7 +150,14 @@ _HOMES = {
         "RouterClosed",
         "VocabularyMismatch",
     ),
-    "pairing": ("RewindWarning", "SmallExtentWarning", "SwappedModelsWarning", "VocabularyWarning"),
+    "pairing": (
+        "RewindWarning",
+        "SlowAloneWarning",
+        "SmallExtentWarning",
+        "SwappedModelsWarning",
+        "UnsteadyMachineWarning",
+        "VocabularyWarning",
+    ),
     "generation": ("Finished", "Generation", "ReasoningDelta", "StreamEvent", "TextDelta"),
     "records": ("Claim", "ModelCard", "ModelUsage", "Prices", "Span", "Token", "Usage"),
     "report": ("Comparison", "Report"),
@@ -150,7 +169,7 @@ _HOMES = {
 }
 """Which module each name comes from: it is loaded when the name is first used (PEP 562)."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_ROOMS = {"adapters", "calibration", "errors", "evaluation", "policies", "reference"}
+_ROOMS = {"adapters", "calibration", "costs", "errors", "evaluation", "policies", "reference"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .contracts.methods import Method
 from .contracts.models import TokenModel
 from .contracts.policy import REST, Policy
 from .contracts.text_models import reads_tokens
 from .contracts.tokenizer import Tokenizer
+from .costs import (
+    QUICK,
+    Choice,
+    CostStore,
+    Effort,
+    ForwardCost,
+    Mode,
+    PairCost,
+    choose_mode,
+    choose_remote,
+    disagreement,
+)
+from .costs.choosing import LEAST_GAIN
+from .costs.measuring import Progress, measure_forwards
 from .errors import ConfigurationError
 from .methods import Replace, Verify, make_method
-from .records import Role
+from .records import Prices, Role
 from .rows.reading import Alignment
 from .run.drivers import Models
 from .run.workers import AnyModel
@@ -42,6 +57,14 @@ class VocabularyWarning(UserWarning):
 
 class RewindWarning(UserWarning):
     """A method takes drafts back, and a model of the pair has to read prompt and answer again when it does."""
+
+
+class SlowAloneWarning(UserWarning):
+    """No way of routing is expected to gain on this machine: where none is named, the slow model writes alone."""
+
+
+class UnsteadyMachineWarning(UserWarning):
+    """The machine changed its speed while it was measured: what was measured before is kept."""
 
 
 class SwappedModelsWarning(UserWarning):
@@ -78,6 +101,10 @@ class Pairing:
         """How the vocabularies of two local models relate."""
         if self.local_slow is not None:
             self.shared = _share(fast, self.local_slow)
+        self.costs: PairCost | None = None
+        """What their forwards cost here, once that was measured or found."""
+        self.run_forwards: Callable[[Callable[[], Any]], Any] = lambda function: function()
+        """Runs a function that uses both models, where their forwards run."""
 
     @property
     def n_seq(self) -> int:
@@ -86,10 +113,18 @@ class Pairing:
 
     # --- what goes with it ---
 
-    def choose(self, policy: Policy | None, method: Method | None) -> tuple[Policy, Method]:
-        """A policy and a method, or this pair's defaults; refuses what the pair cannot do."""
+    def choose(
+        self, policy: Policy | None, method: Method | None, prices: Prices | None = None
+    ) -> tuple[Policy, Method]:
+        """A policy and a method, or this pair's defaults; refuses what the pair cannot do.
+
+        Where neither is given they follow from what the models' forwards cost here, and in front of an endpoint from
+        its ``prices``, where those are given.
+        """
         from .policies import Capped, check_pair, make_policy
 
+        if policy is None and method is None and (chosen := self._default(prices)) is not None:
+            policy, method = chosen
         if method is None:
             # A learned policy knows the method that it was calibrated with.
             learned_with: str | None = getattr(policy, "method", None)
@@ -118,6 +153,106 @@ class Pairing:
         from .policies import fingerprint
 
         return fingerprint(self.fast, self.slow)
+
+    def _default(self, prices: Prices | None) -> tuple[Policy, Method] | None:
+        """The mode that costs least at the quality of ``budget:0.2``; None where nobody knows what modes cost."""
+        from .policies import Capped, make_policy
+
+        if self.local_slow is None:
+            if prices is None:
+                return None
+            choice = choose_remote(prices)
+            self._say(choice)
+            return Capped(make_policy(self._form(choice.chosen.mode)), max_calls=1), Replace()
+        try:
+            costs = self.measure(QUICK, again=False)
+        except (
+            Exception
+        ) as error:  # all sequences in use, or whatever a model fails with: the Router is made all the same
+            log.warning("costs_unmeasured", fast=self.fast.name, slow=self.slow.name, why=str(error))
+            return None
+        parts = disagreement(self.fast.n_params, self.local_slow.n_params)
+        choice = choose_mode(costs, parts=parts, judges=not self.rereads)
+        self._say(choice)
+        return make_policy(self._form(choice.chosen.mode)), make_method(choice.chosen.mode.method)
+
+    def _form(self, mode: Mode) -> str:
+        """A mode's policy; an endpoint's one hand-over waits for a run of uncertain tokens."""
+        return DEFAULT_REMOTE_POLICY if self.local_slow is None and mode.who == "rate" else mode.policy
+
+    def _say(self, choice: Choice) -> None:
+        """What was chosen; where nothing gains, with the mode that would cost least."""
+        best = choice.best
+        policy, method = self._form(best.mode), best.mode.method
+        fields = {"fast": self.fast.name, "slow": self.slow.name, "policy": policy, "method": method}
+        over_slow = round(best.over_slow, 3)
+        if choice.routes:
+            log.info("default_mode", **fields, over_slow=over_slow, unit=choice.unit)
+            return
+        warn(
+            SlowAloneWarning,
+            f"no way of routing {self.fast.name} and {self.slow.name} is expected to gain {LEAST_GAIN:.0%} on the slow "
+            f"model alone, which writes whole answers here. The best is policy={policy!r}, method={method!r}, which "
+            f"takes {best.over_slow:.2f} times the slow model's {choice.unit}: name a policy to route all the same",
+            event="slow_alone",
+            **fields,
+            over_slow=over_slow,
+            unit=choice.unit,
+        )
+
+    def measure(
+        self,
+        effort: Effort,
+        *,
+        again: bool = True,
+        store: CostStore | None = None,
+        progress: Progress = lambda done, of: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> PairCost:
+        """What both models' forwards cost on this machine: measured, or without ``again`` what is known of it.
+
+        Where the machine changes its speed meanwhile, what was known stays, and is not written over. Raises
+        :class:`BackendError` where a model cannot be measured now.
+        """
+        local: dict[Role, TokenModel] = {"fast": self.fast}
+        if self.local_slow is not None:
+            local["slow"] = self.local_slow
+        store = store or CostStore()
+        known: dict[Role, ForwardCost] = {}
+        for role, model in local.items():
+            found = getattr(self.costs, role, None) or store.load(role, model)
+            if found is not None:
+                known[role] = found
+        wanted = {role: model for role, model in local.items() if again or role not in known}
+        measured: dict[Role, ForwardCost] = {}
+        if wanted:
+            measured = self.run_forwards(lambda: measure_forwards(wanted, effort, progress=progress, clock=clock))
+        for role, cost in measured.items():
+            if cost.steady:
+                store.save(role, local[role], cost)
+        if unsteady := [cost for cost in measured.values() if not cost.steady]:
+            self._say_unsteady(unsteady, kept=[local[role].name for role in measured if role in known], loud=again)
+            measured = {role: cost for role, cost in measured.items() if role not in known}
+        costs = {**known, **measured}
+        money = {} if self.costs is None else {name: getattr(self.costs, name) for name in ("watts", "usd_per_hour")}
+        self.costs = PairCost(fast=costs["fast"], slow=costs.get("slow"), **money)
+        return self.costs
+
+    def _say_unsteady(self, costs: Sequence[ForwardCost], *, kept: Sequence[str], loud: bool) -> None:
+        spread, names = max(cost.spread for cost in costs), [cost.name for cost in costs]
+        if not loud:
+            log.warning("costs_unsteady", models=names, spread=round(spread, 2), kept=list(kept))
+            return
+        what = f"the older figures of {' and '.join(kept)} are kept" if kept else "nothing is kept of it for later"
+        warn(
+            UnsteadyMachineWarning,
+            f"repetitions of one forward of {' and '.join(names)} differed by {spread:.0%} of its time, so this "
+            f"machine changed its speed meanwhile: {what}. Measure again when nothing else runs",
+            event="costs_unsteady",
+            models=names,
+            spread=round(spread, 2),
+            kept=list(kept),
+        )
 
     def _first_time(self, *what: str) -> bool:
         """Whether something is to be said: once for a pair, and not at every request that names the same again."""

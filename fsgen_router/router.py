@@ -6,9 +6,10 @@ import asyncio
 import copy
 import os
 import statistics
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,8 @@ from .contracts.methods import Method
 from .contracts.models import TokenModel
 from .contracts.policy import Ledger, Policy
 from .contracts.text_models import reads_tokens
+from .costs import THOROUGH, PairCost, measure_steps
+from .costs.measuring import Progress
 from .decode import Emit, Engine, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
 from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
@@ -30,7 +33,7 @@ from .resolve import make_model
 from .run import drivers
 from .run.slots import Place, Slots
 from .run.streams import AsyncStream, Stream
-from .run.workers import AnyModel, Workers, step_seconds
+from .run.workers import AnyModel, Workers
 from .support.logs import log
 from .support.options import checked
 from .support.waiting import Home
@@ -80,8 +83,14 @@ class Router:
     answers that the slow model reads whole afterwards, which yields ``disagreement_rate``. ``prices`` are
     the slow model's, in US dollars per million tokens. ``seed`` fixes sampling for requests that name none.
 
+    Of two local models that are given neither policy nor method, the forwards are timed (a few seconds, once for a
+    model on a machine), and the mode is taken that is expected to be fastest at the quality of ``budget:0.2``. It is
+    never expected to take longer than the slow model alone: where nothing gains, that writes whole answers, and
+    :class:`SlowAloneWarning` says so. Where one of the two is given, the policy is ``budget:0.2`` or the method
+    ``verify``.
+
     A slow model behind an endpoint gives text and no rows: by default it is handed the rest of an
-    answer once, when the fast model has been uncertain for a while.
+    answer once, when the fast model has been uncertain for a while; with ``prices`` it is what is cheapest by them.
 
     Every method may be called from several threads, and from coroutines at the same time. With
     ``batching`` what all live requests want of a model goes into one forward (None: where both models
@@ -98,8 +107,8 @@ class Router:
     than the fast one is warned of (:class:`SwappedModelsWarning`).
 
     Two local models share one vocabulary. Ids that one of them lacks are never written, and
-    :class:`VocabularyWarning` names those that are text. The default method takes drafts back, which models
-    with recurrent memory pay with reading everything again: where one of the pair cannot rewind it is
+    :class:`VocabularyWarning` names those that are text. The method ``verify`` takes drafts back, which models
+    with recurrent memory pay with reading everything again: where one of the pair cannot rewind the default is
     ``replace``, and another one earns a :class:`RewindWarning`.
 
     Raises :class:`ConfigurationError` for parts that do not exist or do not fit together (its
@@ -167,7 +176,13 @@ class Router:
         try:
             self._pair = Pairing(self._load(fast), self._load(slow))
             self._pair.require_auditor(self.audit)
-            self._policy, self._method = self._pair.choose(wanted_policy, wanted_method)
+            if batching is None:
+                # Beside an endpoint also for one request at a time: a call that hangs keeps no caller's thread.
+                batching = self._pair.n_seq > 1 or self._pair.local_slow is None
+            self._batching = bool(read_ahead) or batching
+            self._workers = Workers(self._pair.models)
+            self._pair.run_forwards = self._where_forwards_run
+            self._policy, self._method = self._pair.choose(wanted_policy, wanted_method, prices)
             warn_of_swapped(self.fast, self.slow)
             remote = wanted_policy is None and self._pair.local_slow is None
             self._default_remote = self.policy if remote else None
@@ -175,12 +190,14 @@ class Router:
             self.close()
             raise
         self._slots = Slots(self._pair.n_seq, max_waiting)
-        if batching is None:
-            # Beside an endpoint also for one request at a time: a call that hangs keeps no caller's thread.
-            batching = self._pair.n_seq > 1 or self._pair.local_slow is None
-        self._batching = bool(read_ahead) or batching
-        self._workers = Workers(self._pair.models)
+        self._measuring = threading.Lock()
         self._steps: dict[Role, deque[float]] = {"fast": deque(maxlen=256), "slow": deque(maxlen=256)}
+
+    def _where_forwards_run(self, function: Callable[[], T]) -> T:
+        """Run a function that uses the local models where their forwards run: another thread would bring an OpenMP team
+        of its own along, which slows every later forward down."""
+        role: Role = "slow" if self._pair.local_slow else "fast"
+        return self._workers.call(role, function) if self._batching else function()
 
     def _load(self, model: AnyModel | str) -> AnyModel:
         loaded = make_model(model)
@@ -320,12 +337,49 @@ class Router:
         slow = self._pair.local_slow
         if slow is None:
             raise ConfigurationError(f"{self.slow.name} has no steps to time", hint="ask with baseline=True")
-
-        def measure() -> list[float]:
-            return step_seconds(slow, count)
-
         with self._slots.admit().hold():
-            self._steps["slow"].extend(self._workers.call("slow", measure) if self._batching else measure())
+            self._steps["slow"].extend(self._where_forwards_run(lambda: measure_steps(slow, count)))
+
+    @property
+    def costs(self) -> PairCost | None:
+        """What both models' forwards cost on this machine; None where nobody has asked.
+
+        The default policy and method ask, where neither was named, and so does :meth:`measure`.
+        """
+        return self._pair.costs
+
+    def measure(
+        self,
+        *,
+        seconds: float = 60.0,
+        watts: float | None = None,
+        usd_per_hour: float | None = None,
+        progress: Progress = lambda done, of: None,
+    ) -> PairCost:
+        """Time both models' forwards by number of new tokens and of sequences, and keep that for later Routers.
+
+        Takes about ``seconds`` at most (a few forwards are timed whatever they take), and the place of ``n_seq``
+        requests (at most 8): it waits for those under way. ``progress`` is called with the rounds that are done and
+        how many there are. ``watts`` and ``usd_per_hour`` are this machine's while it works, for
+        :meth:`PairCost.joules` and :meth:`PairCost.usd`. An endpoint is not measured: ``slow`` is None then. This
+        Router keeps its policy and method, and its reports estimate with these figures.
+
+        Warns (:class:`UnsteadyMachineWarning`) where the machine changed its speed meanwhile: what was known before
+        stays then. Raises :class:`QueueFull` and :class:`BackendError`.
+        """
+        self._require_open()
+        with self._measuring, ExitStack() as places:
+            for _ in range(min(self._pair.n_seq, 8)):
+                places.enter_context(self._slots.admit().hold())
+            self._require_open()
+            costs = self._pair.measure(replace(THOROUGH, seconds=seconds), progress=progress)
+            costs = replace(
+                costs,
+                watts=costs.watts if watts is None else watts,
+                usd_per_hour=costs.usd_per_hour if usd_per_hour is None else usd_per_hour,
+            )
+            self._pair.costs = costs
+        return costs
 
     def close(self) -> None:
         """Free the models that this Router loaded. Requests under way and further calls raise :class:`RouterClosed`.
@@ -529,7 +583,8 @@ class Router:
     def _card(self, role: Role, prices: Prices | None) -> ModelCard:
         steps = self._steps[role]
         model = self._pair.models[role]
-        step_seconds = statistics.median(steps) if steps else None
+        measured = getattr(self._pair.costs, role, None)
+        step_seconds = statistics.median(steps) if steps else measured.step if measured else None
         return ModelCard(model.name, model.n_params, step_seconds, prices, gives_rows=reads_tokens(model))
 
 

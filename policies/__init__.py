@@ -1,7 +1,7 @@
 """When to escalate."""
 
 from .audits import Audit, MissedEstimate, audit_of, estimate_missed
-from .basic import Always, Capped, Every, Never, Random, Threshold
+from .basic import Always, AtPrompt, Capped, Every, Never, Random, Threshold
 from .budget import Budget
 from .cards import Guarantee, Pair, PolicyCard, fingerprint
 from .files import PolicyPairWarning, check_pair, load_policy, save_policy
@@ -12,6 +12,7 @@ from .shortform import SHORT_FORMS, make_policy
 __all__ = [
     "SHORT_FORMS",
     "Always",
+    "AtPrompt",
     "Audit",
     "Budget",
     "Capped",

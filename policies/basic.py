@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from fsgen_router.contracts.policy import (
@@ -15,6 +15,7 @@ from fsgen_router.contracts.policy import (
     Policy,
     PolicyState,
     checks_end,
+    hands_over,
     reads_hidden,
     rewound,
 )
@@ -90,6 +91,10 @@ class Always(_Stateless):
     @property
     def name(self) -> str:
         return "always" + _suffix(self.extent)
+
+    @property
+    def hands_over(self) -> bool:
+        return self.extent == REST
 
     def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
         return state, Decision(True, self.extent, reason="always")
@@ -184,6 +189,46 @@ class Threshold(_Stateless):
 
 
 @dataclass(frozen=True)
+class AtPrompt:
+    """Decide once, at the first token, which model writes the whole answer: routing of queries.
+
+    ``inner`` decides by the fast model's uncertainty about how the answer begins. Where it escalates, the slow
+    model writes all of it (whatever the extent of ``inner``); otherwise it is never asked.
+    """
+
+    inner: Policy
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name},at=prompt"
+
+    @property
+    def asks(self) -> bool:
+        return self.inner.asks
+
+    @property
+    def reads_hidden(self) -> bool:
+        return reads_hidden(self.inner)
+
+    def begin(self, ledger: Ledger) -> PolicyState:
+        return False, self.inner.begin(ledger)
+
+    def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
+        decided, inner = state
+        if decided:
+            return state, _ACCEPT_BEHIND_PROMPT
+        # The first token that is one's own choice: what a mask forces says nothing.
+        inner, decision = self.inner.decide(inner, signals, context)
+        return (True, inner), replace(decision, extent=REST) if decision.escalate else decision
+
+    def end(self, state: PolicyState, ledger: Ledger) -> None:
+        self.inner.end(state[1], ledger)
+
+
+_ACCEPT_BEHIND_PROMPT = Decision(False, reason="decided at the prompt")
+
+
+@dataclass(frozen=True)
 class Capped:
     """A guard around any policy: at most so many escalations and slow tokens in one request."""
 
@@ -207,6 +252,10 @@ class Capped:
     @property
     def reads_hidden(self) -> bool:
         return reads_hidden(self.inner)
+
+    @property
+    def hands_over(self) -> bool:
+        return self.max_calls != 0 and self.max_tokens is None and hands_over(self.inner)
 
     @property
     def method(self) -> str | None:

@@ -57,13 +57,18 @@ class RateHold:
 
 @dataclass(frozen=True)
 class Budget:
-    """Escalate the most uncertain share ``rate`` of decisions; see :class:`RateHold`."""
+    """Escalate the most uncertain share ``rate`` of decisions; see :class:`RateHold`.
+
+    ``scope`` names what kind of decisions these are, where they are not those at every token: such rates are held
+    apart.
+    """
 
     rate: float
     signal: SignalName = "entropy"
     step: float = 0.05
     start: float = 0.5
     extent: int = 1
+    scope: str = ""
 
     def __post_init__(self) -> None:
         _check_extent(self.extent)
@@ -88,7 +93,7 @@ class Budget:
 
     @property
     def _key(self) -> str:
-        return f"budget/{self.signal}/{self.rate:g}"
+        return f"budget/{self.signal}/{self.rate:g}" + (f"/{self.scope}" if self.scope else "")
 
     def begin(self, ledger: Ledger) -> PolicyState:
         return (self._hold.begin(ledger), 0.0)

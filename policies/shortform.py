@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from fsgen_router.contracts.policy import REST, Policy
 from fsgen_router.errors import ConfigurationError
 
-from .basic import SIGNALS, Always, Every, Never, Random, Threshold
+from .basic import SIGNALS, Always, AtPrompt, Every, Never, Random, Threshold
 from .budget import Budget
 from .files import SUFFIX, load_policy
 
@@ -23,10 +24,12 @@ SHORT_FORMS = (
     "max_prob<0.6",
     "margin<0.4",
     "budget:0.2",
+    "entropy>1.2,at=prompt",
 )
 _HINT = (
     f"one of {', '.join(SHORT_FORMS)} with your own numbers; add ',span=8' (or span=rest) for what the slow model "
-    "then writes, and ',window=4' to a threshold to average over the last tokens; or a policy file, NAME.safetensors"
+    "then writes, ',window=4' to a threshold to average over the last tokens, and ',at=prompt' to decide about the "
+    "whole answer at its first token; or a policy file, NAME.safetensors"
 )
 _PARTS = ("name", "asks", "begin", "decide", "end")
 _HEAD = re.compile(r"(?P<kind>[a-z_]+)\s*(?:(?P<mark>[:<>])\s*(?P<value>[-+.\w]+))?")
@@ -64,6 +67,8 @@ def make_policy(policy: Policy | str | Path) -> Policy:
     window, extent = settings.pop("window", None), settings.pop("span", 1)
     if window is not None and kind not in SIGNALS:
         raise ConfigurationError(f"window does not go with {kind!r}", hint=_HINT)
+    if settings.pop("at", None) is not None:
+        return _at_prompt(policy, make_policy(head), alone=len(options) == 1)
     match kind, mark:
         case "never", None if extent == 1:
             return Never()
@@ -84,6 +89,18 @@ def make_policy(policy: Policy | str | Path) -> Policy:
     raise ConfigurationError(f"unknown policy {policy!r}", hint=_HINT)
 
 
+def _at_prompt(policy: str, inner: Policy, *, alone: bool) -> AtPrompt:
+    if not alone or not isinstance(inner, Threshold | Budget | Random):
+        raise ConfigurationError(
+            f"at=prompt does not go with the rest of {policy!r}",
+            hint="add it to a signal's threshold, a budget or random, without window and span",
+        )
+    if isinstance(inner, Budget):
+        # Its threshold moves once in an answer: begun lower, it does not leave the first ten to the fast model.
+        inner = replace(inner, scope="prompt", start=0.0)
+    return AtPrompt(inner)
+
+
 def _number(policy: str, value: str, *, whole: bool = False) -> float:
     try:
         number = int(value) if whole else float(value)
@@ -99,9 +116,9 @@ def _options(policy: str, options: list[str]) -> dict[str, int]:
     settings: dict[str, int] = {}
     for option in options:
         name, _, value = option.partition("=")
-        if name not in ("span", "window") or not value:
+        if name not in ("span", "window", "at") or not value or (name == "at" and value != "prompt"):
             raise ConfigurationError(f"unknown option {option!r} in policy {policy!r}", hint=_HINT)
-        if (name, value) == ("span", "rest"):
+        if (name, value) in (("span", "rest"), ("at", "prompt")):
             settings[name] = REST
         elif (number := int(_number(policy, value, whole=True))) >= 1:
             settings[name] = number

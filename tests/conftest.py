@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # One thread pool: two on the same cores are far slower than one. Before any backend is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is measured here stays here: a folder of this run, also for the processes that it starts.
+os.environ["FSGEN_CACHE"] = (_cache := tempfile.TemporaryDirectory(prefix="fsgen-cache-")).name
 
 from collections.abc import Iterator
 

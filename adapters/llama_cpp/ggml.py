@@ -46,6 +46,17 @@ class GgmlScratch(Scratch):
         return total, first, product.value
 
 
+def devices(library: Any) -> list[str]:
+    """The names of the devices that llama.cpp can use; none where a build does not show them."""
+    count, get, name = (getattr(library, f"ggml_backend_dev_{part}", None) for part in ("count", "get", "description"))
+    if count is None or get is None or name is None:
+        return []
+    count.argtypes, count.restype = [], ctypes.c_size_t
+    get.argtypes, get.restype = [ctypes.c_size_t], ctypes.c_void_p
+    name.argtypes, name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    return [name(get(index)).decode(errors="replace") for index in range(count())]
+
+
 def make_scratch(library: Any) -> Scratch:
     """Buffers with the sums of ``library`` (llama.cpp's, loaded with ctypes), or numpy's."""
     sum_exp, dot = (getattr(library, name, None) for name in ("ggml_vec_soft_max_f32", "ggml_vec_dot_f32"))

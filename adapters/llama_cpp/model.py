@@ -6,22 +6,26 @@ import ctypes
 import operator
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Unpack, cast
 
 import numpy as np
+from llama_cpp import __version__ as llama_cpp_version
 from llama_cpp import llama_cpp as lib
 
 from fsgen_router.contracts.models import Capabilities, Opened, Rows, Work
 from fsgen_router.errors import BackendError, ConfigurationError
 from fsgen_router.rows.reading import UNREADABLE, Floats, Row, reduce_row
+from fsgen_router.support.digests import sampled_digest
 from fsgen_router.support.options import checked
 from fsgen_router.support.waiting import Home, holding
 
 from ..chat_template import template_digest, template_text
+from ..gguf_files import shards_of
 from ..sequences import SequencePool
 from .batch import MAX_OUTPUTS, Batch, Segment, Wanted
 from .files import locate
-from .ggml import make_scratch
+from .ggml import devices, make_scratch
 from .loading import add_lora, device_of, load_model, make_context, require_devices
 from .native import Native
 from .options import LlamaCppKeywords, LlamaCppOptions
@@ -44,6 +48,7 @@ class LlamaCppModel:
         path = locate(os.fspath(where))
         require_devices(self.options)
         adapters = {locate(adapter): scale for adapter, scale in self.options.lora.items()}
+        self._files = [path.with_name(name) for name in shards_of(path.name) or [path.name]] + list(adapters)
         # With an adapter it is another model: a policy is calibrated for the one or the other.
         self.name = "+".join([path.name, *(adapter.name for adapter in adapters)])
         self._home = Home()
@@ -85,6 +90,17 @@ class LlamaCppModel:
             function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
         self._views: dict[tuple[int, int], Floats] = {}
         self._reads_hidden = False
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What its times depend on beside the machine: files, build and devices of llama.cpp, options."""
+        return {
+            "backend": f"llama_cpp {llama_cpp_version}",
+            "files": sampled_digest(self._files),
+            "build": lib.llama_print_system_info().decode(errors="replace"),
+            "devices": ", ".join(devices(lib._lib)) if self.options.n_gpu_layers else "",
+            "options": self.options.model_dump_json(exclude={"chat_template", "chat_template_kwargs"}),
+        }
 
     # --- sequences ---
 

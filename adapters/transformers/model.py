@@ -8,11 +8,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Unpack, cast
 
 import torch
 from transformers import AutoConfig
+from transformers import __version__ as transformers_version
 
 from fsgen_router.contracts.models import Opened, Rows, Work
 from fsgen_router.errors import BackendError, ConfigurationError
@@ -98,6 +99,19 @@ class TransformersModel:
             return Slots(probed, n_seq=self.n_seq, n_ctx=self.n_ctx), logits.shape[-1]
         in_pieces = reads_in_pieces(self._model, self._config, argument, self.device, self.name)
         return Caches(self._config, argument, in_pieces=in_pieces), logits.shape[-1]
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What its times depend on beside the machine: its shape, device and libraries, options."""
+        device = self.device
+        return {
+            "backend": f"transformers {transformers_version}, torch {torch.__version__}",
+            "config": self._config.to_json_string(use_diff=False),
+            "parameters": f"{self.n_params} as {self._model.dtype}",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "threads": str(torch.get_num_threads()) if device.type == "cpu" else "",
+            "options": self.options.model_dump_json(exclude={"chat_template", "chat_template_kwargs"}),
+        }
 
     # --- sequences ---
 

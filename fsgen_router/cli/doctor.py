@@ -19,15 +19,21 @@ from rich.text import Text
 
 from .. import __version__
 from ..contracts.text_models import Continuation, TextModel, reads_tokens
+from ..costs import ForwardCost, choose_mode, disagreement
+from ..costs.forward import STEADY
 from ..errors import BackendError, ConfigurationError, FsgenError, VocabularyMismatch
-from ..pairing import SwappedModelsWarning, look_swapped
+from ..pairing import SwappedModelsWarning, UnsteadyMachineWarning, look_swapped
 from ..reference import world
+from ..router import Router
 from ..support.machine import free_bytes, usable_cores
 from . import options as o
-from .terminal import EXIT_FAILED, out, write_json
+from .terminal import EXIT_FAILED, err, out, write_json
 
 QUESTION, ANSWER = "How many coins do 3 lamps and 4 ropes cost in Norvale?", "63"
 """Of the reference pair's world; to other pairs it is a prompt like any other."""
+MEASURED_SECONDS = 30.0
+SHOWN = (1, 4, 8, 16, 32)
+"""Chunks whose times are shown."""
 
 Status = Literal["ok", "note", "missing", "fail"]
 _STYLES: dict[Status, tuple[str, str]] = {
@@ -242,6 +248,7 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
     with router:
         if not reads_tokens(router.slow):
             yield Check(name, "ok", f"{router.fast.name} loads, {router.fast.n_params:,} parameters")
+            yield from _costs(router)
             yield from _endpoint(cast(TextModel, router.slow))
             return
         sizes = f"{router.fast.n_params:,} and {router.slow.n_params:,} parameters"
@@ -253,6 +260,7 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
         if look_swapped(router.fast, router.slow):
             detail = f"the slow model {router.slow.name} is smaller than the fast model {router.fast.name}"
             yield Check("sizes", "note", detail, "are they swapped? --fast is the small one")
+        yield from _costs(router)
         own = fast is not None  # whose answers are not known to be right, and may take long
         answer = router.complete(QUESTION, max_tokens=16 if own else o.MAX_TOKENS)
         if answer.degraded:
@@ -264,6 +272,37 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
             yield Check("answers", "fail", f"{said} to {QUESTION!r}, which is {ANSWER} ({answered})")
             return
         yield Check("answers", "ok", answered if own else f"right; {answered}")
+
+
+def _costs(router: Router) -> Iterator[Check]:
+    """Measure the pair, and say what that means for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsteadyMachineWarning)  # shown as a spread
+        with err().status("measuring forwards") as status:
+            found = router.measure(
+                seconds=MEASURED_SECONDS,
+                progress=lambda done, of: status.update(f"measuring forwards, round {done} of {of}"),
+            )
+    for role, cost in (("fast", found.fast), ("slow", found.slow)):
+        if cost is not None:
+            yield _times(f"{role} forwards", cost)
+    if found.slow is None:
+        yield Check("slow forwards", "note", "not measured: it is behind an endpoint", "give prices for what it costs")
+        return
+    choice = choose_mode(found, parts=disagreement(router.fast.n_params, router.slow.n_params))
+    if choice.routes:
+        yield Check("best mode", "ok", f"{choice}, as far as forwards tell")
+    else:
+        hint = "models that are farther apart, or a GPU, where reading drafts is cheap"
+        yield Check("best mode", "note", f"the slow model alone; the best other is {choice}", hint)
+
+
+def _times(name: str, cost: ForwardCost) -> Check:
+    shown = ", ".join(f"{size}: {1000 * cost.seconds(size):.3g}" for size in SHOWN)
+    detail = f"ms by new tokens {shown}; repetitions differ by {cost.spread:.0%}"
+    if cost.spread <= STEADY:
+        return Check(name, "ok", detail)
+    return Check(name, "note", detail, "the machine changed its speed meanwhile: measure again when nothing else runs")
 
 
 def _endpoint(model: TextModel) -> Iterator[Check]:

@@ -89,7 +89,8 @@ class Policy(Protocol):
     A policy whose ``checks_end`` is true has drafts judged before they end an answer, where the method
     judges drafts at all (see :func:`checks_end`). One with a method ``rewound`` keeps a part of its state
     over a rewind (see :func:`rewound`). One whose ``reads_hidden`` is true finds the fast model's hidden state
-    in ``Signals.hidden`` (see :func:`reads_hidden`).
+    in ``Signals.hidden`` (see :func:`reads_hidden`). One whose ``hands_over`` is true gives every answer to the slow
+    model from its first token on, whatever the fast one would say (see :func:`hands_over`).
     """
 
     @property
@@ -123,6 +124,11 @@ def checks_end(policy: Policy, context: Context) -> bool:
 def reads_hidden(policy: Policy) -> bool:
     """Whether the fast model's hidden state is to be read at every position for this policy."""
     return bool(getattr(policy, "reads_hidden", False))
+
+
+def hands_over(policy: Policy) -> bool:
+    """Whether every answer goes to the slow model whole, so that the fast one need not read the prompt to decide."""
+    return bool(getattr(policy, "hands_over", False))
 
 
 def rewound(policy: Policy, older: PolicyState, newer: PolicyState) -> PolicyState:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..contracts.methods import Method
 from ..contracts.models import Opened, Role, Work
-from ..contracts.policy import Context, Ledger, Policy, reads_hidden
+from ..contracts.policy import Context, Ledger, Policy, hands_over, reads_hidden
 from ..contracts.text_models import Continuation
 from ..errors import ConfigurationError
 from ..generation import Generation
@@ -52,6 +52,8 @@ class Core:
         self.vocabulary, self.ledger = vocabulary, ledger
         self.read_ahead = read_ahead if policy.asks and request.text is None else 0
         self.reads_hidden = reads_hidden(policy)
+        # Where a method reads the fast model too, that is asked all the same.
+        self.hands_over = hands_over(policy) and method.rule is None and method.roles == ("slow",)
         self.whole_rows = frozenset(method.whole_rows)
         if method.rule is not None and method.rule.needs_fast_row:
             self.whole_rows |= {"fast"}

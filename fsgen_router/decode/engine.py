@@ -80,6 +80,8 @@ class Engine(Core):
         state = self.state
         if self.request.constraint is not None:
             commands += forced.force(self)
+        if state.finish is None:
+            proposal.hand_over(self)
         if state.finish is not None:
             commands += ending.end(self)
         elif state.span_left == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..contracts.policy import Decision
+from ..contracts.policy import REST, Decision
 from ..records import FinishReason, Token
 from ..rows.reading import Row
 from ..rows.signals import make_signals
@@ -14,6 +14,13 @@ from .core import Core
 from .drafts import check_of, place
 from .escalation import escalate
 from .state import Proposal
+
+
+def hand_over(core: Core) -> None:
+    """Give the whole answer to the slow model, where nothing that the fast one says could change that."""
+    if core.hands_over and not core.state.answer and core.state.span_left == 0 and core.state.degraded is None:
+        core.state.usage.decisions += 1
+        escalate(core, Decision(True, REST, reason="handed over"))
 
 
 def ask(core: Core) -> list[Command]:

@@ -25,7 +25,7 @@ from ..contracts.text_models import Continuation, ReasoningChunk, TextEnd, TextM
 from ..decode import Chunk, Done, Event, Failed, Open, Start
 from ..errors import BackendError, FsgenError, RouterClosed
 from ..records import Role
-from ..rows.reading import Read, Row
+from ..rows.reading import Row
 from ..support.waiting import Home, WorkerThread, holding
 from .turns import Line, StepTimes, fit_together, next_turn, turn_of
 
@@ -75,20 +75,6 @@ def _forward(model: TokenModel, work: Work) -> list[Row]:
     if len(rows) != len(work.reads):
         raise BackendError(f"{model.name} gave {len(rows)} rows where {len(work.reads)} were wanted")
     return rows
-
-
-def step_seconds(model: TokenModel, count: int) -> list[float]:
-    """What steps of one token take, by a sequence of their own. One more, before them, warms up."""
-    token, times = max(model.tokenizer.eog_ids, default=0), []
-    sequence = model.open([]).sequence
-    try:
-        for number in range(count + 1):
-            began = time.perf_counter()
-            model.forward([Work(sequence, number, [token], [(0, Read())])])
-            times.append(time.perf_counter() - began)
-    finally:
-        model.close(sequence)
-    return times[1:]
 
 
 def _stream(model: TextModel, job: int, wanted: Continuation, began: float) -> Iterator[Event]:

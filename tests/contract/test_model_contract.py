@@ -21,6 +21,7 @@ from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.adapters.transformers import TransformersModel
 from fsgen_router.adapters.transformers.reading import reduce_rows
 from fsgen_router.contracts.models import TokenModel, Work
+from fsgen_router.costs import Effort, measure_forwards
 from fsgen_router.records import Role
 from fsgen_router.rows.reading import GREEDY, Read, Row, Warp, draw, warped
 
@@ -460,6 +461,35 @@ def test_a_failing_batch_empties_every_sequence_in_it_and_no_other(wide_model: T
             last(wide_model, sequence, 1, ids)
         assert_same_row(last(wide_model, sequence, 0, [*ids, *ids]), expected)
     assert_same_row(last(wide_model, outside, 6, ids), expected)
+
+
+# --- what it costs -------------------------------------------------------------------------------
+
+
+def test_forwards_can_be_timed_and_nothing_stays_in_use(model: TokenModel) -> None:
+    """Whichever backend: by the contract alone, in a context that is soon full, also where nothing can be rewound."""
+    ids = some_ids(model, 12)
+    before = fresh(model, ids)
+    found = measure_forwards({"slow": model}, Effort(rounds=2, seconds=5.0))["slow"]
+    assert {point.tokens for point in found.points} >= {1, 4, 16}
+    assert {point.sequences for point in found.points} <= {1, 2, 4}
+    assert found.step > 0.0
+    assert found.seconds(4, rows=4) > 0.0
+    opened = [model.open([]).sequence for _ in range(model.n_seq)]
+    for sequence in opened:
+        model.close(sequence)
+    assert_same_row(fresh(model, ids), before)
+
+
+def test_what_a_model_is_names_its_options_and_no_template(model: TokenModel) -> None:
+    """What costs are kept by, where a model says it at all."""
+    identity = getattr(model, "identity", None)
+    if identity is None:
+        assert isinstance(model, ScriptedModel)
+        return
+    assert all(isinstance(name, str) and isinstance(value, str) for name, value in identity.items())
+    assert f'"n_seq":{model.n_seq}' in identity["options"]
+    assert "chat_template" not in identity["options"]
 
 
 def test_shutdown_twice_is_allowed(model: TokenModel) -> None:

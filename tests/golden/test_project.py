@@ -30,14 +30,14 @@ EXPORTS = {
     "REST", "BackendError", "CalibrationError", "CheckerFailed", "Claim", "Comparison", "ConfigurationError",
     "Constraint", "Context", "Decision", "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest",
     "Ledger", "Mask", "Message", "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage",
-    "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "Policy", "PolicyFileError", "Prices", "PromptTooLong",
-    "QueueFull", "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "RewindWarning", "Router",
-    "RouterClosed", "Signals", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning",
-    "SystemMessageWarning", "TextDelta", "TextPart", "Token", "TokenClass", "Usage", "VocabularyMismatch",
-    "VocabularyWarning", "WrappedPromptWarning", "__version__",
+    "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost", "Policy", "PolicyFileError", "Prices",
+    "PromptTooLong", "QueueFull", "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "RewindWarning",
+    "Router", "RouterClosed", "Signals", "SlowAloneWarning", "SmallExtentWarning", "Span", "StreamEvent",
+    "SwappedModelsWarning", "SystemMessageWarning", "TextDelta", "TextPart", "Token", "TokenClass",
+    "UnsteadyMachineWarning", "Usage", "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
-    "SHORT_FORMS", "Always", "Audit", "Budget", "Capped", "Every", "Guarantee", "Learned", "MissedEstimate", "Never",
+    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "Budget", "Capped", "Every", "Guarantee", "Learned", "MissedEstimate", "Never",
     "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning", "Random", "SpanRule", "Threshold", "audit_of",
     "check_pair", "check_prompt", "estimate_missed", "fingerprint", "guarantee_of", "load_policy", "make_policy",
     "promote", "save_policy",
@@ -47,10 +47,9 @@ OPTIONS = {
     "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "baseline", "policy", "method", "request_id",
 }  # fmt: skip
 ROUTER = {
-    "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "batching", "chat", "close", "complete", "fast",
-    "ledger", "max_waiting", "measure_steps", "method", "policy", "prices", "read_ahead", "seed", "shared", "slow",
-    "stream",
-    "stream_chat", "with_policy",
+    "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "batching", "chat", "close", "complete",
+    "costs", "fast", "ledger", "max_waiting", "measure", "measure_steps", "method", "policy", "prices", "read_ahead",
+    "seed", "shared", "slow", "stream", "stream_chat", "with_policy",
 }  # fmt: skip
 
 
@@ -176,8 +175,8 @@ def test_log_events_are_the_documented_ones() -> None:
 # A file imports only from rooms before its own.
 ORDER = (
     "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "report",
-    "generation", "decode", "run", "config", "adapters", "policies", "reference", "resolve", "pairing", "requests",
-    "router", "fsgen_router", "evaluation", "calibration", "cli",
+    "generation", "decode", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
+    "requests", "router", "fsgen_router", "evaluation", "calibration", "cli",
 )  # fmt: skip
 
 # Which foreign backends and extras a file touches at all, and when.

@@ -769,6 +769,9 @@ def test_doctor() -> None:
     for name in ("python", "backend llama_cpp", "GPU offload", "cores", "threads", "memory", "hub", "reference pair"):
         assert name in checks
     assert checks["answers"]["status"] == "ok"
+    for role in ("fast", "slow"):
+        assert re.search(r"1: [\d.]+, 4: [\d.]+, .*repetitions differ by \d+%", checks[f"{role} forwards"]["detail"])
+    assert "times the slow model's seconds" in checks["best mode"]["detail"]
     assert "Ready" in invoke("doctor").stdout
 
 

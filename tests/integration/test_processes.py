@@ -440,6 +440,7 @@ ENTRIES = {
     "astream": "lambda: router.astream(PROMPT)",
     "astream_chat": "lambda: router.astream_chat(MESSAGES)",
     "with_policy": "lambda: router.with_policy('never')",
+    "measure": "lambda: router.measure()",
     "measure_steps": "lambda: router.measure_steps(1)",
     "a stream of the parent's": "lambda: next(stream)",
     "a stream of the parent's, told to stop": "lambda: stream.throw(KeyboardInterrupt)",

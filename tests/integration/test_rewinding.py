@@ -305,7 +305,7 @@ def test_models_that_can_go_back_verify_by_default(tmp_path: Path) -> None:
     models = tiny("attention", tmp_path), tiny("window", tmp_path, seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RewindWarning)
-        with Router(*models) as router:
+        with Router(*models, policy="every:4") as router:
             assert router.method == Verify()
     for model in models:
         model.shutdown()

@@ -385,7 +385,7 @@ def test_the_same_types_warn_of_nothing(tmp_path: Path, caplog: pytest.LogCaptur
     one, two = (write(tmp_path / f"{seed}.gguf", seed=seed, padding=seed) for seed in (0, 3))
     with warnings.catch_warnings(), caplog.at_level(logging.INFO, logger="fsgen_router"):
         warnings.simplefilter("error")
-        with Router(f"llama_cpp:{one}", f"llama_cpp:{two}") as router:
+        with Router(f"llama_cpp:{one}", f"llama_cpp:{two}", policy="every:4") as router:
             assert router.shared.same
             assert (router.shared.fast_row, router.shared.slow_row) == (None, None)
     assert "vocabulary" not in caplog.text
@@ -401,7 +401,7 @@ def test_control_tokens_that_one_model_lacks_are_logged_and_text_is_warned_of(
     text = write(tmp_path / "text.gguf", (*WORDS, "drum", "horn", "fife", "gong", "bugle"))
     with warnings.catch_warnings(), caplog.at_level(logging.INFO, logger="fsgen_router"):
         warnings.simplefilter("error")
-        Router(f"llama_cpp:{less}", f"llama_cpp:{image}").close()
+        Router(f"llama_cpp:{less}", f"llama_cpp:{image}", policy="every:4").close()
     assert "event='vocabulary' fast='less.gguf' slow='image.gguf' only_fast=0 only_slow=1 retyped=0" in caplog.text
     with pytest.warns(VocabularyWarning) as caught:
         Router(f"llama_cpp:{text}", f"llama_cpp:{less}").close()

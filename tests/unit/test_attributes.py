@@ -135,7 +135,7 @@ def sized(fast: int, slow: int | None) -> Pair:
 def test_a_slow_model_smaller_than_the_fast_one_is_warned_of_once_at_the_callers_line() -> None:
     models = sized(1000, 899)
     with pytest.warns(SwappedModelsWarning, match=r"slow has 899 parameters.*fast 1,000: are they swapped") as said:
-        router = Router(models.fast, models.slow)
+        router = Router(models.fast, models.slow, policy="every:4")
     assert [warning.filename for warning in said] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -147,7 +147,7 @@ def test_a_slow_model_smaller_than_the_fast_one_is_warned_of_once_at_the_callers
 def test_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     models = sized(1000, 899)
     with caplog.at_level("WARNING", "fsgen_router"), pytest.warns(SwappedModelsWarning):
-        Router(models.fast, models.slow).close()
+        Router(models.fast, models.slow, policy="every:4").close()
     assert [(record.event, record.fast, record.slow) for record in caplog.records] == [  # type: ignore[attr-defined]
         ("swapped_models", "fast", "slow")
     ]

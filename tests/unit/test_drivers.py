@@ -587,7 +587,7 @@ def test_ctrl_c_in_the_middle_of_a_forward() -> None:
 
 
 def router_of(models: Pair, **options) -> Router:
-    return Router(models.fast, models.slow, **options)
+    return Router(models.fast, models.slow, **{"policy": "budget:0.2", **options})
 
 
 def a_text(case: int) -> str:

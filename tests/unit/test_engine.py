@@ -387,8 +387,10 @@ def test_counters_add_up_to_the_works_that_were_done(case: int, policy: str, lim
     assert usage.prompt_tokens == len(ids)
     assert usage.tokens == len(written)
     assert usage.slow_tokens == sum(t.source == "slow" for t in found.tokens) == usage.slow_forwards
-    assert usage.escalations == sum(t.decision.escalate and t.signals is not None for t in found.tokens)
-    assert usage.decisions == sum(t.signals is not None for t in found.tokens) == usage.fast.forwards
+    # Where every answer is handed over whole, that is one decision, for which nothing is read.
+    unread = policy == "always,span=rest"
+    assert usage.escalations == unread + sum(t.decision.escalate and t.signals is not None for t in found.tokens)
+    assert usage.decisions - unread == sum(t.signals is not None for t in found.tokens) == usage.fast.forwards
     assert usage.corrections == sum(
         t.source == "slow" and t.signals is not None and t.id != t.fast_choice for t in found.tokens
     )

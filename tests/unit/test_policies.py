@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from scripted_pairs import answer, finish, make_engine, pair, prompt
 
 from fsgen_router import REST, ConfigurationError, Context, Decision, Ledger, Signals
-from fsgen_router.policies import SHORT_FORMS, Always, Budget, Capped, Every, Never, Random, Threshold, make_policy
+from fsgen_router.contracts.policy import hands_over
+from fsgen_router.policies import (
+    SHORT_FORMS,
+    Always,
+    AtPrompt,
+    Budget,
+    Capped,
+    Every,
+    Never,
+    Random,
+    Threshold,
+    make_policy,
+)
 
 SIGNALS = Signals(
     token_id=3,
@@ -346,3 +358,62 @@ def test_wrong_parameters() -> None:
     ):
         with pytest.raises(ConfigurationError):
             make()
+
+
+# --- at the prompt -------------------------------------------------------------------------------
+
+
+def test_deciding_at_the_prompt_is_deciding_once() -> None:
+    policy = make_policy("entropy>1.2,at=prompt")
+    assert isinstance(policy, AtPrompt)
+    assert policy.asks
+    state = policy.begin(Ledger())
+    state, first = policy.decide(state, replace(SIGNALS, entropy_nats=2.0), replace(CONTEXT, position=0))
+    assert (first.escalate, first.extent, first.score) == (True, REST, 2.0)
+    state, sure = policy.decide(
+        policy.begin(Ledger()), replace(SIGNALS, entropy_nats=1.0), replace(CONTEXT, position=0)
+    )
+    assert not sure.escalate
+    state, later = policy.decide(state, replace(SIGNALS, entropy_nats=9.0), replace(CONTEXT, position=1))
+    assert not later.escalate
+    assert later.reason == "decided at the prompt"
+
+
+def test_a_budget_of_prompts_is_held_apart_from_one_of_tokens() -> None:
+    ledger = Ledger()
+    prompts, tokens = make_policy("budget:0.9,at=prompt"), make_policy("budget:0.9")
+    for entropy in (0.1, 0.2, 0.3):
+        state, _ = prompts.decide(
+            prompts.begin(ledger), replace(SIGNALS, entropy_nats=entropy), replace(CONTEXT, position=0)
+        )
+        state, _ = prompts.decide(
+            state, replace(SIGNALS, entropy_nats=5.0), replace(CONTEXT, position=1)
+        )  # no decision of this budget
+        prompts.end(state, ledger)
+    assert tokens.begin(ledger) == tokens.begin(Ledger())
+    _, (first, _) = prompts.begin(ledger)
+    assert first == pytest.approx(3 * 0.05 * (1.0 - 0.9))  # all three were above: it asks until it knows better
+
+
+@pytest.mark.parametrize(
+    "form", ["every:3,at=prompt", "never,at=prompt", "budget:0.2,at=prompt,span=3", "entropy>1,window=3,at=prompt"]
+)
+def test_what_cannot_be_decided_at_the_prompt_is_refused(form: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"at=prompt does not go .*threshold, a budget or random"):
+        make_policy(form)
+    with pytest.raises(ConfigurationError, match="unknown option 'at=now'"):
+        make_policy("entropy>1,at=now")
+
+
+def test_who_hands_everything_over() -> None:
+    always = make_policy("always,span=rest")
+    assert hands_over(always)
+    assert hands_over(Capped(always, max_calls=1))
+    for policy in (
+        make_policy("always"),
+        make_policy("always,span=8"),
+        make_policy("entropy>1,span=rest"),
+        Capped(always, max_calls=0),
+        Capped(always, max_tokens=9),
+    ):
+        assert not hands_over(policy)

@@ -49,6 +49,7 @@ CALLS: dict[str, Callable[[Router], Any]] = {
     "stream_chat": lambda router: router.stream_chat([{"role": "user", "content": "a"}]),
     "astream": lambda router: router.astream("a"),
     "astream_chat": lambda router: router.astream_chat([{"role": "user", "content": "a"}]),
+    "measure": lambda router: router.measure(seconds=0.0),
     "measure_steps": lambda router: router.measure_steps(1),
 }
 

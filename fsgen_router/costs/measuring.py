@@ -1,0 +1,210 @@
+"""Measure what forwards of local models cost, by nothing but their contract."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from ..contracts.models import TokenModel, Work
+from ..errors import BackendError, NoFreeSequence
+from ..records import Role
+from ..rows.acceptance import Check, Rule
+from ..rows.reading import Read
+from ..rows.signals import TOP_K
+from .forward import ForwardCost, Point
+
+Shape: TypeAlias = tuple[int, int, bool]
+"""Tokens of each sequence, sequences, and whether every row is read or the last alone."""
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the rounds that are done, and how many there will be."""
+
+PREFIX = 64
+"""Tokens that are in the KV cache before a forward that is measured, where the context has room for them."""
+_LAST = (1, 4, 16, 32, 2, 8, 64, 6, 12, 24, 128)
+_EVERY = (4, 6, 3, 5, 8, 2, 7, 12, 16, 24)
+"""Sizes in the order of what they tell; a small budget ends the list early."""
+_SEQUENCES = (2, 4, 8)
+_ESSENTIAL: frozenset[Shape] = frozenset({(1, 1, False), (4, 1, False), (16, 1, False), (4, 1, True)})
+"""What is measured whatever it takes: without them nothing could be said of a chunk, nor of judging drafts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long may be measured: ``rounds`` over all shapes, ended by ``seconds`` after warming up; and up to which
+    size."""
+
+    rounds: int
+    seconds: float
+    largest: int = 128
+    sequences: tuple[int, ...] = _SEQUENCES
+
+
+QUICK = Effort(rounds=3, seconds=6.0, largest=32, sequences=())
+"""For a Router that is being made: a few seconds."""
+THOROUGH = Effort(rounds=5, seconds=60.0)
+
+
+def measure_forwards(
+    models: Mapping[Role, TokenModel],
+    effort: Effort = QUICK,
+    *,
+    progress: Progress = lambda done, of: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Role, ForwardCost]:
+    """Time forwards of each model in rounds: every shape of every model once, and again, so that a machine that gets
+    faster or slower meanwhile does so for all of them.
+
+    The few shapes that matter most come first, in all their rounds: once whatever that takes, then as far as the budget
+    goes. What is left of it goes to the others, as many as fit. The sequences are closed again; a conversation that an
+    idle one held is forgotten.
+    Raises :class:`BackendError` (its subclass :class:`NoFreeSequence` where all sequences are in use).
+    """
+    benches: list[_Bench] = []
+    try:
+        for role, model in models.items():
+            benches.append(_Bench(model, _reads(role), effort))
+        began = clock()
+        for essential in (True, False):
+            for number in range(effort.rounds):
+                for bench, shape in _alternating(benches):
+                    if (shape in _ESSENTIAL) != essential:
+                        continue
+                    left = effort.seconds - (clock() - began)
+                    if (essential and number == 0) or bench.expected(shape) <= left:
+                        bench.run(shape, clock)
+                progress(number + 1 + (not essential) * effort.rounds, 2 * effort.rounds)
+        return {role: bench.cost() for role, bench in zip(models, benches, strict=True)}
+    finally:
+        for bench in benches:
+            bench.close()
+
+
+def measure_steps(model: TokenModel, count: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Seconds of ``count`` forwards with one new token, after one that warms up."""
+    bench = _Bench(model, _reads("slow"), Effort(rounds=1, seconds=0.0, largest=1, sequences=()))
+    try:
+        for _ in range(count):
+            bench.run((1, 1, False), clock)
+        return bench.times[1, 1, False] if count else []
+    finally:
+        bench.close()
+
+
+def _reads(role: Role) -> Callable[[int], Read]:
+    """How a model's rows are read in its seat; ``token`` is a draft, where the row judges one."""
+    if role == "fast":
+        return lambda token: Read(signals=True, top_k=TOP_K)
+    return lambda token: Read(ids=(token,), check=Check(token=token, rule=Rule()))
+
+
+def _alternating(benches: Sequence[_Bench]) -> Iterator[tuple[_Bench, Shape]]:
+    """All shapes of all models, the models by turns."""
+    longest = max((len(bench.shapes) for bench in benches), default=0)
+    for index in range(longest):
+        for bench in benches:
+            if index < len(bench.shapes):
+                yield bench, bench.shapes[index]
+
+
+@dataclass
+class _Bench:
+    """One model under measurement: its open sequences, how far each has read, and the times so far."""
+
+    model: TokenModel
+    read: Callable[[int], Read]
+    effort: Effort
+    sequences: list[int] = field(default_factory=list)
+    times: dict[Shape, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ids = _plain_ids(self.model)
+        self.prefix = min(PREFIX, self.model.n_ctx // 4)
+        self.room = self.model.n_ctx - self.prefix - 1
+        self.held: dict[int, int] = {}
+        self.shapes = self._shapes()
+        try:
+            for _ in range(max(count for _, count, _ in self.shapes)):
+                self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _shapes(self) -> list[Shape]:
+        most = min(self.effort.largest, self.room)
+        judged: dict[Shape, None] = {}
+        for index in range(max(len(_LAST), len(_EVERY))):
+            if index < len(_LAST):
+                judged[_LAST[index], 1, False] = None
+            if index < len(_EVERY) and self.read(0).check is not None:
+                judged[_EVERY[index], 1, True] = None
+        many = [(1, count, False) for count in self.effort.sequences if count <= self.model.n_seq]
+        return [shape for shape in judged if shape[0] <= max(most, 1)] + many
+
+    def _open(self) -> None:
+        """One sequence more, which has read the prefix; fewer than were wanted where the others are in use."""
+        try:
+            sequence = self.model.open([]).sequence
+        except NoFreeSequence:
+            if not self.sequences:
+                raise
+            count = len(self.sequences)
+            self.shapes = [shape for shape in self.shapes if shape[1] <= count]
+            return
+        self.sequences.append(sequence)
+        self._read_prefix(sequence)  # which warms up, too: a file that is mapped is read from the disk now
+
+    def _read_prefix(self, sequence: int) -> None:
+        size = max(self.prefix, 1)
+        self.model.forward([Work(sequence, 0, self._some(0, size), [(size - 1, self.read(self.ids[0]))])])
+        self.held[sequence] = size
+
+    def _some(self, start: int, size: int) -> list[int]:
+        return [self.ids[(start + k) % len(self.ids)] for k in range(size)]
+
+    def expected(self, shape: Shape) -> float:
+        """Seconds that a shape will take: as before, or what the next smaller one took for its tokens."""
+        if shape in self.times:
+            return min(self.times[shape])
+        known = {t * s: min(times) for (t, s, _), times in self.times.items()}
+        size = shape[0] * shape[1]
+        base = max((k for k in known if k <= size), default=min(known))
+        return known[base] * max(size / base, 1.0)
+
+    def run(self, shape: Shape, clock: Callable[[], float]) -> None:
+        tokens, count, every = shape
+        works = []
+        for sequence in self.sequences[:count]:
+            keep = max(self.prefix, 1)
+            if not self.model.capabilities.rewind:  # going back would be measured too
+                if self.held[sequence] + tokens > self.model.n_ctx - 1:
+                    self._read_prefix(sequence)
+                keep = self.held[sequence]
+            ids = self._some(keep, tokens)
+            rows = range(tokens) if every else (tokens - 1,)
+            works.append(Work(sequence, keep, ids, [(at, self.read(ids[at])) for at in rows]))
+            self.held[sequence] = keep + tokens
+        began = clock()
+        self.model.forward(works)
+        self.times.setdefault(shape, []).append(clock() - began)
+
+    def cost(self) -> ForwardCost:
+        points = [Point.of(shape, times) for shape, times in sorted(self.times.items())]
+        if not all(point.seconds > 0 for point in points):
+            raise BackendError(f"{self.model.name}: its forwards take no time that this clock can tell")
+        return ForwardCost(self.model.name, tuple(points))
+
+    def close(self) -> None:
+        sequences, self.sequences = self.sequences, []
+        for sequence in sequences:
+            self.model.close(sequence)
+
+
+def _plain_ids(model: TokenModel) -> list[int]:
+    """Ids of text from all over the vocabulary: which they are matters where experts are chosen by them."""
+    tokenizer = model.tokenizer
+    unread = {*tokenizer.special_ids, *tokenizer.eog_ids, *tokenizer.unused_ids}
+    step = max(tokenizer.n_vocab // 257, 1)
+    plain = [token for token in range(0, tokenizer.n_vocab, step) if token not in unread]
+    return plain or [min(set(range(tokenizer.n_vocab)) - unread, default=0)]
