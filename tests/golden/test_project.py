@@ -37,10 +37,10 @@ EXPORTS = {
     "UnsteadyMachineWarning", "Usage", "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
-    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "Budget", "Capped", "Every", "Guarantee", "Learned", "MissedEstimate", "Never",
-    "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning", "Random", "SpanRule", "Threshold", "audit_of",
-    "check_pair", "check_prompt", "estimate_missed", "fingerprint", "guarantee_of", "load_policy", "make_policy",
-    "promote", "save_policy",
+    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "Budget", "Capped", "Every", "Guarantee", "Learned",
+    "MissedEstimate", "Never", "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning", "Random", "SpanRule",
+    "Threshold", "audit_of", "check_pair", "check_prompt", "estimate_missed", "fingerprint", "guarantee_of",
+    "load_policy", "make_policy", "promote", "save_policy",
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
