@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +17,8 @@ from ..calibration.options import check_output, require_rate_to_hold
 from ..calibration.report import check_report_path
 from ..calibration.target import DEFAULT_REGRET, require_enough_prompts
 from . import options as o
-from .terminal import EXIT_FAILED, err, out, say, write_json
+from .progress import stage_bars
+from .terminal import EXIT_FAILED, out, say, write_json
 
 _PROMPTS, _TARGET, _FIT = "Prompts", "Target", "Fit"
 
@@ -197,7 +196,7 @@ def calibrate(
     if dry_run:
         _estimate(fast, slow, prompts, count, policy_file, report, target, options, as_json=as_json)
         return
-    with _progress() as progress:
+    with stage_bars() as progress:
         found = cal.calibrate(
             fast,
             slow,
@@ -217,34 +216,6 @@ def calibrate(
         _show(found, report)
     if found.policy is None:
         raise typer.Exit(EXIT_FAILED)
-
-
-class _Bars:
-    """A bar for the stage at hand on a terminal; a line per stage elsewhere."""
-
-    def __init__(self, bars: Progress) -> None:
-        self._bars, self._task = bars, bars.add_task("loading", total=None)
-
-    def begin(self, stage: str, total: int) -> None:
-        self._bars.reset(self._task, description=stage, total=total)
-        if not self._bars.console.is_terminal:
-            say(stage)
-
-    def advance(self, count: int) -> None:
-        self._bars.advance(self._task, count)
-
-
-@contextmanager
-def _progress() -> Iterator[_Bars]:
-    console = err()
-    columns = (
-        TextColumn("{task.description:<20.20}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield _Bars(bars)
 
 
 def _estimate(
