@@ -32,7 +32,7 @@ from .measuring import BLOCK, Measurements
 from .models import Models, check_prompts
 from .modes import Mode, Seat, alone_modes, pair_modes
 from .whole_query import whole_queries
-from .words import as_options, as_python, evidence
+from .words import as_options, as_python, evidence, headline, table
 
 DEFAULT_QUALITY_LOSS = 0.02
 DEFAULT_COUNT = 40
@@ -69,6 +69,10 @@ class Recommendation:
     def n(self) -> int:
         """Prompts."""
         return self.figures[0].n
+
+    def __str__(self) -> str:
+        sentences = "\n".join((f"{headline(self.advice)}.", *self.evidence))
+        return f"{sentences}\n\n{self.python}\n\n{table(self.figures, at_once=self.at_once)}"
 
     @property
     def recommended(self) -> Figures:

@@ -95,20 +95,41 @@ def _open(advice: Advice, figures: Sequence[Figures], *, prefer: str, quality_lo
 
 
 def _share(estimate: Estimate) -> str:
-    return _written(estimate, "{:.1%}".format)
+    return _written(estimate, "{:.1%}")
 
 
 def _ratio(estimate: Estimate) -> str:
-    return _written(estimate, "{:.2f}".format)
+    return _written(estimate, "{:.2f}")
 
 
-def _written(estimate: Estimate, form: object) -> str:
-    assert callable(form)
+def _written(estimate: Estimate, form: str) -> str:
     if estimate.value is None:
         return "an unknown share"
     if estimate.interval is None:
-        return str(form(estimate.value))
-    return "{} [{}, {}]".format(form(estimate.value), *map(form, estimate.interval))
+        return form.format(estimate.value)
+    return f"{form.format(estimate.value)} [{', '.join(map(form.format, estimate.interval))}]"
+
+
+def table(figures: Sequence[Figures], *, at_once: int) -> str:
+    """A line a mode, without intervals, for where there is no terminal to draw on."""
+    several = f"{at_once} at once" if at_once > 1 else ""
+    lines = [f"{'mode':<28}{'right':>7}{'loss':>8}{'seconds':>9}{'FLOPs':>7}{'tokens/s':>10}{several:>11}"]
+    for one in figures:
+        cells = [
+            f"{_plain(one.accuracy, '{:.1%}'):>7}",
+            f"{_plain(one.quality_loss, '{:.1%}'):>8}",
+            f"{_plain(one.seconds_relative, '{:.2f}'):>9}",
+            f"{_plain(one.flops_relative, '{:.2f}'):>7}",
+            f"{_plain(one.tokens_per_second, '{:,.1f}'):>10}",
+            f"{_plain(one.tokens_per_second_at_once, '{:,.1f}'):>11}" if several else "",
+        ]
+        lines.append(f"{one.mode.name:<28}{''.join(cells)}")
+    lines.append("seconds, FLOPs: against the slow model alone")
+    return "\n".join(lines)
+
+
+def _plain(estimate: Estimate, form: str) -> str:
+    return "-" if estimate.value is None else form.format(estimate.value)
 
 
 # --- how to have it ------------------------------------------------------------------------------
