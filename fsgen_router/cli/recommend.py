@@ -204,8 +204,8 @@ def show(found: rec.Recommendation) -> None:
 
 def modes_table(found: rec.Recommendation) -> Table:
     """A row a mode; below each figure its interval."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
-    table.add_column("mode", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    table.add_column("mode", overflow="fold", min_width=14)
     headings = ["right", "loss", "seconds", "FLOPs", "tok/s"]
     headings += [f"tok/s\n{found.at_once} at once"] if found.at_once > 1 else []
     headings += ["money"] if found.prices is not None else []
@@ -238,12 +238,14 @@ def _legend(found: rec.Recommendation) -> str:
     slow = found.figures[0]
     seconds = "unknown" if slow.seconds.value is None else f"{slow.seconds.value:.3g} s"
     flops = "" if slow.flops.value is None else f", {si(slow.flops.value)}FLOPs"
+    several = f"; {found.at_once} at once by blocks of {rec.BLOCK}" if found.at_once > 1 else ""
     return (
         f"{found.n} prompts ({found.source}), checker {found.check}, in turns; below each figure its 95% interval "
-        "(bootstrap by prompt; 4 at once by blocks of 8). loss: of accuracy against the slow model alone; seconds, "
-        f"FLOPs, money: as a share of its own ({seconds} an answer{flops}). whole: one decision for an answer, at the "
-        "prompt or after the fast model's answer, made of both models' own answers."
-    ).replace("4 at once", f"{found.at_once} at once")
+        f"(bootstrap by prompt{several}). loss: of accuracy against the slow model alone; seconds, FLOPs, money: as a "
+        f"share of its own ({seconds} an answer{flops}). at prompt, at answer: one decision for a whole answer, by "
+        "what the fast model makes of the prompt, or behind its answer, with the share of prompts that goes to the slow "
+        "model; made of both models' own answers."
+    )
 
 
 def _cell(estimate: Estimate, form: Callable[[float], str], edge: Callable[[float], str] | None = None) -> Text:

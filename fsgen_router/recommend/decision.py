@@ -137,12 +137,12 @@ def loss_bound(n: float, lost: float, won: float) -> float:
     """What the true quality loss is at most: the upper end of its 95% interval (normal, paired), with one lost prompt
     added. Without it, what was not seen in a few prompts would pass for impossible: none lost of 8 means at most
     a third, of 150 at most 2%."""
-    return _edge(n + 1, lost + 1, won, _Z)
+    return min(_edge(n + 1, lost + 1, won, _Z), 1.0)
 
 
 def loss_floor(n: float, lost: float, won: float) -> float:
     """What it is at least: the lower end, with one won prompt added."""
-    return _edge(n + 1, lost, won + 1, -_Z)
+    return max(_edge(n + 1, lost, won + 1, -_Z), -1.0)
 
 
 def _edge(n: float, lost: float, won: float, z: float) -> float:

@@ -88,4 +88,4 @@ def _figure(estimate: Estimate, write: Any) -> Any:
         return "–"
     if estimate.interval is None or estimate.interval[0] == estimate.interval[1]:
         return write(estimate.value)
-    return Markup("{}<small>{} – {}</small>").format(write(estimate.value), *map(write, estimate.interval))
+    return Markup("{}<small>{}–{}</small>").format(write(estimate.value), *map(write, estimate.interval))
