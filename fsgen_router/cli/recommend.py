@@ -243,7 +243,7 @@ def _legend(found: rec.Recommendation) -> str:
         f"{found.n} prompts ({found.source}), checker {found.check}, in turns; below each figure its 95% interval "
         f"(bootstrap by prompt{several}). loss: of accuracy against the slow model alone; seconds, FLOPs, money: as a "
         f"share of its own ({seconds} an answer{flops}). at prompt, at answer: one decision for a whole answer, by "
-        "what the fast model makes of the prompt, or behind its answer, with the share of prompts that goes to the slow "
+        "what the fast model makes of the prompt, or behind its answer, and the share that goes to the slow "
         "model; made of both models' own answers."
     )
 
