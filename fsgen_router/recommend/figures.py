@@ -14,7 +14,7 @@ from ..records import ModelUsage, Prices
 from ..report.comparison import cost_usd
 from .decision import loss_bound
 from .measuring import Sample
-from .modes import Mode, Seat
+from .modes import DEFAULT, Mode, Seat
 
 PREFERENCES = ("seconds", "money", "flops")
 """What may count: of each, :class:`Figures` has ``<name>_relative``."""
@@ -76,11 +76,12 @@ class Figures:
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, for JSON: every figure with ``<name>_interval`` beside it."""
+        said = not self.derived and self.mode.name != DEFAULT
         record: dict[str, Any] = {
             "name": self.mode.name,
             "kind": self.mode.kind,
-            "policy": None if self.derived else self.mode.policy,
-            "method": None if self.derived else self.mode.method,
+            "policy": self.mode.policy if said else None,
+            "method": self.mode.method if said else None,
             "seats": list(self.mode.seats),
             "lossless": self.mode.lossless,
         }

@@ -52,6 +52,9 @@ ROUTED: tuple[Mode, ...] = (
 )
 """Modes of two local models, which the slow one's rows are needed for."""
 
+DEFAULT = "default"
+"""The name of a mode that is the Router's own policy, where a pair comes with one."""
+
 REST_WINDOW = 8
 """Tokens whose mean entropy hands the rest of an answer over."""
 

@@ -24,13 +24,14 @@ from ..evaluation.intervals import RESAMPLES
 from ..policies import make_policy
 from ..policies.cards import fingerprint
 from ..records import Prices
+from ..reference import policy_path
 from ..run.workers import AnyModel
 from ..support.machine import usable_cores
 from .decision import Advice, Option, decide
 from .figures import PREFERENCES, Columns, Figures, columns_of, find, make_figures
 from .measuring import BLOCK, Measurements
 from .models import Models, check_prompts
-from .modes import Mode, Seat, alone_modes, pair_modes
+from .modes import DEFAULT, Mode, Seat, alone_modes, pair_modes
 from .whole_query import whole_queries
 from .words import as_options, as_python, evidence, headline, table
 
@@ -294,6 +295,8 @@ def _measure(
     modes = list(alone)
     for seats in _pairs(models):
         made = pair_modes(local=seats[1] in models.local, rest=rest, policies=policies, seats=seats)
+        if models.is_reference and seats == ("fast", "slow"):
+            made.append(Mode(name=DEFAULT, kind="routed", policy=str(policy_path()), method=None))
         modes += [replace(mode, at_once=several) for mode in made]
     turns = sum(len(mode.at_once) for mode in modes)
     with stages.stage("all modes in turns", turns * len(items) - min(BLOCK, len(items))) as on_items:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..evaluation import Estimate
 from .decision import Advice
 from .figures import Figures, find
-from .modes import Seat
+from .modes import DEFAULT, Seat
 
 HEADLINES = {
     "routed": "Route: {mode}",
@@ -141,6 +141,8 @@ def as_python(one: Figures, models: Mapping[Seat, str], *, reference: bool) -> s
         return _router(("fast", "slow"), models, "always,span=rest", "replace", reference=reference)
     if one.recipe is not None:
         return f"router = {_router(one.mode.seats, models, None, None, reference=reference)}\n{one.recipe}"
+    if one.mode.name == DEFAULT:
+        return "Router()"
     seats: tuple[Seat, Seat] = one.mode.seats
     return _router(seats, models, one.mode.policy, one.mode.method, reference=reference)
 
@@ -155,8 +157,8 @@ def _router(
 
 
 def as_options(one: Figures, models: Mapping[Seat, str], *, reference: bool) -> str:
-    """The same as options of the command line; empty where no options do it."""
-    if one.recipe is not None:
+    """The same as options of the command line; empty where no options do it, or none are needed."""
+    if one.recipe is not None or one.mode.name == DEFAULT:
         return ""
     seats, policy, method = one.mode.seats, one.mode.policy, one.mode.method
     if one.mode.kind == "slow":
