@@ -181,5 +181,5 @@ def _fewest(holds: Callable[[float], bool]) -> float:
 
 def _rounded(count: float) -> int:
     """Two digits are all that such an estimate is worth; rounded up."""
-    step = 10 ** max(math.floor(math.log10(max(count, 1.0))) - 1, 0)
+    step: int = 10 ** max(math.floor(math.log10(max(count, 1.0))) - 1, 0)
     return math.ceil(count / step) * step

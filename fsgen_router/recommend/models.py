@@ -132,6 +132,13 @@ def with_sequences(model: AnyModel | str, count: int) -> AnyModel | str:
     return f"{model}{'&' if '?' in model else '?'}n_seq={count}"
 
 
+def require_both(fast: object, slow: object) -> None:
+    """Refuse one model without the other."""
+    if (fast is None) != (slow is None):
+        missing = "slow" if slow is None else "fast"
+        raise ConfigurationError(f"{missing} is missing", hint="name both models, or neither for the reference pair")
+
+
 def require_different(models: dict[Seat, AnyModel | str]) -> None:
     """Refuse one model in two seats: it would be compared with itself."""
     seen: dict[object, Seat] = {}

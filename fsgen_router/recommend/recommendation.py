@@ -30,7 +30,7 @@ from ..support.machine import usable_cores
 from .decision import Advice, Option, decide
 from .figures import PREFERENCES, Columns, Figures, columns_of, find, make_figures
 from .measuring import BLOCK, Measurements
-from .models import Models, check_prompts
+from .models import Models, check_prompts, require_both
 from .modes import DEFAULT, Mode, Seat, alone_modes, pair_modes
 from .whole_query import whole_queries
 from .words import as_options, as_python, evidence, headline, table
@@ -150,6 +150,7 @@ def recommend(
     answer), and :class:`CheckerFailed` where the checker raises or finds no answer of either model right.
     """
     _check_wishes(quality_loss, prefer, prices, at_once)
+    require_both(fast, slow)
     if report is not None:
         check_report_path(report)
     for policy in policies:

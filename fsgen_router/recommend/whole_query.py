@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ..evaluation import Array
 from .figures import Columns
@@ -65,7 +66,7 @@ def whole_queries(
     return made
 
 
-def _batch(fast: Columns, slow: Columns, over: Array, *, answers: bool) -> Array | None:
+def _batch(fast: Columns, slow: Columns, over: npt.NDArray[np.bool_], *, answers: bool) -> Array | None:
     """Tokens and seconds of each block several at a time: both models' own, by the share that each answers."""
     if fast.batch is None or slow.batch is None:
         return None

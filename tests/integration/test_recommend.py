@@ -158,7 +158,7 @@ class _Interrupt:
 def test_what_is_finished_is_kept(
     fast_model: TokenModel, slow_model: TokenModel, items: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments: dict[str, Any] = {"at_once": 1, "max_tokens": 48, "resamples": 100, "work": tmp_path / "work"}
+    arguments: dict[str, Any] = {"at_once": 1, "max_tokens": 96, "resamples": 100, "work": tmp_path / "work"}
     with pytest.raises(KeyboardInterrupt):
         recommend(fast_model, slow_model, items, progress=_Interrupt(40), **arguments)
     kept = {path.name: path.read_bytes() for path in (tmp_path / "work").iterdir()}
