@@ -18,7 +18,8 @@ from .figures import PREFERENCES, Figures
 from .measuring import BLOCK, Measurements
 from .models import Models
 from .modes import ROUTED, Kind, Mode, Seat, pair_modes
-from .recommendation import DEFAULT_COUNT, DEFAULT_QUALITY_LOSS, Recommendation, recommend
+from .pipeline import DEFAULT_COUNT, DEFAULT_QUALITY_LOSS, recommend
+from .result import Recommendation
 from .words import headline
 
 __all__ = [

@@ -19,7 +19,7 @@ from ..evaluation.plots import (
     percent_shown,
     plot_title,
 )
-from .recommendation import Recommendation, machine
+from .result import Recommendation, machine
 from .words import headline
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")

@@ -105,7 +105,7 @@ def _ratio(estimate: Estimate) -> str:
 def _written(estimate: Estimate, form: str) -> str:
     if estimate.value is None:
         return "an unknown share"
-    if estimate.interval is None:
+    if estimate.interval is None or estimate.interval[0] == estimate.interval[1]:
         return form.format(estimate.value)
     return f"{form.format(estimate.value)} [{', '.join(map(form.format, estimate.interval))}]"
 

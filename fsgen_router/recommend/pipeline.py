@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,15 @@ from ..policies.cards import fingerprint
 from ..records import Prices
 from ..reference import policy_path
 from ..run.workers import AnyModel
-from ..support.machine import usable_cores
-from .decision import Advice, Option, decide
+from .decision import Option, decide
 from .figures import PREFERENCES, Columns, Figures, columns_of, find, make_figures
 from .measuring import BLOCK, Measurements
 from .models import Models, check_prompts, require_both
 from .modes import DEFAULT, Mode, Seat, alone_modes, pair_modes
+from .page import write_page
+from .result import Recommendation, machine
 from .whole_query import whole_queries
-from .words import as_options, as_python, evidence, headline, table
+from .words import as_options, as_python, evidence
 
 DEFAULT_QUALITY_LOSS = 0.02
 DEFAULT_COUNT = 40
@@ -42,71 +42,6 @@ ENOUGH_TO_DOUBT = 16
 
 Expected = Callable[[Mode], float | None]
 """What a cost model says an answer in a mode takes, in seconds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
-    """What :func:`recommend` found. ``evidence`` are plain sentences, ``python`` and ``options`` how to have the
-    recommended mode in Python and on the command line."""
-
-    advice: Advice
-    figures: tuple[Figures, ...]
-    evidence: tuple[str, ...]
-    python: str
-    options: str
-    models: Mapping[Seat, str]
-    source: str
-    check: str
-    prefer: str
-    quality_loss: float
-    at_once: int
-    max_tokens: int
-    seed: int
-    notes: tuple[str, ...] = ()
-    prices: Prices | None = None
-    seconds: Mapping[str, float]
-
-    @property
-    def n(self) -> int:
-        """Prompts."""
-        return self.figures[0].n
-
-    def __str__(self) -> str:
-        sentences = "\n".join((f"{headline(self.advice)}.", *self.evidence))
-        return f"{sentences}\n\n{self.python}\n\n{table(self.figures, at_once=self.at_once)}"
-
-    @property
-    def recommended(self) -> Figures:
-        """The figures of the mode that is recommended."""
-        return find(self.figures, self.advice.mode)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: every figure with ``<name>_interval`` beside it."""
-        prices = self.prices
-        return {
-            "verdict": self.advice.verdict,
-            "mode": self.advice.mode,
-            "evidence": list(self.evidence),
-            "python": self.python,
-            "options": self.options,
-            "promising": list(self.advice.promising),
-            "prompts_needed": self.advice.prompts_needed,
-            "n": self.n,
-            "problems": self.source,
-            "check": self.check,
-            "prefer": self.prefer,
-            "quality_loss_allowed": self.quality_loss,
-            "at_once": self.at_once,
-            "max_tokens": self.max_tokens,
-            "seed": self.seed,
-            "models": dict(self.models),
-            "prices": None
-            if prices is None
-            else {"input": prices.input, "output": prices.output, "cached_input": prices.cached_input},
-            "machine": machine(),
-            "notes": list(self.notes),
-            "modes": [one.to_dict() for one in self.figures],
-        }
 
 
 def recommend(
@@ -203,8 +138,6 @@ def recommend(
         seconds=stages.seconds,
     )
     if report is not None:
-        from .page import write_page
-
         write_page(found, report)
     return found
 
@@ -249,11 +182,6 @@ def _work_directory(work: str | Path | None, report: str | Path | None) -> Abstr
     if report is not None:
         return nullcontext(Path(report).with_suffix(".work"))
     return tempfile.TemporaryDirectory(prefix="fsgen-recommend-")
-
-
-def machine() -> str:
-    """What seconds depend on."""
-    return f"{platform.system()} {platform.machine()}, {usable_cores()} cores"
 
 
 def _belongs_to(models: Models, items: Sequence[Item], options: Mapping[str, Any]) -> dict[str, Any]:
