@@ -79,7 +79,10 @@ def alone_modes(*, middle: bool, local: bool) -> list[Mode]:
 
 def pair_modes(*, local: bool, rest: float, policies: Sequence[str], seats: tuple[Seat, Seat]) -> list[Mode]:
     """What two models can do together; ``policies`` are a user's own, short forms or files."""
-    own = [Mode(name=f"own: {_short(policy)}", kind="routed", policy=policy, method=None) for policy in policies]
+    shown = {policy: re.split(r"[\\/]", policy)[-1] for policy in policies}
+    if len(set(shown.values())) < len(shown):  # files of one name in several folders
+        shown = {policy: policy for policy in shown}
+    own = [Mode(name=f"own: {name}", kind="routed", policy=policy, method=None) for policy, name in shown.items()]
     modes = [*(ROUTED if local else ()), rest_mode(rest), *own]
     if seats == ("fast", "slow"):
         return modes
@@ -89,7 +92,3 @@ def pair_modes(*, local: bool, rest: float, policies: Sequence[str], seats: tupl
         replace(mode, name=f"{mode.name} ({seats[0]}, {seats[1]})", seats=seats, lossless=mode.lossless and lossless)
         for mode in modes
     ]
-
-
-def _short(policy: str) -> str:
-    return re.split(r"[\\/]", policy)[-1]

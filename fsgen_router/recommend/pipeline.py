@@ -99,19 +99,21 @@ def recommend(
                 f"{models.loaded['slow'].name} does not say its size, so its FLOPs are unknown",
                 hint="prefer seconds or money",
             )
-        at_once = min(at_once, models.at_once)
         notes = check_prompts(models, items, max_tokens=max_tokens)
+        if at_once > models.at_once:
+            notes.append(f"{at_once} at once were asked for, and the models hold {models.at_once} (n_seq)")
+            at_once = models.at_once
+        names: dict[Seat, str] = {
+            seat: model if isinstance(model, str) else model.name for seat, model in models.named.items()
+        }
         options = {"max_tokens": max_tokens, "stop": tuple(stop), "seed": seed}
         with _work_directory(work, report) as folder:
-            directory = WorkDirectory(folder, _belongs_to(models, items, options))
+            directory = WorkDirectory(folder, _belongs_to(models, names, items, options))
             measured, modes = _measure(
                 models, items, directory, options, checker, stages, policies=policies, at_once=at_once, seed=seed
             )
         with stages.stage("intervals", 1):
             figures = _figures(models, measured, modes, checker, prices, at_once, seed, resamples, expected)
-        names: dict[Seat, str] = {
-            seat: model if isinstance(model, str) else model.name for seat, model in models.named.items()
-        }
         is_reference = models.is_reference
     advice = decide(
         [_option(one, prefer) for one in figures if one.mode.kind != "slow"],
@@ -184,15 +186,17 @@ def _work_directory(work: str | Path | None, report: str | Path | None) -> Abstr
     return tempfile.TemporaryDirectory(prefix="fsgen-recommend-")
 
 
-def _belongs_to(models: Models, items: Sequence[Item], options: Mapping[str, Any]) -> dict[str, Any]:
-    pair = fingerprint(models.router(("fast", "slow")).fast, models.router(("fast", "slow")).slow)
-    middle = models.loaded.get("middle")
+def _belongs_to(
+    models: Models, names: Mapping[Seat, str], items: Sequence[Item], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What measurements depend on: also options of models, like their threads, and the machine."""
+    router = models.router(("fast", "slow"))
     return {
         "version": __version__,
         "command": "recommend",
         "machine": machine(),
-        "pair": pair.model_dump(),
-        "middle": None if middle is None else middle.name,
+        "pair": fingerprint(router.fast, router.slow).model_dump(),
+        "models": dict(names),
         "prompts": [prompt_key(item) for item in items],
         "options": {**options, "stop": list(options["stop"])},
     }

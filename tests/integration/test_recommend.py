@@ -246,6 +246,15 @@ def test_prompts_longer_than_half_the_context_are_measured_and_noted(tmp_path: P
     assert all(note.startswith("2 of 3 prompts are longer than half of the context") for note in found.notes)
 
 
+def test_models_that_hold_fewer_requests_are_measured_with_those(items: list[Any]) -> None:
+    found = recommend(
+        "reference:fast?n_seq=1", "reference:slow?n_seq=1", items[:2], check="slow", max_tokens=4, resamples=100
+    )
+    assert found.at_once == 1
+    assert found.notes == ("4 at once were asked for, and the models hold 1 (n_seq)",)
+    assert found.figures[0].tokens_per_second_at_once.value is None
+
+
 def test_a_checker_that_finds_nothing_right_is_doubted(
     fast_model: TokenModel, slow_model: TokenModel, items: list[Any]
 ) -> None:
