@@ -247,12 +247,12 @@ def test_a_mode_is_one_record() -> None:
     local = pair_modes(local=True, rest=1.5, policies=["random:0.1"], seats=("fast", "slow"))
     assert [mode.name for mode in local] == [*(mode.name for mode in ROUTED), "rest", "own: random:0.1"]
     assert len({mode.file_name for mode in local}) == len(local)
-    for given, shown in (
+    for policies, shown in (
         (["a/p.safetensors", "b/q.safetensors"], ["own: p.safetensors", "own: q.safetensors"]),
         (["a/p.safetensors", "b/p.safetensors"], ["own: a/p.safetensors", "own: b/p.safetensors"]),
         (["every:3", "every:3"], ["own: every:3"]),
     ):
-        modes = pair_modes(local=True, rest=1.5, policies=given, seats=("fast", "slow"))
+        modes = pair_modes(local=True, rest=1.5, policies=policies, seats=("fast", "slow"))
         assert [mode.name for mode in modes if mode.name.startswith("own")] == shown
     # Behind an endpoint nobody judges drafts.
     remote = pair_modes(local=False, rest=1.5, policies=[], seats=("fast", "slow"))
