@@ -29,6 +29,7 @@ COMMANDS = {
         ("trace", "trace", "trace"),
         ("eval", "evaluate", "evaluate"),
         ("calibrate", "calibrate", "calibrate"),
+        ("recommend", "recommend", "recommend"),
         ("demo", "demo", "demo"),
         ("doctor", "doctor", "doctor"),
     )
