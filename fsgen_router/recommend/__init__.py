@@ -8,8 +8,8 @@
     print(found.advice.verdict, found.evidence, found.python)
 
 Each model alone, routing by token with ``replace`` and ``verify``, speculative decoding, drafts judged loosely,
-handing over the rest, and one decision for a whole answer: all are answered in turns, block by block of the
-prompts, so that what else the machine does hits all alike. :func:`decide` is the rule, on figures alone. Needs the
+handing over the rest, and one decision for a whole answer: all are answered in turns, prompt by prompt, so that what
+else the machine does hits all alike. :func:`decide` is the rule, on figures alone. Needs the
 extra ``eval``; the page needs ``calibrate``.
 """
 

@@ -1,6 +1,7 @@
-"""Modes measured in turns: blocks of prompts, each answered in every mode before the next one is begun.
+"""Modes measured in turns: a prompt is answered in every mode before the next one is, and so are blocks of prompts
+that are answered several at a time.
 
-What else the machine does then hits all modes alike, and what is finished is kept by block.
+What else the machine does then hits all modes alike, and no mode's prompts together. What is finished is kept.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .models import Models
 from .modes import REST_WINDOW, Mode
 
 BLOCK = 8
-"""Prompts in a block: what a crash can cost, and how often modes take turns."""
+"""Prompts that are answered several at a time, before the next mode's turn."""
 
 Key: TypeAlias = tuple[str, int]
 """A mode's name, and how many requests at once."""
@@ -87,19 +88,27 @@ class Measurements:
     def blocks(self, modes: Sequence[Mode]) -> Iterator[int]:
         """Measure, a block at a time; yields how many prompts are answered in all modes."""
         for start in range(0, len(self.items), BLOCK):
-            turns = [(mode, at_once) for mode in modes for at_once in mode.at_once]
-            # In another order in each block: what comes first finds another machine than what comes last.
-            random.Random(f"{self._seed}/{start}").shuffle(turns)
-            for mode, at_once in turns:
-                self.measure(mode, at_once, start)
-            yield min(start + BLOCK, len(self.items))
+            stop = min(start + BLOCK, len(self.items))
+            for number in range(start, stop):
+                for mode in self._in_turn(modes, number):
+                    self.measure(mode, 1, number)
+            for at_once in sorted({count for mode in modes for count in mode.at_once} - {1}):
+                for mode in self._in_turn(modes, start):
+                    if at_once in mode.at_once:
+                        self.measure(mode, at_once, start)
+            yield stop
+
+    def _in_turn(self, modes: Sequence[Mode], number: int) -> list[Mode]:
+        """In another order each time: what comes first finds another machine than what comes last."""
+        return random.Random(f"{self._seed}/{number}").sample(modes, len(modes))
 
     def measure(self, mode: Mode, at_once: int, start: int) -> None:
-        """One block in one mode, unless it is done."""
+        """One prompt, or a block of them ``at_once`` at a time, in one mode, unless it is done."""
+        size = 1 if at_once == 1 else BLOCK
         parts = self._parts.setdefault((mode.name, at_once), [])
-        if len(parts) > start // BLOCK:
+        if len(parts) > start // size:
             return
-        block = self.items[start : start + BLOCK]
+        block = self.items[start : start + size]
         name = f"{mode.file_name}-{at_once}-{start:06d}"
         router = self._models.routed(mode, at_once)
         arrays = self._work.load(name)

@@ -222,7 +222,8 @@ def _measure(
     alone = [replace(mode, at_once=several) for mode in alone_modes(middle="middle" in models.named, local=local)]
     with stages.stage("fast alone", min(BLOCK, len(items))) as on_items:
         measured.on_items = on_items
-        measured.measure(alone[1], 1, 0)
+        for number in range(min(BLOCK, len(items))):
+            measured.measure(alone[1], 1, number)
     peaks = measured.sample(alone[1]).extras["peak_entropy_nats"]
     rest = float(f"{np.median(peaks):.3g}")
     modes = list(alone)
