@@ -389,7 +389,7 @@ def recommend() -> str:
     lines += [
         "",
         f"{figures['n']} problems, seconds and FLOPs against the slow model alone, 1 thread a model on "
-        f"{figures['machine']}. {figures['note']} The verdict: *{figures['headline']}.* "
+        f"{figures['machine']}. {figures['note']}{' ' * bool(figures['note'])}The verdict: *{figures['headline']}.* "
         f"{' '.join(figures['evidence'])} "
         f"`benchmarks/recommend.py`, seed {figures['seed']}, 95% bootstrap intervals by prompt, {figures['date']}.",
     ]
