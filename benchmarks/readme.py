@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "figures.md"
 PAIR = HERE.parent / "examples" / "reference_pair"
+RECOMMEND = HERE.parent / "docs" / "recommend.md"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -423,6 +424,37 @@ def card() -> str:
     return "\n".join(lines)
 
 
+def recommend() -> str:
+    figures = load("recommend")
+
+    def cell(mode: dict[str, Any], name: str, form: str) -> str:
+        value, interval = mode[name], mode[f"{name}_interval"]
+        inside = f" [{', '.join(map(form.format, interval))}]" if interval and interval[0] != interval[1] else ""
+        return f"{form.format(value)}{inside}"
+
+    lines = [
+        "| mode | right | seconds | FLOPs | tokens/s | 4 at once |",
+        "|---|---|---|---|---|---|",
+    ]
+    for mode in figures["modes"]:
+        cells = [
+            cell(mode, "accuracy", "{:.1%}"),
+            cell(mode, "seconds_relative", "{:.2f}"),
+            cell(mode, "flops_relative", "{:.2f}"),
+            cell(mode, "tokens_per_second", "{:,.0f}"),
+            cell(mode, "tokens_per_second_at_once", "{:,.0f}"),
+        ]
+        lines.append(f"| {mode['name']} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{figures['n']} problems, seconds and FLOPs against the slow model alone, 1 thread a model on "
+        f"{figures['machine']}. {figures['note']}{' ' * bool(figures['note'])}The verdict: *{figures['headline']}.* "
+        f"{' '.join(figures['evidence'])} "
+        f"`benchmarks/recommend.py`, seed {figures['seed']}, 95% bootstrap intervals by prompt, {figures['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "reference_pair": (README, reference_pair),
     "speed": (README, speed),
@@ -434,6 +466,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "certified": (README, certified),
     "prompt_check": (README, prompt_check),
     "card": (PAIR / "MODEL_CARD.md", card),
+    "recommend": (RECOMMEND, recommend),
 }
 
 

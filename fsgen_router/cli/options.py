@@ -48,7 +48,8 @@ POLICY_TEXT = (
 METHOD_TEXT = (
     "What it does then. [cyan]replace[/]: writes its own token. [cyan]verify[/]: also judges the drafts before it, "
     f"and corrects from the first bad one on. [cyan]verify:RULE=a,draft_len=N[/]: by one of {', '.join(RULES)} (a from "
-    f"0 to 1; exact and speculative take none), with N drafts held back ({DEFAULT_DRAFT_LEN} unless said)."
+    "0 to 1; exact and speculative take none; of entropy_gate it is in nats, with ,window=W), with N drafts held back "
+    f"({DEFAULT_DRAFT_LEN} unless said)."
 )
 
 Policy: TypeAlias = Annotated[

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ..contracts.policy import rewound
+from ..rows.acceptance import first_rejected
 from ..rows.reading import Row
 from .commands import Command
 from .commit import at_the_end, commit
@@ -25,7 +26,10 @@ def ask(core: Core) -> list[Command]:
     checks = [(done + k, held.check) for k, held in enumerate(state.held) if held.check]
     keep = min(reader.seen, prompt + (checks[0][0] if checks else len(state.answer)) - 1)
     ids = core.ids("slow", keep)
-    reads = [(prompt + at - 1 - keep, core.choice("slow", at, ids=(check.token,), check=check)) for at, check in checks]
+    reads = [
+        (prompt + at - 1 - keep, core.choice("slow", at, signals=check.rule.gated, ids=(check.token,), check=check))
+        for at, check in checks
+    ]
     if at_the_end(core):
         ids = ids[:-1]
     else:
@@ -36,11 +40,12 @@ def ask(core: Core) -> list[Command]:
 def verified(core: Core, rows: Sequence[Row]) -> list[Command]:
     """Judge what is held back: the first rejected draft is replaced, what follows it is discarded."""
     state, judged = core.state, iter(rows)
+    rejected = _rejected(core, rows)
     emitted: list[Command] = []
     while state.held:
         held = state.held[0]
         row = next(judged) if held.check else None
-        if row is not None and not row.accepted:
+        if row is not None and row is rejected:
             state.usage.discarded_tokens += len(state.held)
             state.policy = rewound(core.policy, held.policy, state.policy)
             _rewind(core, len(state.tokens))
@@ -61,6 +66,15 @@ def verified(core: Core, rows: Sequence[Row]) -> list[Command]:
             state.rows["slow"] = bonus
             emitted.append(stands(core, None, None))
     return emitted
+
+
+def _rejected(core: Core, rows: Sequence[Row]) -> Row | None:
+    """The row of the first draft that does not stand."""
+    rule, count = core.method.rule, sum(held.check is not None for held in core.state.held)
+    if rule is None:
+        return None
+    stand = first_rejected(rule, [bool(row.accepted) for row in rows[:count]], [row.entropy for row in rows[:count]])
+    return rows[stand] if stand < count else None
 
 
 def _rewind(core: Core, length: int) -> None:

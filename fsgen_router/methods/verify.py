@@ -13,6 +13,8 @@ from ..rows.acceptance import Rule
 from ..rows.reading import Row
 
 DEFAULT_DRAFT_LEN = 16
+DEFAULT_WINDOW = 6
+"""Of the rule ``entropy_gate``, in drafts: its authors' (arXiv 2511.22972)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ COMMANDS = {
         ("trace", "trace", "trace"),
         ("eval", "evaluate", "evaluate"),
         ("calibrate", "calibrate", "calibrate"),
+        ("recommend", "recommend", "recommend"),
         ("demo", "demo", "demo"),
         ("doctor", "doctor", "doctor"),
     )
@@ -73,7 +74,9 @@ def shown_texts() -> dict[str, str]:
     texts = {"README.md": "\n".join(code_blocks("README.md"))}
     paths = [
         *(path for path in (ROOT / "fsgen_router").rglob("*.py") if path.name != "world.py"),
-        *(path for room in ("adapters", "policies", "examples") for path in (ROOT / room).rglob("*.py")),
+        *(path for room in ("adapters", "policies") for path in (ROOT / room).rglob("*.py")),
+        # The real pair is asked other things.
+        *(path for path in (ROOT / "examples").rglob("*.py") if path.name != "real_pair.py"),
         ROOT / "Makefile",
     ]
     return texts | {str(path.relative_to(ROOT)): path.read_text() for path in paths}

@@ -97,7 +97,13 @@ def test_advice_names_options_that_exist() -> None:
     known |= {"at", "bound", "draft_len", "span", "window"}  # of certify(), of a method's and a policy's short forms
     others = {"CMAKE_ARGS", "DGGML_CUDA", "DGGML_METAL", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "errors"}
     flags = set(commands(typer.main.get_command(app)))
-    flags |= {"--force-reinstall", "--no-cache-dir", "--no-deps", "--preload", "--merge"}  # pip's, gunicorn's, llama.cpp's
+    flags |= {
+        "--force-reinstall",
+        "--no-cache-dir",
+        "--no-deps",
+        "--preload",
+        "--merge",
+    }  # pip's, gunicorn's, llama.cpp's
     seen = 0
     for where, text in advice():
         for name in re.findall(r"\b([A-Za-z_]+)=", text):

@@ -176,7 +176,7 @@ def test_log_events_are_the_documented_ones() -> None:
 ORDER = (
     "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "report",
     "generation", "decode", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
-    "requests", "router", "fsgen_router", "evaluation", "calibration", "cli",
+    "requests", "router", "fsgen_router", "evaluation", "calibration", "recommend", "cli",
 )  # fmt: skip
 
 # Which foreign backends and extras a file touches at all, and when.

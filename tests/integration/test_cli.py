@@ -39,7 +39,7 @@ from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import Estimate
 from fsgen_router.policies import Never, Threshold
 
-COMMANDS = ("demo", "complete", "chat", "eval", "trace", "doctor")
+COMMANDS = ("demo", "complete", "chat", "eval", "trace", "recommend", "doctor")
 PROMPT = "How many coins do 3 lamps cost in Saltby?"
 FSGEN = [sys.executable, "-c", "from fsgen_router.cli import main; main()"]
 ENVIRONMENT = {

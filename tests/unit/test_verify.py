@@ -27,7 +27,7 @@ from fsgen_router import ConfigurationError, Decision, Mask
 from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.methods import Replace, Verify, make_method
 from fsgen_router.policies import Capped, Every
-from fsgen_router.rows.acceptance import RULES, Check, Rule, target
+from fsgen_router.rows.acceptance import RULES, Check, Rule, first_rejected, target
 from fsgen_router.rows.reading import GREEDY, Read, Scratch, Warp, dense, reduce_row, softmax
 from fsgen_router.run import drivers
 
@@ -134,7 +134,9 @@ def test_a_correction_reads_again_only_what_changed() -> None:
 @given(
     case=CASE,
     policy=st.sampled_from(["entropy>1.5", "random:0.3,span=2", "margin<0.2", "every:5,span=rest"]),
-    rule=st.sampled_from(["exact", "near_best=0.5", "near_best=1", "chow=0.3", "token=0.5", "speculative"]),
+    rule=st.sampled_from(
+        ["exact", "near_best=0.5", "near_best=1", "entropy_gate=1.5,window=2", "chow=0.3", "token=0.5", "speculative"]
+    ),
     draft_len=st.integers(1, 6),
     warp=st.sampled_from(WARPS),
 )
@@ -384,6 +386,74 @@ def test_a_rejected_draft_is_never_drawn_again_by_speculative_sampling() -> None
     assert rejected > 50
 
 
+# --- entropy gating ------------------------------------------------------------------------------
+
+
+def _gated(drafts: list[int], rows: np.ndarray, threshold: float, window: int) -> int:
+    """FLy's rule in plain words (arXiv 2511.22972): how many drafts stand."""
+    wrong = [draft != int(row.argmax()) for draft, row in zip(drafts, rows, strict=True)]
+    for at, row in enumerate(rows):
+        p = softmax(row)
+        certain = -float((p * np.log(p)).sum()) <= threshold
+        cut_off = at + window >= len(drafts)
+        if wrong[at] and (certain or cut_off or any(wrong[at + 1 : at + 1 + window])):
+            return at
+    return len(drafts)
+
+
+@given(case=CASE, window=st.integers(1, 6), threshold=st.sampled_from([0.0, 0.5, 1.0, 1.4]))
+@settings(max_examples=400, deadline=None)
+def test_the_gate_forgives_as_its_definition_says(case: int, window: int, threshold: float) -> None:
+    rng = np.random.default_rng(case)
+    rows = rng.normal(size=(12, 8)).astype(np.float32) * rng.choice([0.5, 1.5, 4.0], size=(12, 1)).astype(np.float32)
+    drafts = [int(row.argmax()) if rng.random() < 0.8 else int(rng.integers(8)) for row in rows]
+    rule = Rule("entropy_gate", threshold, window)
+    read = [
+        reduce_row(row, Read(signals=True, check=Check(token=draft, rule=rule)), Scratch())
+        for draft, row in zip(drafts, rows, strict=True)
+    ]
+    stand = first_rejected(rule, [bool(row.accepted) for row in read], [row.entropy for row in read])
+    assert stand == _gated(drafts, rows, threshold, window)
+
+
+def test_other_rules_forgive_nothing() -> None:
+    for rule in ("exact", "near_best", "speculative"):
+        assert first_rejected(Rule(rule), [True, False, True, True], [9.0] * 4) == 1
+    assert first_rejected(Rule("entropy_gate", 1.0, 1), [], []) == 0
+
+
+@given(case=CASE, interval=st.integers(2, 8), window=st.integers(1, 4), threshold=st.sampled_from([0.0, 1.2, 2.0]))
+@settings(max_examples=300, deadline=None)
+def test_gated_answers_are_what_draft_and_verify_in_turns_write(
+    case: int, interval: int, window: int, threshold: float
+) -> None:
+    """The whole loop against its definition: draft ``interval`` tokens, keep what stands, add the slow model's."""
+    models, ids, limit = pair(case), prompt(case), 25
+    written: list[int] = []
+    while len(written) < limit and not (written and written[-1] in EOG):
+        drafts: list[int] = []
+        while len(drafts) < min(interval, limit - len(written)) and not (drafts and drafts[-1] in EOG):
+            drafts.append(int(models.fast.script([*ids, *written, *drafts]).argmax()))
+        rows = [models.slow.script([*ids, *written, *drafts[:at]]) for at in range(len(drafts))]
+        stand = _gated(drafts, np.stack(rows), threshold, window)
+        written += drafts[:stand]
+        if len(written) < limit and not (stand and written[-1] in EOG):
+            written.append(int(models.slow.script([*ids, *written]).argmax()))
+    method = f"verify:entropy_gate={threshold},window={window},draft_len={interval}"
+    assert ids_of(answer(models, f"every:{interval}", ids, method=method, max_tokens=limit)) == written
+
+
+def test_a_gate_forgives_some_and_an_infinite_one_nothing() -> None:
+    forgiven = 0
+    for case in range(100):
+        models, ids = pair(case), prompt(case)
+        found = answer(models, "every:8", ids, method="verify:entropy_gate=1.5,window=1", max_tokens=40)
+        forgiven += sum(token.verified and token.slow_choice != token.id for token in found.tokens)
+        closed = answer(models, "every:8", ids, method="verify:entropy_gate=1e9,window=1", max_tokens=40)
+        assert ids_of(closed) == greedy(models.slow.script, ids, 40)
+    assert forgiven > 20
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
@@ -393,6 +463,12 @@ def test_a_rejected_draft_is_never_drawn_again_by_speculative_sampling() -> None
         ("verify:near_best=x", "not a number"),
         ("verify:exact=0.5", "takes no tolerance"),
         ("verify:exact,draft_len=0", "at least 1"),
+        ("verify:entropy_gate=-1", "in nats, at least 0"),
+        ("verify:entropy_gate=nan", "in nats, at least 0"),
+        ("verify:entropy_gate=1,window=0", "at least 1 draft"),
+        ("verify:near_best=0.5,window=3", "entropy_gate alone"),
+        ("verify:exact,window=-1", "entropy_gate alone"),
+        ("verify:entropy_gate=1,window=wide", "not a number"),
         ("verify:exact,draft_len=many", "not a number"),
         ("replace:3", "unknown method"),
         ("verfy", "examples: replace"),
@@ -406,7 +482,15 @@ def test_a_wrong_method_is_refused_with_what_exists(method: object, message: str
 
 
 def test_short_forms_name_themselves() -> None:
-    for form in ("replace", "verify:exact", "verify:near_best=0.5", "verify:speculative,draft_len=8"):
+    for form in (
+        "replace",
+        "verify:exact",
+        "verify:near_best=0.5",
+        "verify:speculative,draft_len=8",
+        "verify:entropy_gate=0.5,window=3",
+        "verify:entropy_gate=2,window=6,draft_len=12",
+    ):
         assert make_method(form).name == form
+    assert make_method("verify:entropy_gate=2").name == "verify:entropy_gate=2,window=6"  # its authors' window
     assert make_method("verify") == Verify()
     assert make_method("replace") == Replace()
