@@ -191,7 +191,9 @@ def _require_hidden(policy: Policy, fast: TokenModel, slow: TokenModel | TextMod
     differences = []
     if policy.pair is not None:
         found = fingerprint(fast, slow)
-        same_slow = policy.pair.model_copy(update={"slow": found.slow, "slow_params": found.slow_params})
+        same_slow = policy.pair.model_copy(
+            update={"slow": found.slow, "slow_params": found.slow_params, "tuned": None}
+        )
         differences = same_slow.differences(found)
     if policy.hidden_size != size:
         differences.append(f"hidden states are {size} wide, not {policy.hidden_size}")
@@ -203,7 +205,13 @@ def _require_hidden(policy: Policy, fast: TokenModel, slow: TokenModel | TextMod
 
 
 def check_pair(
-    policy: Policy, fast: TokenModel, slow: TokenModel | TextModel, *, method: Method | str, quiet: bool = False
+    policy: Policy,
+    fast: TokenModel,
+    slow: TokenModel | TextModel,
+    *,
+    tuned: TokenModel | None = None,
+    method: Method | str,
+    quiet: bool = False,
 ) -> Policy:
     """The policy to use with these models and this method: itself, or with its certificate suspended.
 
@@ -216,12 +224,12 @@ def check_pair(
     if reads_hidden(policy):
         _require_hidden(policy, fast, slow)
     if isinstance(policy, Capped):
-        inner = check_pair(policy.inner, fast, slow, method=method, quiet=quiet)
+        inner = check_pair(policy.inner, fast, slow, tuned=tuned, method=method, quiet=quiet)
         return policy if inner is policy.inner else replace(policy, inner=inner)
     if not isinstance(policy, Learned):
         return policy
     reasons = []
-    if policy.pair is not None and (differences := policy.pair.differences(fingerprint(fast, slow))):
+    if policy.pair is not None and (differences := policy.pair.differences(fingerprint(fast, slow, tuned))):
         reasons.append(f"made for another pair ({', '.join(differences)})")
     certified_with = None if policy.certificate is None else make_method(policy.certificate.method).name
     if certified_with is not None and certified_with != (running := make_method(method).name):

@@ -28,6 +28,7 @@ def calibrate(
     prompts: str | Path | Prompts | None = None,
     *,
     out: str | Path,
+    tuned: TokenModel | str | None = None,
     target_rate: float | None = None,
     max_regret: float | None = None,
     confidence: float = 0.9,
@@ -46,7 +47,8 @@ def calibrate(
         calibrate("llama_cpp:small.gguf", "llama_cpp:large.gguf", "prompts.jsonl",
                   out="policy.safetensors", max_regret=0.05, confidence=0.9)
 
-    Without models: the reference pair and ``count`` problems of its own. One of ``target_rate``,
+    Without models: the reference pair and ``count`` problems of its own. ``tuned`` is a third model for the method
+    ``proxy``. One of ``target_rate``,
     ``max_regret`` with ``confidence``, and ``max_cost`` (measured seconds against the slow model alone); see
     :class:`Target`. The default is the least escalation with a regret of at most 0.05, certified if possible,
     and ``choice.reason`` says whether it is. ``check`` says when an answer is right. ``work`` (default: beside
@@ -68,7 +70,7 @@ def calibrate(
     if report is not None:
         check_report_path(report)
     stages = Stages(progress or Silent())
-    with open_pair(fast, slow, seed=parsed.seed) as router:
+    with open_pair(fast, slow, tuned=tuned, seed=parsed.seed) as router:
         bench = open_bench(
             router,
             loaded,

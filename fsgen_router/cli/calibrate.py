@@ -31,6 +31,7 @@ def calibrate(
     ],
     fast: o.Fast = None,
     slow: o.Slow = None,
+    tuned: o.Tuned = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -195,7 +196,7 @@ def calibrate(
         "max_cost": max_cost,
     }
     if dry_run:
-        _estimate(fast, slow, prompts, count, policy_file, report, target, options, as_json=as_json)
+        _estimate(fast, slow, tuned, prompts, count, policy_file, report, target, options, as_json=as_json)
         return
     with _progress() as progress:
         found = cal.calibrate(
@@ -203,6 +204,7 @@ def calibrate(
             slow,
             prompts,
             out=policy_file,
+            tuned=tuned,
             check=check,
             count=count,
             work=work,
@@ -250,6 +252,7 @@ def _progress() -> Iterator[_Bars]:
 def _estimate(
     fast: str | None,
     slow: str | None,
+    tuned: str | None,
     prompts: Path | None,
     count: int,
     policy_file: Path,
@@ -267,7 +270,7 @@ def _estimate(
     check_output(policy_file)
     if report is not None:
         check_report_path(report)
-    with cal.open_pair(fast, slow, seed=parsed.seed) as router:
+    with cal.open_pair(fast, slow, tuned=tuned, seed=parsed.seed) as router:
         stages = cal.estimate_cost(router, loaded, wanted, parsed)
     totals = {
         "slow_tokens": sum(stage.slow_tokens for stage in stages),

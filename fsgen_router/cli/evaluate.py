@@ -25,6 +25,7 @@ _PROBLEMS, _STATISTICS = "Problems", "Statistics"
 def evaluate(
     fast: o.Fast = None,
     slow: o.Slow = None,
+    tuned: o.Tuned = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -133,7 +134,9 @@ def evaluate(
 
         check_plot_path(plot)
     items = _items(prompts, match, split, count, start)
-    with o.open_router(fast, slow, method=method, audit=audit, read_ahead=read_ahead, batching=batching) as router:
+    with o.open_router(
+        fast, slow, method=method, tuned=tuned, audit=audit, read_ahead=read_ahead, batching=batching
+    ) as router:
         results = run_all(
             router,
             items,
@@ -150,7 +153,8 @@ def evaluate(
         show_plot(plot, results, pair=o.pair_title(router))
     source = str(prompts) if prompts else f"{world.VERSION} {split} {start} to {start + count - 1}"
     head = {
-        "pair": {"fast": router.fast.name, "slow": router.slow.name},
+        "pair": {"fast": router.fast.name, "slow": router.slow.name}
+        | ({} if router.tuned is None else {"tuned": router.tuned.name}),
         "problems": source,
         "n": len(items),
         "seed": seed,
