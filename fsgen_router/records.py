@@ -19,12 +19,12 @@ FinishReason: TypeAlias = Literal["eog", "stop", "length", "context"]
 class Token:
     """One emitted token: what it is, who wrote it and why.
 
-    ``logprob`` (nats) is under the model that wrote it, after masks and before temperature.
-    ``signals`` are the fast model's; None where it was not asked (inside a slow span, or where a
+    ``logprob`` (nats) is under the model that wrote it, or the method's own logits, after masks and before
+    temperature. ``signals`` are the fast model's; None where it was not asked (inside a slow span, or where a
     mask left one choice). ``fast_choice`` and ``slow_choice`` are both models' greedy choices where
-    they are known, ``tuned_choice`` that of a third one where the method read it. ``verified``: the slow model judged the fast one's token, and it stands. A token of
-    the slow model's whose decision did not escalate corrects a draft that an escalation further on
-    had judged.
+    they are known, ``tuned_choice`` that of a third one where the method read it. ``verified``: the slow model
+    judged the fast one's token, and it stands. A token of the slow model's whose decision did not escalate corrects
+    a draft that an escalation further on had judged.
     """
 
     id: int

@@ -191,9 +191,7 @@ def _require_hidden(policy: Policy, fast: TokenModel, slow: TokenModel | TextMod
     differences = []
     if policy.pair is not None:
         found = fingerprint(fast, slow)
-        same_slow = policy.pair.model_copy(
-            update={"slow": found.slow, "slow_params": found.slow_params, "tuned": None}
-        )
+        same_slow = policy.pair.model_copy(update={"slow": found.slow, "slow_params": found.slow_params, "tuned": None})
         differences = same_slow.differences(found)
     if policy.hidden_size != size:
         differences.append(f"hidden states are {size} wide, not {policy.hidden_size}")

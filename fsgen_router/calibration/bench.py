@@ -18,6 +18,7 @@ from ..policies.cards import Pair, fingerprint
 from ..router import Router
 from .answers import Answers
 from .checks import Judge, bind, make_checker
+from .fit import SCORERS
 from .options import CalibrationOptions, make_options
 from .progress import Stages
 from .prompts import Prompts, SplitName, read_prompts, reference_prompts
@@ -88,7 +89,7 @@ def open_bench(
     """
     parsed = make_options(**options)
     stages = stages or Stages()
-    for method in (parsed.method, *parsed.compare):
+    for method in (parsed.method, *(name for name in parsed.compare if name not in SCORERS)):
         router.with_policy("never", method=method)  # which refuses what the pair cannot do
     if parsed.hidden and router.fast.capabilities.hidden_size is None:
         raise ConfigurationError(f"{router.fast.name} gives no hidden states", hint="calibrate without --hidden")
@@ -162,8 +163,11 @@ def open_pair(
     tuned: TokenModel | str | None = None,
     seed: int = 0,
 ) -> Router:
-    """A Router over the pair, and a third model where a method reads one. Raises :class:`ConfigurationError` where the slow model gives only text: its
-    choices at every position cannot be read then."""
+    """A Router over the pair, and a third model where a method reads one.
+
+    Raises :class:`ConfigurationError` where the slow model gives only text: its choices at every position cannot be
+    read then.
+    """
     router = Router(fast, slow, tuned=tuned, policy="never", method="replace", seed=seed)
     try:
         local_slow(router)

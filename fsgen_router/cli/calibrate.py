@@ -120,7 +120,8 @@ def calibrate(
         list[str] | None,
         typer.Option(
             metavar="METHOD",
-            help="Draw the learned policy's curve with this method too; may be repeated.",
+            help="Draw the learned policy's curve with this method too, or another scorer's ([cyan]svm[/]: FS-GEN's "
+            "router); may be repeated.",
             show_default=False,
             rich_help_panel="Routing",
         ),

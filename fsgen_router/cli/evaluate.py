@@ -12,7 +12,7 @@ from .. import evaluation as ev
 from ..contracts.policy import Policy
 from ..errors import ConfigurationError
 from ..policies import make_policy
-from ..policies.basic import SIGNALS
+from ..policies.basic import THRESHOLDS
 from ..reference import world
 from . import options as o
 from .evaluate_run import run_all
@@ -39,7 +39,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="SIGNAL",
-            help=f"Also a sweep of about {len(ev.SWEEP_RATES)} settings of {', '.join(SIGNALS)} (thresholds at "
+            help=f"Also a sweep of about {len(ev.SWEEP_RATES)} settings of {', '.join(THRESHOLDS)} (thresholds at "
             "quantiles of the signal), random, budget or every; [cyan]entropy,span=8[/] for spans; may be repeated.",
             show_default=False,
             rich_help_panel="Routing",

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from .. import evaluation as ev
 from ..contracts.policy import Policy
 from ..generation import Generation
-from ..policies.basic import SIGNALS
+from ..policies.basic import THRESHOLDS
 from ..router import Router
 from .terminal import err, say
 
@@ -96,7 +96,7 @@ def run_all(
 
     ``split`` is the reference world's, so that thresholds come from another one; None for problems of one's own.
     """
-    collectors = {signal: ev.signal_collector(signal) for signal, _ in signals if signal in SIGNALS}
+    collectors = {signal: ev.signal_collector(signal) for signal, _ in signals if signal in THRESHOLDS}
     swept = len(signals) * len(ev.SWEEP_RATES)
     with _progress(len(items) * (2 + len(policies) + swept)) as progress:
 

@@ -130,9 +130,7 @@ class Core:
     def draw(self, logits: Floats) -> tuple[int, float]:
         """A token from logits that a method made for this position, and its log-probability under them."""
         forbidden = [
-            row.logits == FORBIDDEN
-            for row in self.state.rows.values()
-            if self.forbids and row.logits is not None
+            row.logits == FORBIDDEN for row in self.state.rows.values() if self.forbids and row.logits is not None
         ]
         if forbidden:  # by a mask or an alignment, which no sum of rows may lift
             logits = np.where(functools.reduce(np.logical_or, forbidden), FORBIDDEN, logits)

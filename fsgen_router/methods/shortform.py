@@ -116,10 +116,10 @@ def _number(method: str, value: str, kind: type[float] = float) -> float:
 
 
 def _unknown(kind: str, part: str, method: str, forms: Sequence[str], names: Sequence[str]) -> ConfigurationError:
-    close = difflib.get_close_matches(part, [*forms, *names], 1)
-    close = [] if part in close else close
+    close = [name for name in difflib.get_close_matches(part, [*forms, *names], 1) if name != part]
+    numbers = ", ".join(f"{name}=..." for name in names)
     return ConfigurationError(
         f"unknown {kind} {part!r} in method {method!r}",
         hint=(f"did you mean {close[0]!r}? " if close else "")
-        + f"{'rules' if kind == 'rule' else 'forms'}: {', '.join(forms)}; each once: {', '.join(f'{n}=...' for n in names)}",
+        + f"{'rules' if kind == 'rule' else 'forms'}: {', '.join(forms)}; each once: {numbers}",
     )

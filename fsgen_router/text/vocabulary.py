@@ -88,7 +88,9 @@ class SharedVocabulary:
         models = [(fast_name, self.fast, self.only_fast), (slow_name, self.slow, self.only_slow)]
         if self.tuned is not None:
             models.append((tuned_name, self.tuned, self.only_tuned))
-        has, none = ("alone has", "neither model") if len(models) == 2 else ("has, and not all others have,", "no model")
+        has, none = (
+            ("alone has", "neither model") if len(models) == 2 else ("has, and not all others have,", "no model")
+        )
         found = [f"{name} {has} {_named(words, ids)}, which {none} will write" for name, words, ids in models if ids]
         if self.retyped:
             named = _named(self.fast, self.retyped)
@@ -154,11 +156,15 @@ def share_vocabulary(
     specials = [tokenizer.special_ids for tokenizer, _ in models]
     special_ids = frozenset.union(*specials)
     retyped = (special_ids - frozenset.intersection(*specials)) & all_have
-    third = {} if tuned is None else {
-        "tuned": _Retyped.of(tuned, retyped),
-        "only_tuned": tuple(sorted(known[2] - all_have)),
-        "tuned_row": row(tuned, known[2]),
-    }
+    third = (
+        {}
+        if tuned is None
+        else {
+            "tuned": _Retyped.of(tuned, retyped),
+            "only_tuned": tuple(sorted(known[2] - all_have)),
+            "tuned_row": row(tuned, known[2]),
+        }
+    )
     return SharedVocabulary(
         fast=_Retyped.of(fast, retyped),
         slow=_Retyped.of(slow, retyped),
