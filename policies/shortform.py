@@ -22,20 +22,21 @@ SHORT_FORMS = (
     "varentropy>2",
     "max_prob<0.6",
     "margin<0.4",
+    "delta<0.2",
     "budget:0.2",
-    "none",
-    "normal",
-    "threshold:0.5",
-    "delta:0.2",
 )
+FSGEN_FORMS = ("none", "normal", "threshold:0.5", "delta:0.2")
+"""FS-GEN's own names of its routers (arXiv 2406.12295), with the numbers that its code runs with. Its SVM is a learned
+score: ``fsgen-router calibrate --scorer svm``."""
 _HINT = (
-    f"one of {', '.join(SHORT_FORMS)} with your own numbers; add ',span=8' (or span=rest) for what the slow model "
+    f"one of {', '.join(SHORT_FORMS)} with your own numbers (FS-GEN's names are known too: {', '.join(FSGEN_FORMS)}); "
+    "add ',span=8' (or span=rest) for what the slow model "
     "then writes, and ',window=4' to a threshold to average over the last tokens; or a policy file, NAME.safetensors"
 )
 _HEAD = re.compile(r"(?P<kind>[a-z_]+)\s*(?:(?P<mark>[:<>])\s*(?P<value>[-+.\w]+))?")
 # On which side of its threshold a signal says "uncertain".
 _UNCERTAIN = {"entropy": ">", "varentropy": ">", "max_prob": "<", "margin": "<", "delta": "<"}
-# FS-GEN's routers of these names (arXiv 2406.12295), and the thresholds that its code runs with.
+# What they compare, and with what where no number is given.
 _FSGEN: dict[str, tuple[SignalName, float]] = {"threshold": ("max_prob", 0.5), "delta": ("delta", 0.2)}
 
 

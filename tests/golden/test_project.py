@@ -47,7 +47,7 @@ OPTIONS = {
 ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "batching", "chat", "close", "complete", "fast",
     "ledger", "max_waiting", "measure_steps", "method", "policy", "prices", "read_ahead", "seed", "shared", "slow",
-    "stream",
+    "stream", "tuned",
     "stream_chat", "with_policy",
 }  # fmt: skip
 
