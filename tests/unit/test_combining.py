@@ -23,7 +23,8 @@ from fsgen_router import (
 )
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel, ScriptedTokenizer
 from fsgen_router.contracts.models import Role
-from fsgen_router.methods import Contrast, Proxy, make_method
+from fsgen_router.methods import FSGEN_SETTINGS, Contrast, Proxy, make_method
+from fsgen_router.policies import make_policy
 from fsgen_router.rows.reading import FORBIDDEN, GREEDY, Read, Row, Scratch, Warp, choose_token, reduce_row
 
 LIMIT = 16
@@ -299,6 +300,44 @@ def test_corrections_are_the_papers_mismatches(method: str) -> None:
         tuned_mismatches += usage.tuned_corrections
     assert 0 < mismatches < tokens
     assert (0 < tuned_mismatches < tokens) == (method == "proxy")
+
+
+def test_fs_gens_speculative_decoding_counts_its_mismatches() -> None:
+    """K drafts, one slow forward, the slow model's token behind the accepted ones: its loop, written down plainly."""
+    policy, method = FSGEN_SETTINGS["speculative"]
+    drafts, mismatches = 5, 0
+    for case in range(30):
+        models, text = three(case), text_of(case)
+        fast, slow = models["fast"].script, models["slow"].script
+        ids = tokenizer().encode(text, add_bos=True)
+        written: list[int] = []
+        bad = 0
+        while len(written) < LIMIT and not (written and written[-1] in EOG):
+            draft: list[int] = []
+            while len(draft) < min(drafts, LIMIT - len(written)) and not (draft and draft[-1] in EOG):
+                draft.append(int(fast([*ids, *written, *draft]).argmax()))
+            for token in draft:
+                written.append(int(slow([*ids, *written]).argmax()))
+                if written[-1] != token:
+                    bad += 1
+                    break
+            else:
+                if len(written) < LIMIT and written[-1] not in EOG:
+                    written.append(int(slow([*ids, *written]).argmax()))
+        with make_router(models, policy=policy, method=method) as router:
+            answer = router.complete(text, max_tokens=LIMIT)
+        assert ids_of(answer) == written
+        assert answer.usage.corrections == bad
+        mismatches += bad
+    assert mismatches > 10
+
+
+def test_fs_gens_settings_are_those_of_its_methods() -> None:
+    for policy, method in FSGEN_SETTINGS.values():
+        assert make_method(method).name == method
+        assert make_policy(policy).asks
+    assert make_method(FSGEN_SETTINGS["contrastive"][1]) == Contrast()
+    assert make_method(FSGEN_SETTINGS["proxy"][1]) == Proxy()
 
 
 def test_an_audit_labels_both_models_own_choices() -> None:

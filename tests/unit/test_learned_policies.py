@@ -212,9 +212,8 @@ def test_an_svm_scores_by_its_decision_function() -> None:
     """By hand, from the probabilities of the best tokens; the score is above 1/2 where its class is "ask"."""
     scorer = svm()
     for row in ROWS[:50].tolist():
-        p = np.array(
-            [row[INDEX["max_prob"]] * math.exp(-gap) for gap in [0.0, *row[INDEX["gap_2"] : INDEX["gap_8"] + 1]]]
-        )
+        gaps = [0.0, *row[INDEX["gap_2"] : INDEX["gap_8"] + 1]]
+        p = np.array([row[INDEX["max_prob"]] * math.exp(-gap) for gap in gaps])
         kernel = [math.exp(-scorer.gamma * float(((p - vector) ** 2).sum())) for vector in scorer.vectors]
         decision = float(np.dot(scorer.weights, kernel)) + scorer.intercept
         assert scorer.score_one(row) == pytest.approx(sigmoid(decision), abs=1e-9)
