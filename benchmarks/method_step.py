@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable
 
 import numpy as np
+from policy_cost import median
 
 from fsgen_router.contracts.models import Role
 from fsgen_router.methods import make_method
@@ -22,7 +23,6 @@ from fsgen_router.rows.reading import GREEDY, Read, Row, Scratch, Warp, choose_t
 from fsgen_router.rows.signals import TOP_K
 
 from common import save, timed
-from policy_cost import median
 
 METHODS = ("replace", "contrast", "contrast:beta=1.5", "contrast:li", "proxy")
 ROLES: tuple[Role, ...] = ("fast", "slow", "tuned")

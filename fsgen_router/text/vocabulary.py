@@ -156,15 +156,6 @@ def share_vocabulary(
     specials = [tokenizer.special_ids for tokenizer, _ in models]
     special_ids = frozenset.union(*specials)
     retyped = (special_ids - frozenset.intersection(*specials)) & all_have
-    third = (
-        {}
-        if tuned is None
-        else {
-            "tuned": _Retyped.of(tuned, retyped),
-            "only_tuned": tuple(sorted(known[2] - all_have)),
-            "tuned_row": row(tuned, known[2]),
-        }
-    )
     return SharedVocabulary(
         fast=_Retyped.of(fast, retyped),
         slow=_Retyped.of(slow, retyped),
@@ -176,7 +167,9 @@ def share_vocabulary(
         special_ids=special_ids,
         fast_row=row(fast, known[0]),
         slow_row=row(slow, known[1]),
-        **third,
+        tuned=None if tuned is None else _Retyped.of(tuned, retyped),
+        only_tuned=() if tuned is None else tuple(sorted(known[2] - all_have)),
+        tuned_row=None if tuned is None else row(tuned, known[2]),
     )
 
 
