@@ -86,10 +86,12 @@ class Contrast:
 
         A token that the fast model's own backend rules out (-inf) is none of them.
         """
+        writable = np.isfinite(fast)
+        if not writable.all():
+            slow = np.where(writable, slow, -np.inf)
         least = float(slow.max()) + (math.log(self.alpha) if self.alpha else -math.inf)
         # A handful of tokens, mostly: the sums below cost nothing beside looking through the row.
-        likely = np.flatnonzero(slow >= least)
-        likely = likely[np.isfinite(fast[likely])]
+        likely = np.flatnonzero((slow >= least) & np.isfinite(slow))
         large, small = slow[likely], fast[likely]
         scores = np.full(len(slow), -np.inf, np.float32)
         match self.form:

@@ -141,8 +141,14 @@ def test_what_a_backend_rules_out_stays_ruled_out() -> None:
 
 
 def three(case: int, **tuned: object) -> dict[Role, ScriptedModel]:
-    third = ScriptedModel(script(case + 7, own=0.5), tokenizer(), **{"name": "tuned", "n_seq": 2, **tuned})
-    return {**pair(case).models, "tuned": third}
+    """Three models that often agree, and whose sums of logits do not tie."""
+    sizes = {"fast": 1000, "slow": 10_000, "tuned": 1000}
+    made: dict[Role, ScriptedModel] = {}
+    for number, (role, n_params) in enumerate(sizes.items()):
+        options = {"n_seq": 2, "n_params": n_params, **(tuned if role == "tuned" else {})}
+        logits = script(3 * case + number, shared=1000 + case, own=0.8, eog_bias=-3.0)
+        made[role] = ScriptedModel(logits, tokenizer(), name=role, **options)
+    return made
 
 
 def make_router(models: Mapping[Role, ScriptedModel], **options: object) -> Router:
