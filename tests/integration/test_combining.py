@@ -59,14 +59,18 @@ def choices(models: Mapping[Role, TokenModel], text: str, ids: Sequence[int]) ->
 
 
 def require_formula(
-    answer: Generation, models: Mapping[Role, TokenModel], text: str, formula: Callable[..., np.ndarray], greedy: str
+    answer: Generation,
+    models: Mapping[Role, TokenModel],
+    text: str,
+    formula: Callable[..., np.ndarray],
+    kernels: float = KERNELS,
 ) -> None:
     """Each token is the best by the formula where the slow model was asked, and the fast model's own elsewhere."""
     rows = choices(models, text, [token.id for token in answer.tokens])
     for at, token in enumerate(answer.tokens):
         fast, slow, tuned = (rows[role][at] if role in rows else None for role in ROLES)
         wanted = formula(fast, slow, tuned) if token.source == "slow" else fast
-        assert wanted[token.id] >= wanted.max() - KERNELS, (greedy, at)
+        assert wanted[token.id] >= wanted.max() - kernels, at
 
 
 @pytest.fixture(scope="module", params=["llama_cpp", "transformers"])
@@ -92,7 +96,7 @@ def test_a_step_on_the_reference_pair_is_what_the_formula_says(models: dict[Role
         with Router(models["fast"], models["slow"], tuned=models["tuned"], policy=policy, method=method) as router:
             for prompt in PROMPTS[:2]:
                 answer = router.complete(prompt, max_tokens=LIMIT)
-                require_formula(answer, models, prompt, FORMULAS[method], policy)
+                require_formula(answer, models, prompt, FORMULAS[method])
                 events = list(router.stream(prompt, max_tokens=LIMIT))
                 assert isinstance(events[-1], Finished)
                 assert "".join(event.text for event in events if isinstance(event, TextDelta)) == answer.text
@@ -168,7 +172,7 @@ def test_three_files_are_loaded_by_their_strings(files: dict[Role, str], mixed: 
         assert router.tuned is not None
         loaded: dict[Role, TokenModel] = {"fast": router.fast, "slow": router.slow, "tuned": router.tuned}
         answer = router.complete("lamp and rope", max_tokens=20)
-        require_formula(answer, loaded, "lamp and rope", FORMULAS["proxy"], "every:2")
+        require_formula(answer, loaded, "lamp and rope", FORMULAS["proxy"])
         assert answer.usage.tuned.forwards == answer.usage.slow.forwards > 0
         assert set(answer.models) == {"fast", "slow", "tuned"}
 
@@ -320,6 +324,7 @@ def test_real_files_are_contrasted_and_moved() -> None:
         loaded: dict[Role, TokenModel] = {"fast": router.fast, "slow": router.slow, "tuned": router.tuned}
         for method in ("contrast:alpha=0.05,beta=1.5", "proxy"):
             answer = router.complete("def add(a, b):", max_tokens=8, method=method)
-            require_formula(answer, loaded, "def add(a, b):", FORMULAS[method], method)
+            # Quantised: many tokens and one take different kernels.
+            require_formula(answer, loaded, "def add(a, b):", FORMULAS[method], 0.3)
         moved, alone = (router.chat(question, max_tokens=8, method=method) for method in ("proxy", "replace"))
         assert moved.text == alone.text
