@@ -205,8 +205,12 @@ class Pairing:
 
     def roles(self, policy: Policy, method: Method, *, audit: bool = False) -> list[Role]:
         """Who may have to read a request under a policy and a method; ``audit``: or afterwards."""
-        asked: list[Role] = ["slow"] if policy.asks or audit else []
-        return ["fast", *asked, *(["tuned"] if policy.asks and "tuned" in method.roles else [])]
+        needed: dict[Role, bool] = {
+            "fast": True,
+            "slow": policy.asks or audit,
+            "tuned": policy.asks and "tuned" in method.roles,
+        }
+        return [role for role, is_needed in needed.items() if is_needed]
 
 
 class PairVocabulary:

@@ -141,7 +141,7 @@ def test_a_chat_is_answered_by_three_models(fast_model: TokenModel, slow_model: 
     third = reference.load("slow")
     try:
         with Router(fast_model, slow_model, tuned=third, policy="every:4") as router:
-            messages = [{"role": "user", "content": world.problems("test", 1)[0].prompt}]
+            messages = [{"role": "user", "content": next(world.problems("test", 1)).prompt}]
             first = router.chat(messages, max_tokens=LIMIT)
             assert first.method == "proxy:alpha=1"
             messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And 2 ropes?"}]

@@ -264,14 +264,14 @@ def test_fs_gens_routers_decide_as_its_code_does() -> None:
     rng = np.random.default_rng(0)
     asked = {"threshold": 0, "delta": 0}
     for _ in range(500):
-        logits = (rng.normal(size=200) * rng.choice([0.5, 2.0, 6.0])).astype(np.float32)
-        signals = make_signals(reduce_row(logits, Read(signals=True, top_k=TOP_K), Scratch()), 0)
+        logits = (rng.normal(size=200) * rng.choice([0.5, 2.0, 6.0])).astype(np.float32).astype(np.float64)
+        signals = make_signals(reduce_row(logits.astype(np.float32), Read(signals=True, top_k=TOP_K), Scratch()), 0)
         p = np.sort(np.exp(logits - np.logaddexp.reduce(logits)))[::-1]
         limit = round(float(rng.uniform(0.02, 0.6)), 3)
         for router, value in (("threshold", p[0]), ("delta", (p[0] - p[1]) / 2)):
             decision = decide(make_policy(f"{router}:{limit}"), signals)
             assert decision.escalate == (value < limit)
-            assert decision.score == pytest.approx(float(value), abs=1e-6)
+            assert decision.score == pytest.approx(float(value), abs=1e-5)
             asked[router] += decision.escalate
         assert decide(make_policy("normal"), signals).escalate
         assert not decide(make_policy("none"), signals).escalate
