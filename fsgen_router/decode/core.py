@@ -129,9 +129,8 @@ class Core:
 
     def draw(self, logits: Floats) -> tuple[int, float]:
         """A token from logits that a method made for this position, and its log-probability under them."""
-        forbidden = [
-            row.logits == FORBIDDEN for row in self.state.rows.values() if self.forbids and row.logits is not None
-        ]
+        rows = self.state.rows.values() if self.forbids else ()
+        forbidden = [row.logits == FORBIDDEN for row in rows if row.logits is not None]
         if forbidden:  # by a mask or an alignment, which no sum of rows may lift
             logits = np.where(functools.reduce(np.logical_or, forbidden), FORBIDDEN, logits)
         warp = self.request.warp
@@ -153,7 +152,7 @@ class Core:
         allowed[self.unshared] = False
         return dataclasses.replace(mask, allowed=allowed)
 
-    @cached_property
+    @property
     def forbids(self) -> bool:
         """Whether a row may have tokens that are not to be written: what a mask or an alignment forbids."""
         return self.request.constraint is not None or any(
