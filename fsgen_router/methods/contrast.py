@@ -30,14 +30,11 @@ class Contrast:
     With l and s the logits of slow and fast, the likely tokens v are those with l_v >= log(alpha) + max l, that is
     with at least ``alpha`` times the best one's probability. Their scores, by ``form``:
 
-    ==========  ===================================  ==========================================================
-    ``fsgen``   s + beta (l - s)                     FS-GEN, arXiv 2406.12295: 0 is the fast model (of the likely
-                                                     tokens), 1 the slow one, in between their average, above 1
-                                                     the fast one counts against a token
-    ``li``      log p_slow - log p_fast              Li et al., arXiv 2210.15097; without beta
-    ``obrien``  (1 + beta) l - beta s                O'Brien and Lewis, arXiv 2309.09117: 0 is the slow model;
-                                                     ``fsgen`` with a beta greater by 1
-    ==========  ===================================  ==========================================================
+    - ``fsgen``: s + beta (l - s) (FS-GEN, arXiv 2406.12295). At 0 that is the fast model, of the likely tokens, at 1
+      the slow one, and in between their average; above 1 the fast one counts against a token.
+    - ``li``: log p_slow - log p_fast (Li et al., arXiv 2210.15097), without beta.
+    - ``obrien``: (1 + beta) l - beta s (O'Brien and Lewis, arXiv 2309.09117). At 0 that is the slow model; it is
+      ``fsgen`` with a beta greater by 1.
 
     ``alpha`` in [0, 1] says how implausible a token may be to the slow model: at 0 none is left out, at 1 all but
     its best. ``beta`` of at least 0 says how much the two are set against each other; :data:`DEFAULT_BETA` where it
