@@ -86,7 +86,8 @@ def mlp(seed: int = 0, names: tuple[str, ...] = NUMERIC[:9], hidden: tuple[int, 
 def svm(seed: int = 0, count: int = 30, k: int = TOP_K) -> Svm:
     rng = np.random.default_rng(seed)
     vectors = -np.sort(-rng.dirichlet(np.ones(k + 1), count)[:, :k])
-    return Svm(vectors, rng.choice([-1.0, 1.0], count) * rng.random(count), -0.2, 4.0)
+    signs = np.where(vectors[:, 0] > np.median(vectors[:, 0]), -1.0, 1.0)  # uncertain: ask
+    return Svm(vectors, signs * rng.random(count), 0.0, 4.0)
 
 
 def scorers() -> dict[str, Scorer]:
