@@ -18,7 +18,13 @@ Thing: TypeAlias = griffe.Object | griffe.Alias
 
 _ROLE = re.compile(r":(?:class|meth|func|attr|mod|data|exc):`~?(?P<name>[\w.]+)`")
 _CODE = re.compile(r"^(?P<lead>.*?)::\n\n(?P<code>(?:(?: {4}.*)?\n)+)", re.MULTILINE)
-_PUBLIC = ("fsgen_router", "fsgen_router.policies", "fsgen_router.calibration", "fsgen_router.evaluation")
+_PUBLIC = (
+    "fsgen_router",
+    "fsgen_router.policies",
+    "fsgen_router.methods",
+    "fsgen_router.calibration",
+    "fsgen_router.evaluation",
+)
 
 
 class Docstrings(griffe.Extension):

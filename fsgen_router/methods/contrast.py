@@ -37,8 +37,8 @@ class Contrast:
       ``fsgen`` with a beta greater by 1.
 
     ``alpha`` in [0, 1] says how implausible a token may be to the slow model: at 0 none is left out, at 1 all but
-    its best. ``beta`` of at least 0 says how much the two are set against each other; :data:`DEFAULT_BETA` where it
-    is left out. FS-GEN's beta of 0.5 makes an average and no contrast.
+    its best. ``beta`` of at least 0 says how much the two are set against each other; 0.5 where it is
+    left out. FS-GEN's beta of 0.5 makes an average and no contrast.
 
     Every token is drawn from these scores as the request draws, the best one when greedy. The fast model's row is
     read whole at each of its steps, the slow one's at each escalation: 4 bytes for each token of the vocabulary.
