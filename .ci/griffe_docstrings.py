@@ -21,6 +21,7 @@ _CODE = re.compile(r"^(?P<lead>.*?)::\n\n(?P<code>(?:(?: {4}.*)?\n)+)", re.MULTI
 _PUBLIC = (
     "fsgen_router",
     "fsgen_router.policies",
+    "fsgen_router.methods",
     "fsgen_router.calibration",
     "fsgen_router.costs",
     "fsgen_router.evaluation",

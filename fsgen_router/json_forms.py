@@ -50,6 +50,7 @@ class TokenJson(TypedDict):
     decision: DecisionJson | None
     fast_choice: int | None
     slow_choice: int | None
+    tuned_choice: int | None
 
 
 class SpanJson(TypedDict):
@@ -89,6 +90,7 @@ class UsageJson(TypedDict):
     escalations: int
     discarded_tokens: int
     corrections: int
+    tuned_corrections: int
     bonus_tokens: int
     reasoning_tokens: int
     round_trips: int

@@ -27,7 +27,7 @@ from .costs import (
 from .costs.choosing import LEAST_GAIN
 from .costs.measuring import Progress, measure_forwards
 from .errors import ConfigurationError
-from .methods import Replace, Verify, make_method
+from .methods import Proxy, Replace, Verify, make_method
 from .records import Prices, Role
 from .rows.reading import Alignment
 from .run.drivers import Models
@@ -80,13 +80,13 @@ def is_reference_pair(fast: AnyModel | str, slow: AnyModel | str) -> bool:
 
 
 class Pairing:
-    """A fast model and a slow one, checked to go together.
+    """A fast model and a slow one, and perhaps a third, ``tuned``, checked to go together.
 
     Raises :class:`ConfigurationError` where they do not (its subclass :class:`VocabularyMismatch` where ids mean
     different bytes), and warns of what is doubtful.
     """
 
-    def __init__(self, fast: AnyModel, slow: AnyModel) -> None:
+    def __init__(self, fast: AnyModel, slow: AnyModel, tuned: AnyModel | None = None) -> None:
         if not reads_tokens(fast):
             raise ConfigurationError(f"{fast.name} cannot be the fast model", hint="it gives text, no logits")
         if fast is slow:
@@ -96,20 +96,43 @@ class Pairing:
         self.local_slow: TokenModel | None = slow if reads_tokens(slow) else None
         """The slow model where it gives rows, and not only text."""
         self.models: dict[Role, AnyModel] = {"fast": fast, "slow": slow}
+        self.tuned = None if tuned is None else self._require_tuned(tuned)
+        """A third local model, whose rows a method may read."""
         self._said: set[tuple[str, ...]] = set()
         self.shared: SharedVocabulary | None = None
         """How the vocabularies of two local models relate."""
         if self.local_slow is not None:
-            self.shared = _share(fast, self.local_slow)
+            self.shared = _share(fast, self.local_slow, self.tuned)
         self.costs: PairCost | None = None
         """What their forwards cost here, once that was measured or found."""
         self.run_forwards: Callable[[Callable[[], Any]], Any] = lambda function: function()
         """Runs a function that uses both models, where their forwards run."""
 
+    def _require_tuned(self, tuned: AnyModel) -> TokenModel:
+        """Take a third model in, or refuse it."""
+        if not reads_tokens(tuned):
+            raise ConfigurationError(f"{tuned.name} cannot be the tuned model", hint="it gives text, no logits")
+        if self.local_slow is None:
+            raise ConfigurationError(
+                f"{self.slow.name} gives text, no logits, so no method reads a tuned model beside it",
+                hint="leave tuned out",
+            )
+        if any(tuned is other for other in self.models.values()):
+            raise ConfigurationError(
+                "the tuned model is the fast or the slow one's object", hint="load it twice to compare it to itself"
+            )
+        self.models["tuned"] = tuned
+        return tuned
+
+    @property
+    def local(self) -> list[TokenModel]:
+        """The models that give rows."""
+        return [model for model in self.models.values() if reads_tokens(model)]
+
     @property
     def n_seq(self) -> int:
-        """Requests that both models can hold at once."""
-        return self.fast.n_seq if self.local_slow is None else min(self.fast.n_seq, self.local_slow.n_seq)
+        """Requests that all local models can hold at once."""
+        return min(model.n_seq for model in self.local)
 
     # --- what goes with it ---
 
@@ -128,15 +151,10 @@ class Pairing:
         if method is None:
             # A learned policy knows the method that it was calibrated with.
             learned_with: str | None = getattr(policy, "method", None)
-            takes_back = self.local_slow is not None and not self.rereads
-            method = make_method(learned_with or (Verify() if takes_back else Replace()))
+            method = make_method(learned_with or self._default_method())
+        self._require_rows(method)
         if self.local_slow is None:
             policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
-            if method.rule is not None:
-                raise ConfigurationError(
-                    f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {method.name}",
-                    hint="use the method replace",
-                )
             if self._first_time("extent", policy.name):
                 _warn_of_small_extents(policy, self.slow.name)
         else:
@@ -152,12 +170,14 @@ class Pairing:
         """What policies know this pair by. Made once: it reads the whole vocabulary."""
         from .policies import fingerprint
 
-        return fingerprint(self.fast, self.slow)
+        return fingerprint(self.fast, self.slow, self.tuned)
 
     def _default(self, prices: Prices | None) -> tuple[Policy, Method] | None:
         """The mode that costs least at the quality of ``budget:0.2``; None where nobody knows what modes cost."""
         from .policies import Capped, make_policy
 
+        if self.tuned is not None:
+            return None  # proxy is what it is for, and no table says what that costs
         if self.local_slow is None:
             if prices is None:
                 return None
@@ -254,6 +274,31 @@ class Pairing:
             kept=list(kept),
         )
 
+    def _default_method(self) -> Method:
+        if self.tuned is not None:  # which no other method reads
+            return Proxy()
+        return Verify() if self.local_slow is not None and not self.rereads else Replace()
+
+    def _require_rows(self, method: Method) -> None:
+        """Refuse a method whose rows this pair does not give."""
+        if self.local_slow is None:
+            if method.rule is not None:
+                raise ConfigurationError(
+                    f"{self.slow.name} gives text, no logits, so it cannot judge drafts: method {method.name}",
+                    hint="use the method replace",
+                )
+            if method.roles != ("slow",) or method.whole_rows:
+                raise ConfigurationError(
+                    f"{self.slow.name} gives text, no logits, and the method {method.name} reads rows of "
+                    f"{' and '.join(method.roles)}",
+                    hint="use the method replace",
+                )
+        elif "tuned" in method.roles and self.tuned is None:
+            raise ConfigurationError(
+                f"the method {method.name} reads a tuned model, and there is none",
+                hint="name one, Router(fast, slow, tuned=...) or --tuned: the fast model after its tuning",
+            )
+
     def _first_time(self, *what: str) -> bool:
         """Whether something is to be said: once for a pair, and not at every request that names the same again."""
         first = what not in self._said
@@ -283,13 +328,17 @@ class Pairing:
         """A model's tokenizer as this pair uses it."""
         if self.shared is None:
             return model.tokenizer
-        return self.shared.fast if role == "fast" else self.shared.slow
+        own = {"fast": self.shared.fast, "slow": self.shared.slow, "tuned": self.shared.tuned}[role]
+        return own or model.tokenizer
 
     def alignments(self, fast: Role = "fast") -> dict[Role, Alignment | None]:
         """How rows are made one vocabulary's, with that model in the fast seat."""
         if self.shared is None:
             return {}
-        return {"fast": self.shared.fast_row if fast == "fast" else self.shared.slow_row, "slow": self.shared.slow_row}
+        rows: dict[Role, Alignment | None] = {"fast": self.shared.fast_row, "slow": self.shared.slow_row}
+        if self.tuned is not None:
+            rows["tuned"] = self.shared.tuned_row
+        return rows | {"fast": rows[fast]}
 
     def contexts(self, roles: Sequence[Role]) -> dict[Role, int]:
         return {role: model.n_ctx for role in roles if reads_tokens(model := self.models[role])}
@@ -300,8 +349,17 @@ class Pairing:
         return "slow" if self.local_slow else "fast"
 
     def seated(self, fast: Role) -> Models:
-        """Both models, with one of them in the fast seat."""
-        return {"fast": self.models[fast], "slow": self.models["slow"]}
+        """All models, with one of them in the fast seat."""
+        return self.models | {"fast": self.models[fast]}
+
+    def roles(self, policy: Policy, method: Method, *, audit: bool = False) -> list[Role]:
+        """Who may have to read a request under a policy and a method; ``audit``: or afterwards."""
+        needed: dict[Role, bool] = {
+            "fast": True,
+            "slow": policy.asks or audit,
+            "tuned": policy.asks and "tuned" in method.roles,
+        }
+        return [role for role, is_needed in needed.items() if is_needed]
 
 
 class PairVocabulary:
@@ -324,17 +382,26 @@ class PairVocabulary:
         return encode_after(self._tokenizer, before, text)
 
 
-def _share(fast: TokenModel, slow: TokenModel) -> SharedVocabulary:
-    """What both vocabularies share; says what is not shared, and warns where that is no mere control token."""
-    shared = share_vocabulary(fast.tokenizer, slow.tokenizer, fast_name=fast.name, slow_name=slow.name)
+def _share(fast: TokenModel, slow: TokenModel, tuned: TokenModel | None) -> SharedVocabulary:
+    """What all vocabularies share; says what is not shared, and warns where that is no mere control token."""
+    tuned_name = "" if tuned is None else tuned.name
+    shared = share_vocabulary(
+        fast.tokenizer,
+        slow.tokenizer,
+        None if tuned is None else tuned.tokenizer,
+        fast_name=fast.name,
+        slow_name=slow.name,
+        tuned_name=tuned_name,
+    )
     if shared.same:
         return shared
-    lone = {*shared.only_fast, *shared.only_slow} - shared.special_ids
-    counts = {name: len(getattr(shared, name)) for name in ("only_fast", "only_slow", "retyped")}
+    lone = {*shared.only_fast, *shared.only_slow, *shared.only_tuned} - shared.special_ids
+    parts = ("only_fast", "only_slow", *(() if tuned is None else ("only_tuned",)), "retyped")
+    counts = {name: len(getattr(shared, name)) for name in parts}
     if not lone and not shared.retyped:
         log.info("vocabulary", fast=fast.name, slow=slow.name, **counts)
         return shared
-    said = " ".join(f"{sentence}." for sentence in shared.describe(fast.name, slow.name))
+    said = " ".join(f"{sentence}." for sentence in shared.describe(fast.name, slow.name, tuned_name))
     warn(VocabularyWarning, said, event="vocabulary", fast=fast.name, slow=slow.name, **counts)
     return shared
 

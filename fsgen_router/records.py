@@ -19,12 +19,12 @@ FinishReason: TypeAlias = Literal["eog", "stop", "length", "context"]
 class Token:
     """One emitted token: what it is, who wrote it and why.
 
-    ``logprob`` (nats) is under the model that wrote it, after masks and before temperature.
-    ``signals`` are the fast model's; None where it was not asked (inside a slow span, or where a
+    ``logprob`` (nats) is under the model that wrote it, or the method's own logits, after masks and before
+    temperature. ``signals`` are the fast model's; None where it was not asked (inside a slow span, or where a
     mask left one choice). ``fast_choice`` and ``slow_choice`` are both models' greedy choices where
-    they are known. ``verified``: the slow model judged the fast one's token, and it stands. A token of
-    the slow model's whose decision did not escalate corrects a draft that an escalation further on
-    had judged.
+    they are known, ``tuned_choice`` that of a third one where the method read it. ``verified``: the slow model
+    judged the fast one's token, and it stands. A token of the slow model's whose decision did not escalate corrects
+    a draft that an escalation further on had judged.
     """
 
     id: int
@@ -36,6 +36,7 @@ class Token:
     fast_choice: int | None
     slow_choice: int | None
     verified: bool = False
+    tuned_choice: int | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -50,7 +51,8 @@ class Token:
 
     def to_dict(self) -> TokenJson:
         record = {"id": self.id, "text": self.text, "bytes": self.piece.hex()}
-        record |= {name: getattr(self, name) for name in ("source", "verdict", "logprob", "fast_choice", "slow_choice")}
+        names = ("source", "verdict", "logprob", "fast_choice", "slow_choice", "tuned_choice")
+        record |= {name: getattr(self, name) for name in names}
         record["decision"] = None if self.decision is None else asdict(self.decision)
         record["signals"] = None if self.signals is None else self.signals.to_dict()
         return cast(TokenJson, finite(record))
@@ -117,7 +119,12 @@ class Usage:
     discarded_tokens: int = 0
     """Drafts of the fast model's that do not stand."""
     corrections: int = 0
-    """Positions at which the slow model put its token in a draft's place."""
+    """Positions at which the method put another token in the place of the fast model's.
+
+    Under the policy ``always`` each token is one escalation, and corrections per escalation are FS-GEN's
+    collaboration frequency (CoF, arXiv 2406.12295) of the method on the text that it writes."""
+    tuned_corrections: int = 0
+    """Those of the same positions at which its token is not the third model's: the CoF against the tuned model."""
     bonus_tokens: int = 0
     """Tokens that the slow model wrote behind drafts that it had accepted, in the forward that judged them."""
     reasoning_tokens: int = 0

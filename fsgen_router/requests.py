@@ -46,11 +46,11 @@ def require_read(pair: Pairing, text: TextPrompt, variables: Mapping[str, Any]) 
         raise InvalidRequest("chat_template_kwargs without messages", hint="raw prompts have no template: use chat()")
     if pair.local_slow is None:
         return  # nobody knows what an endpoint's template reads
-    templates = [getattr(model.tokenizer, "template", None) for model in (pair.fast, pair.local_slow)]
+    templates = [getattr(model.tokenizer, "template", None) for model in pair.local]
     known: set[str] = set().union(*(template.variables for template in templates if template is not None))
     if None not in templates and (unread := sorted(set(variables) - known)):
         raise InvalidRequest(
-            f"no chat template of {pair.fast.name} and {pair.slow.name} reads {', '.join(unread)}",
+            f"no chat template of {' and '.join(model.name for model in pair.local)} reads {', '.join(unread)}",
             hint=f"they read {', '.join(sorted(known)) or 'none'}",
         )
 
@@ -81,7 +81,7 @@ def make_engine(
     )
     if options.max_slow_calls is not None or options.max_slow_tokens is not None:
         policy = Capped(policy, options.max_slow_calls, options.max_slow_tokens)
-    roles: list[Role] = ["fast", "slow"] if policy.asks or audit else ["fast"]
+    roles = pair.roles(policy, method, audit=bool(audit))
     request = _make_request(pair, text, prompts, options, seed, _key(prompts))
     audited = hashed_uniform(request.seed, request.key, ledger.requests, "audit") < audit
     return Engine(

@@ -79,6 +79,8 @@ class Router:
 
     ``fast`` and ``slow`` are model strings (``backend:where``) or models; without both, the embedded
     reference pair is loaded, which comes with a certified policy and the method that goes with it.
+    ``tuned`` is a third local model on their vocabulary, the fast one after its tuning: the method ``proxy``, which
+    is the default then, adds what tuning changed to the slow model's logits.
     ``policy`` and ``method`` are objects, short forms or, for a policy, a file. ``audit`` is the share of
     answers that the slow model reads whole afterwards, which yields ``disagreement_rate``. ``prices`` are
     the slow model's, in US dollars per million tokens. ``seed`` fixes sampling for requests that name none.
@@ -106,7 +108,7 @@ class Router:
     :meth:`with_policy` gives a Router over the same models that has them. A slow model with clearly fewer parameters
     than the fast one is warned of (:class:`SwappedModelsWarning`).
 
-    Two local models share one vocabulary. Ids that one of them lacks are never written, and
+    Local models share one vocabulary. Ids that one of them lacks are never written, and
     :class:`VocabularyWarning` names those that are text. The method ``verify`` takes drafts back, which models
     with recurrent memory pay with reading everything again: where one of the pair cannot rewind the default is
     ``replace``, and another one earns a :class:`RewindWarning`.
@@ -119,6 +121,7 @@ class Router:
     _another = "make another Router"
     fast = _Fixed[TokenModel]("The model that writes.", instead=_another, of="_pair")
     slow = _Fixed[AnyModel]("The model that is asked.", instead=_another, of="_pair")
+    tuned = _Fixed[TokenModel | None]("A third model, whose rows a method may read.", instead=_another, of="_pair")
     shared = _Fixed[SharedVocabulary | None]("How two local models' vocabularies relate.", instead=_another, of="_pair")
     policy = _Fixed[Policy](
         "When the slow model is asked.",
@@ -141,6 +144,7 @@ class Router:
         fast: AnyModel | str | None = None,
         slow: AnyModel | str | None = None,
         *,
+        tuned: AnyModel | str | None = None,
         policy: Policy | str | Path | None = None,
         method: Method | str | None = None,
         audit: float = 0.0,
@@ -165,7 +169,7 @@ class Router:
         self.audit, self.prices, self.seed, self.read_ahead = audit, prices, seed, read_ahead
         if fast is None or slow is None:
             fast, slow = REFERENCE_PAIR
-        if policy is None and method is None and is_reference_pair(fast, slow):
+        if policy is None and method is None and tuned is None and is_reference_pair(fast, slow):
             policy = reference.policy_path()
         # Checked before models are loaded, which takes longer.
         wanted_policy = None if policy is None else make_policy(policy)
@@ -174,7 +178,7 @@ class Router:
         self._owned: list[AnyModel] = []
         self._closed = False
         try:
-            self._pair = Pairing(self._load(fast), self._load(slow))
+            self._pair = Pairing(*(self._load(model) for model in (fast, slow, tuned) if model is not None))
             self._pair.require_auditor(self.audit)
             if batching is None:
                 # Beside an endpoint also for one request at a time: a call that hangs keeps no caller's thread.
@@ -191,7 +195,7 @@ class Router:
             raise
         self._slots = Slots(self._pair.n_seq, max_waiting)
         self._measuring = threading.Lock()
-        self._steps: dict[Role, deque[float]] = {"fast": deque(maxlen=256), "slow": deque(maxlen=256)}
+        self._steps: dict[Role, deque[float]] = {role: deque(maxlen=256) for role in self._pair.models}
 
     def _where_forwards_run(self, function: Callable[[], T]) -> T:
         """Run a function that uses the local models where their forwards run: another thread would bring an OpenMP team
@@ -418,8 +422,9 @@ class Router:
 
     def __repr__(self) -> str:
         closed = ", closed" if self._closed else ""
+        third = "" if self.tuned is None else f", tuned={self.tuned.name!r}"
         return (
-            f"Router(fast={self.fast.name!r}, slow={self.slow.name!r}, policy={self.policy.name!r}, "
+            f"Router(fast={self.fast.name!r}, slow={self.slow.name!r}{third}, policy={self.policy.name!r}, "
             f"method={self.method.name!r}{closed})"
         )
 
@@ -437,7 +442,7 @@ class Router:
             policy, method = self._instead(parsed.policy, parsed.method)
         except ConfigurationError as error:  # of this request alone
             raise InvalidRequest(error.message, hint=error.hint) from None
-        needed: list[Role] = ["fast", "slow"] if policy.asks or self.audit or parsed.baseline else ["fast"]
+        needed = self._pair.roles(policy, method, audit=bool(self.audit) or parsed.baseline)
         seed = parsed.seed if parsed.seed is not None else self.seed
         if seed is None:  # shared with the baseline, and told in the answer
             seed = int.from_bytes(os.urandom(6), "big")
@@ -543,7 +548,7 @@ class Router:
             baseline=baseline,
             default_policy=self._is_default(engine.policy),
             claim=requests.claim_of(engine, self.ledger),
-            models={"fast": self._card("fast", None), "slow": self._card("slow", self.prices)},
+            models={role: self._card(role, self.prices if role == "slow" else None) for role in self._pair.models},
         )
         log.info(
             "answered",

@@ -22,21 +22,25 @@ from fsgen_router.contracts.policy import (
 from fsgen_router.errors import ConfigurationError
 from fsgen_router.rows.signals import Signals
 
-SignalName: TypeAlias = Literal["entropy", "varentropy", "max_prob", "margin"]
-SIGNALS: tuple[SignalName, ...] = get_args(SignalName)
+SignalName: TypeAlias = Literal["entropy", "varentropy", "max_prob", "margin", "delta"]
+THRESHOLDS: tuple[SignalName, ...] = get_args(SignalName)
+"""Signals that a threshold may be set on. ``delta``, (p1 - p2) / 2, is FS-GEN's: half the margin."""
+SIGNALS: tuple[SignalName, ...] = tuple(name for name in THRESHOLDS if name != "delta")
+"""Those that order positions differently."""
 
 _READERS: dict[SignalName, Callable[[Signals], float]] = {
     "entropy": operator.attrgetter("entropy_nats"),
     "varentropy": operator.attrgetter("varentropy"),
     "max_prob": operator.attrgetter("max_prob"),
     "margin": operator.attrgetter("margin"),
+    "delta": lambda signals: signals.margin / 2,
 }
 
 
 def read_signal(name: SignalName) -> Callable[[Signals], float]:
-    """The function that reads one signal: entropy (nats), varentropy, max_prob or margin."""
+    """The function that reads one signal: entropy (nats), varentropy, max_prob, margin or delta."""
     if name not in _READERS:
-        raise ConfigurationError(f"unknown signal {name!r}", hint=f"available: {', '.join(SIGNALS)}")
+        raise ConfigurationError(f"unknown signal {name!r}", hint=f"available: {', '.join(THRESHOLDS)}")
     return _READERS[name]
 
 
@@ -152,7 +156,7 @@ class Threshold(_Stateless):
     """Escalate where a signal, averaged over the last ``window`` tokens, is beyond a threshold.
 
     ``above`` says on which side: entropy and varentropy are uncertain above, ``max_prob`` and
-    ``margin`` below. With ``window`` > 1 the mean over a span of the fast model's own tokens is
+    ``margin`` (and ``delta``) below. With ``window`` > 1 the mean over a span of the fast model's own tokens is
     compared; an escalation begins a new span.
     """
 

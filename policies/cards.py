@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.contracts.text_models import TextModel
@@ -25,7 +25,10 @@ class _Record(BaseModel):
 
 
 class Pair(_Record):
-    """Which two models a policy was made for. Sizes are parameters; None where a model does not tell."""
+    """Which two models a policy was made for, and which third one where its method reads one.
+
+    Sizes are parameters; None where a model does not tell.
+    """
 
     vocabulary: str = Field(description="SHA-256 of the fast model's vocabulary")
     fast: str
@@ -34,11 +37,20 @@ class Pair(_Record):
     slow_params: int | None = None
     fast_template: str | None = Field(None, description="digest of a chat template given instead of the file's own")
     slow_template: str | None = None
+    tuned: str | None = None
+    tuned_params: int | None = None
+    tuned_template: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_a_third(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where there is none, the record is one that older versions read."""
+        record: dict[str, Any] = dump(self)
+        return record if self.tuned else {name: value for name, value in record.items() if "tuned" not in name}
 
     def differences(self, other: Pair) -> list[str]:
         """In words, where ``other`` differs from this; empty for the same pair."""
         found = [] if self.vocabulary == other.vocabulary else ["another vocabulary"]
-        for role in ("fast", "slow"):
+        for role in ("fast", "slow", *(("tuned",) if self.tuned else ())):
             ours = getattr(self, role), getattr(self, f"{role}_params")
             theirs = getattr(other, role), getattr(other, f"{role}_params")
             if ours != theirs:
@@ -48,12 +60,15 @@ class Pair(_Record):
         return found
 
 
-def _model(name: str, n_params: int | None) -> str:
-    return name if n_params is None else f"{name} ({n_params:,} parameters)"
+def _model(name: str | None, n_params: int | None) -> str:
+    return str(name) if n_params is None else f"{name} ({n_params:,} parameters)"
 
 
-def fingerprint(fast: TokenModel, slow: TokenModel | TextModel) -> Pair:
-    """The pair that two models are. The vocabulary is the fast one's, which a local slow model shares."""
+def fingerprint(fast: TokenModel, slow: TokenModel | TextModel, tuned: TokenModel | None = None) -> Pair:
+    """The pair that two models are, with the third that a method reads.
+
+    The vocabulary is the fast one's, which local models share.
+    """
     return Pair(
         vocabulary=vocabulary_hash(fast.tokenizer),
         fast=fast.name,
@@ -62,6 +77,9 @@ def fingerprint(fast: TokenModel, slow: TokenModel | TextModel) -> Pair:
         slow_params=slow.n_params,
         fast_template=getattr(fast, "template_digest", None),
         slow_template=getattr(slow, "template_digest", None),
+        tuned=None if tuned is None else tuned.name,
+        tuned_params=None if tuned is None else tuned.n_params,
+        tuned_template=getattr(tuned, "template_digest", None),
     )
 
 

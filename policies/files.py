@@ -192,7 +192,7 @@ def _require_hidden(policy: Policy, fast: TokenModel, found: Callable[[], Pair])
     differences = []
     if policy.pair is not None:
         here = found()
-        same_slow = policy.pair.model_copy(update={"slow": here.slow, "slow_params": here.slow_params})
+        same_slow = policy.pair.model_copy(update={"slow": here.slow, "slow_params": here.slow_params, "tuned": None})
         differences = same_slow.differences(here)
     if policy.hidden_size != size:
         differences.append(f"hidden states are {size} wide, not {policy.hidden_size}")
@@ -208,6 +208,7 @@ def check_pair(
     fast: TokenModel,
     slow: TokenModel | TextModel,
     *,
+    tuned: TokenModel | None = None,
     method: Method | str,
     quiet: bool = False,
     pair: Callable[[], Pair] | None = None,
@@ -220,7 +221,7 @@ def check_pair(
     Raises :class:`ConfigurationError` for a policy that reads hidden states where they are not those of its fast
     model, or cannot be read.
     """
-    found = pair or partial(fingerprint, fast, slow)
+    found = pair or partial(fingerprint, fast, slow, tuned)
     if reads_hidden(policy):
         _require_hidden(policy, fast, found)
     if isinstance(policy, Capped):

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fsgen_router.errors import ConfigurationError
+from fsgen_router.rows.signals import TOP_K
 
 from .basic import SIGNALS, SignalName
 from .features import CLASSES, FEATURES, INDEX, Floats, columns_of
@@ -280,6 +281,62 @@ class Mlp(Stored):
             hidden = np.maximum(weight @ hidden + bias, 0.0)
         weight, bias = self._layers[-1]
         return sigmoid(float(weight[0] @ hidden) + float(bias[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class Svm(Stored):
+    """FS-GEN's router (arXiv 2406.12295): a support vector machine with a Gaussian kernel on the best tokens'
+    probabilities, p_1 to p_k.
+
+    Its decision value d = sum_i weights_i exp(-gamma |p - vectors_i|^2) + intercept (Cortes and Vapnik, 1995) is
+    above 0 where it would escalate; the score is sigmoid(d), which orders positions as d does. ``vectors`` have
+    shape (m, k), k at most ``TOP_K``, ``weights`` (the dual coefficients, with their signs) shape (m,).
+    """
+
+    kind: ClassVar[str] = "svm"
+    vectors: Floats
+    weights: Floats
+    intercept: float
+    gamma: float
+
+    def __post_init__(self) -> None:
+        fits = self.vectors.ndim == 2 and self.weights.shape == self.vectors.shape[:1]
+        _require(fits and 1 <= self.vectors.shape[1] <= TOP_K, f"svm: vectors of shape {self.vectors.shape}")
+        finite = np.isfinite(self.vectors).all() and np.isfinite(self.weights).all()
+        _require(bool(finite) and math.isfinite(self.intercept) and self.gamma > 0, "svm: not finite")
+
+    @cached_property
+    def _lengths(self) -> Floats:
+        lengths: Floats = np.sum(self.vectors**2, axis=1)
+        return lengths
+
+    def _decide(self, probabilities: Floats) -> Floats:
+        distances = np.sum(probabilities**2, axis=1)[:, None] + self._lengths - 2.0 * probabilities @ self.vectors.T
+        result: Floats = np.exp(-self.gamma * np.maximum(distances, 0.0)) @ self.weights + self.intercept
+        return result
+
+    def score(self, features: Floats) -> Floats:
+        probabilities = top_probabilities(features, self.vectors.shape[1])
+        # Some thousand rows at a time, since each has a number for each support vector.
+        parts = [self._decide(probabilities[at : at + _ROWS]) for at in range(0, len(probabilities), _ROWS)]
+        return sigmoids(np.concatenate([*parts, np.empty(0)]))
+
+    def score_one(self, row: Sequence[float]) -> float:
+        columns = np.array([row[: len(FEATURES)]])
+        return sigmoid(float(self._decide(top_probabilities(columns, self.vectors.shape[1]))[0]))
+
+
+_ROWS = 2048
+
+
+def top_probabilities(features: Floats, k: int) -> Floats:
+    """The fast model's ``k`` best tokens' probabilities, shape (n, k), best first, of features, shape (n, F).
+
+    One that is ``GAP_CAP`` nats or more behind the best counts as that far behind.
+    """
+    gaps = features[:, [INDEX[f"gap_{rank}"] for rank in range(2, k + 1)]]
+    best = features[:, INDEX["max_prob"]][:, None]
+    return np.concatenate([best, best * np.exp(-gaps)], axis=1)
 
 
 # --- on top of another scorer --------------------------------------------------------------------

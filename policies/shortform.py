@@ -10,7 +10,7 @@ from pathlib import Path
 from fsgen_router.contracts.policy import REST, Policy
 from fsgen_router.errors import ConfigurationError
 
-from .basic import SIGNALS, Always, AtPrompt, Every, Never, Random, Threshold
+from .basic import THRESHOLDS, Always, AtPrompt, Every, Never, Random, SignalName, Threshold
 from .budget import Budget
 from .files import SUFFIX, load_policy
 
@@ -23,23 +23,32 @@ SHORT_FORMS = (
     "varentropy>2",
     "max_prob<0.6",
     "margin<0.4",
+    "delta<0.2",
     "budget:0.2",
     "entropy>1.2,at=prompt",
 )
+FSGEN_FORMS = ("none", "normal", "threshold:0.5", "delta:0.2")
+"""FS-GEN's own names of its routers (arXiv 2406.12295), with the numbers that its code runs with. Its SVM is a learned
+score: ``fsgen-router calibrate --scorer svm``."""
 _HINT = (
-    f"one of {', '.join(SHORT_FORMS)} with your own numbers; add ',span=8' (or span=rest) for what the slow model "
-    "then writes, ',window=4' to a threshold to average over the last tokens, and ',at=prompt' to decide about the "
-    "whole answer at its first token; or a policy file, NAME.safetensors"
+    f"one of {', '.join(SHORT_FORMS)} with your own numbers (FS-GEN's names are known too: {', '.join(FSGEN_FORMS)}); "
+    "add ',span=8' (or span=rest) for what the slow model then writes, ',window=4' to a threshold to average over the "
+    "last tokens, and ',at=prompt' to decide about the whole answer at its first token; or a policy file, "
+    "NAME.safetensors"
 )
 _PARTS = ("name", "asks", "begin", "decide", "end")
 _HEAD = re.compile(r"(?P<kind>[a-z_]+)\s*(?:(?P<mark>[:<>])\s*(?P<value>[-+.\w]+))?")
 # On which side of its threshold a signal says "uncertain".
-_UNCERTAIN = {"entropy": ">", "varentropy": ">", "max_prob": "<", "margin": "<"}
+_UNCERTAIN = {"entropy": ">", "varentropy": ">", "max_prob": "<", "margin": "<", "delta": "<"}
+# What they compare, and with what where no number is given.
+_FSGEN: dict[str, tuple[SignalName, float]] = {"threshold": ("max_prob", 0.5), "delta": ("delta", 0.2)}
 
 
 def make_policy(policy: Policy | str | Path) -> Policy:
     """A policy from an object, a short form or a file.
 
+    FS-GEN's routers (arXiv 2406.12295) have their own names: ``none`` (never), ``normal`` (always), ``threshold:0.5``
+    (max_prob below it), ``delta:0.2`` (half the margin below it); the numbers are its own where they are left out.
     A path, or a text that ends in ``.safetensors``, is a policy file. Raises
     :class:`ConfigurationError`, which lists what exists, and
     :class:`~fsgen_router.errors.PolicyFileError` where the file is none.
@@ -65,22 +74,26 @@ def make_policy(policy: Policy | str | Path) -> Policy:
     kind, mark, value = found["kind"], found["mark"], found["value"]
     settings = _options(policy, options)
     window, extent = settings.pop("window", None), settings.pop("span", 1)
-    if window is not None and kind not in SIGNALS:
+    if window is not None and kind not in (*THRESHOLDS, *_FSGEN):
         raise ConfigurationError(f"window does not go with {kind!r}", hint=_HINT)
     if settings.pop("at", None) is not None:
         return _at_prompt(policy, make_policy(head), alone=len(options) == 1)
     match kind, mark:
-        case "never", None if extent == 1:
+        case (("never" | "none"), None) if extent == 1:
             return Never()
-        case "always", None:
+        case (("always" | "normal"), None):
             return Always(extent)
+        case (("threshold" | "delta"), (None | ":")):
+            signal, own = _FSGEN[kind]
+            limit = own if value is None else _number(policy, value)
+            return Threshold(signal, limit, above=False, extent=extent, window=window or 1)
         case "every", ":":
             return Every(int(_number(policy, value, whole=True)), extent)
         case "random", ":":
             return Random(_number(policy, value), extent)
         case "budget", ":":
             return Budget(_number(policy, value), extent=extent)
-        case (("entropy" | "varentropy" | "max_prob" | "margin"), ("<" | ">")):
+        case (("entropy" | "varentropy" | "max_prob" | "margin" | "delta"), ("<" | ">")):
             if mark != _UNCERTAIN[kind]:
                 raise ConfigurationError(
                     f"{policy!r} would escalate where the fast model is sure", hint=f"write {kind}{_UNCERTAIN[kind]}..."

@@ -18,6 +18,7 @@ from ..policies.cards import Pair, fingerprint
 from ..router import Router
 from .answers import Answers
 from .checks import Judge, bind, make_checker
+from .fit import SCORERS
 from .options import CalibrationOptions, make_options
 from .progress import Stages
 from .prompts import Prompts, SplitName, read_prompts, reference_prompts
@@ -46,7 +47,7 @@ class Bench:
 
     @property
     def pair(self) -> Pair:
-        return fingerprint(self.router.fast, local_slow(self.router))
+        return _pair(self.router, self.options.method)
 
     def run(self, split: SplitName, policy: str) -> Run:
         return self.runners[split].run(policy)
@@ -102,13 +103,13 @@ def open_bench(
     """
     parsed = make_options(**options)
     stages = stages or Stages()
-    for method in (parsed.method, *parsed.compare):
-        make_method(method)
+    for method in (parsed.method, *(name for name in parsed.compare if name not in SCORERS)):
+        router.with_policy("never", method=method)  # which refuses what the pair cannot do
     if parsed.hidden and router.fast.capabilities.hidden_size is None:
         raise ConfigurationError(f"{router.fast.name} gives no hidden states", hint="calibrate without --hidden")
     require_room(router, prompts, parsed.max_tokens)
     checker = make_checker(check, [item for _, items in prompts for item in items])
-    pair = fingerprint(router.fast, local_slow(router))
+    pair = _pair(router, parsed.method)
     directory = WorkDirectory(
         work,
         {
@@ -158,6 +159,12 @@ def _tokens(model: TokenModel, item: Item) -> int:
         raise type(error)(f"item {item.id}: {error.message}", hint=error.hint) from None
 
 
+def _pair(router: Router, method: str) -> Pair:
+    """Which models a policy is made for: a third one only where its method reads it."""
+    reads_tuned = "tuned" in make_method(method).roles
+    return fingerprint(router.fast, local_slow(router), router.tuned if reads_tuned else None)
+
+
 def require_gap(bench: Bench) -> Estimate:
     """accuracy_slow - accuracy_fast on the fit and calibration prompts.
 
@@ -199,10 +206,19 @@ def load_prompts(
     return reference_prompts(count)
 
 
-def open_pair(fast: TokenModel | str | None, slow: TokenModel | str | None, *, seed: int = 0) -> Router:
-    """A Router over the pair. Raises :class:`ConfigurationError` where the slow model gives only text: its
-    choices at every position cannot be read then."""
-    router = Router(fast, slow, policy="never", method="replace", seed=seed)
+def open_pair(
+    fast: TokenModel | str | None,
+    slow: TokenModel | str | None,
+    *,
+    tuned: TokenModel | str | None = None,
+    seed: int = 0,
+) -> Router:
+    """A Router over the pair, and a third model where a method reads one.
+
+    Raises :class:`ConfigurationError` where the slow model gives only text: its choices at every position cannot be
+    read then.
+    """
+    router = Router(fast, slow, tuned=tuned, policy="never", method="replace", seed=seed)
     try:
         local_slow(router)
     except ConfigurationError:

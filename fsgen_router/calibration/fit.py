@@ -13,14 +13,29 @@ from ..errors import CalibrationError, ConfigurationError
 from ..evaluation import Array
 from ..policies.basic import SIGNALS
 from ..policies.features import CLASSES, FEATURES, INDEX, NUMERIC, columns_of, hidden_names
-from ..policies.scorers import Isotonic, Logistic, MaskedEntropy, Mlp, Platt, Scorer, Signal, TokenPrior, logits
+from ..policies.scorers import (
+    Isotonic,
+    Logistic,
+    MaskedEntropy,
+    Mlp,
+    Platt,
+    Scorer,
+    Signal,
+    Svm,
+    TokenPrior,
+    logits,
+    top_probabilities,
+)
+from ..rows.signals import TOP_K
 from .metrics import average_precision
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Fit: TypeAlias = Callable[[Array, Array, Array], Scorer]
 """(features, labels, weights) -> scorer"""
 
-ScorerName: TypeAlias = Literal["logistic", "mlp", "masked_entropy", "entropy", "varentropy", "max_prob", "margin"]
+ScorerName: TypeAlias = Literal[
+    "logistic", "mlp", "svm", "masked_entropy", "entropy", "varentropy", "max_prob", "margin"
+]
 SCORERS: tuple[ScorerName, ...] = get_args(ScorerName)
 CalibrationName: TypeAlias = Literal["platt", "isotonic", "none"]
 CALIBRATIONS: tuple[CalibrationName, ...] = get_args(CalibrationName)
@@ -30,6 +45,7 @@ _PENALTIES = {"logistic": (1.0, 10.0, 100.0, 1000.0, 10_000.0), "mlp": (0.01, 0.
 """The first, unless features include a hidden state, whose columns may be as many as the prompts: then the best."""
 _SHRINKAGE = 20.0
 """Positions' worth of "as the score says" that a token's own record is mixed with."""
+SVM_POSITIONS = 4000
 _NEEDS_EXTRA = "calibration needs the extra 'calibrate': pip install 'fsgen-router[calibrate]'"
 
 
@@ -84,6 +100,8 @@ def _fitter(scorer: str, *, prior: bool, seed: int, penalty: float) -> Fit:
             base = Signal(signal)
         elif scorer == "masked_entropy":
             base = fit_masked_entropy(features, labels, weights)
+        elif scorer == "svm":
+            base = fit_svm(features, labels, weights, seed=seed)
         elif scorer == "mlp":
             base = fit_mlp(features, labels, weights, penalty=penalty, seed=seed)
         else:
@@ -171,6 +189,31 @@ def fit_mlp(
         tuple(layer.weight.detach().numpy().astype(np.float64) for layer in layers),
         tuple(layer.bias.detach().numpy().astype(np.float64) for layer in layers),
     )
+
+
+def fit_svm(
+    features: Array, labels: Array, weights: Array, *, k: int = TOP_K, most: int = SVM_POSITIONS, seed: int = 0
+) -> Svm:
+    """FS-GEN's router (arXiv 2406.12295, ``SVMRouter`` of its code): scikit-learn's SVC with its defaults (a Gaussian
+    kernel, C = 1) on the ``k`` best tokens' probabilities, and as many positions of either class, drawn with ``seed``.
+
+    A class is which side of 1/2 a label is on, or of the middle where all are on one side. A fit takes the square of
+    the positions: at most ``most`` are drawn.
+    """
+    try:
+        from sklearn.svm import SVC
+    except ImportError as error:
+        raise ImportError(_NEEDS_EXTRA) from error
+    low, high = float(labels.min()), float(labels.max())
+    needs = labels > (0.5 if low <= 0.5 < high else (low + high) / 2)
+    rng, classes = np.random.default_rng(seed), (np.flatnonzero(needs), np.flatnonzero(~needs))
+    size = min(*map(len, classes), most // 2)
+    drawn = np.concatenate([rng.choice(rows, size, replace=False) for rows in classes])
+    inputs = top_probabilities(features[drawn], k)
+    gamma = 1.0 / (k * max(float(inputs.var()), 1e-12))  # scikit-learn's "scale"
+    model = SVC(kernel="rbf", C=1.0, gamma=gamma).fit(inputs, needs[drawn], sample_weight=weights[drawn])
+    dual = np.asarray(model.dual_coef_[0], np.float64)
+    return Svm(np.asarray(model.support_vectors_, np.float64), dual, float(model.intercept_[0]), gamma)
 
 
 def fit_prior(inner: Scorer, features: Array, labels: Array, weights: Array) -> TokenPrior:

@@ -12,7 +12,7 @@ from ..policies.features import FEATURES
 from ..policies.scorers import Scorer, Signal
 from .bench import Bench
 from .curves import TIMED, Curve, make_curve, oracle_runs, random_runs, threshold_runs, whole_query_runs
-from .fit import fit_scorer
+from .fit import SCORERS, fit_scorer
 from .fitting import Fitted, make_labels
 from .metrics import Reliability, reliability, score_metrics
 from .options import CalibrationOptions
@@ -48,18 +48,21 @@ def baseline_scorers(bench: Bench, fitted: Fitted, *, calibrated: bool) -> dict[
     names = (*_SINGLE, "masked_entropy")
     with bench.stages.stage("fit", 1):
         return {
-            name: Signal(name)
-            if name in _SINGLE and not calibrated
-            else fit_scorer(
-                fitted.features,
-                fitted.labels.values,
-                fitted.labels.weights,
-                fitted.traces.prompt,
-                scorer=name,
-                calibration="platt" if calibrated else "none",
-            )
+            name: Signal(name) if name in _SINGLE and not calibrated else _fit_as(name, fitted, calibrated=calibrated)
             for name in names
         }
+
+
+def _fit_as(name: str, fitted: Fitted, *, calibrated: bool, seed: int = 0) -> Scorer:
+    return fit_scorer(
+        fitted.features,
+        fitted.labels.values,
+        fitted.labels.weights,
+        fitted.traces.prompt,
+        scorer=name,
+        calibration="platt" if calibrated else "none",
+        seed=seed,
+    )
 
 
 def _without_hidden(bench: Bench, fitted: Fitted) -> Scorer:
@@ -123,10 +126,14 @@ def _curves(bench: Bench, fitted: Fitted, fast: Run, slow: Run) -> dict[str, Cur
     if gap.interval is None or gap.interval[0] <= 0.0:
         return None
     scorers = {"learned": fitted.scorer, **baseline_scorers(bench, fitted, calibrated=False)}
-    sweeps = len(scorers) + 1 + len(options.compare)
+    compared = [name for name in options.compare if name in SCORERS and name not in scorers]
+    with bench.stages.stage("fit", 1):
+        scorers |= {name: _fit_as(name, fitted, calibrated=False, seed=options.seed) for name in compared}
+    methods = [name for name in options.compare if name not in SCORERS]
+    sweeps = len(scorers) + 1 + len(methods)
     with bench.stages.stage("curves", sweeps * len(options.curve_rates) * len(fast) + 4 * len(fast)) as runner.on_items:
         runs = {name: _sweep(runner, fitted, scorer, options, options.method) for name, scorer in scorers.items()}
-        for method in options.compare:
+        for method in methods:
             runs[f"learned, {method}"] = _sweep(runner, fitted, fitted.scorer, options, method)
         runs["random"] = random_runs(runner, rates=options.curve_rates)
         runs["oracle"] = oracle_runs(runner)

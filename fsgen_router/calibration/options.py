@@ -34,7 +34,9 @@ class CalibrationOptions(BaseModel):
     span_window: int | None = Field(None, ge=1, description="also judge spans of so many drafted tokens")
     span_quantile: float = Field(0.9, ge=0.0, le=1.0, description="of a span's scores")
     method: str = Field("replace", description="what the slow model's rows do")
-    compare: tuple[str, ...] = Field((), description="other methods to draw the learned policy's curve with")
+    compare: tuple[str, ...] = Field(
+        (), description="other methods to draw the learned policy's curve with, and other scorers to draw one of"
+    )
     hold: bool = Field(False, description="let the threshold follow the target rate at run time")
     curves: bool = Field(False, description="run everything that the report compares the policy to")
     curve_rates: tuple[float, ...] = Field(CURVE_RATES, min_length=1, description="nominal rates of a curve's points")

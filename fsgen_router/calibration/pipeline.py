@@ -29,6 +29,7 @@ def calibrate(
     prompts: str | Path | Prompts | None = None,
     *,
     out: str | Path,
+    tuned: TokenModel | str | None = None,
     target_rate: float | None = None,
     max_regret: float | None = None,
     confidence: float = 0.9,
@@ -48,14 +49,13 @@ def calibrate(
         calibrate("llama_cpp:small.gguf", "llama_cpp:large.gguf", "prompts.jsonl",
                   out="policy.safetensors", max_regret=0.05, confidence=0.9)
 
-    Without models: the reference pair and ``count`` problems of its own. One of ``target_rate``,
-    ``max_regret`` with ``confidence``, and ``max_cost`` (measured seconds against the slow model alone); see
-    :class:`Target`. The default is the least escalation with a regret of at most 0.05, certified if possible,
-    and ``choice.reason`` says whether it is. ``bound="betting"`` stops a candidate's run early (see
-    :class:`Target`). ``check`` says when an answer is right. ``work`` (default: beside
-    ``out``) keeps what is finished, so that an interrupted calibration goes on where it stopped, and
-    another target costs no new traces. ``report`` is an HTML file. ``options`` are
-    :class:`CalibrationOptions`.
+    Without models: the reference pair and ``count`` problems of its own. ``tuned`` is a third model, for the method
+    ``proxy``. One of ``target_rate``, ``max_regret`` with ``confidence``, and ``max_cost`` (measured seconds
+    against the slow model alone); see :class:`Target`. The default is the least escalation with a regret of at most
+    0.05, certified if possible, and ``choice.reason`` says whether it is. ``bound="betting"`` stops a candidate's
+    run early (see :class:`Target`). ``check`` says when an answer is right. ``work`` (default: beside ``out``)
+    keeps what is finished, so that an interrupted calibration goes on where it stopped, and another target costs no
+    new traces. ``report`` is an HTML file. ``options`` are :class:`CalibrationOptions`.
 
     Nothing is written to ``out`` where no candidate meets the target. Raises :class:`NothingToGain`
     where the slow model is not measurably better, :class:`InvalidRequest` for a file that cannot be used
@@ -73,7 +73,7 @@ def calibrate(
     if report is not None:
         check_report_path(report)
     stages = Stages(progress or Silent())
-    with open_pair(fast, slow, seed=parsed.seed) as router:
+    with open_pair(fast, slow, tuned=tuned, seed=parsed.seed) as router:
         bench = open_bench(
             router,
             loaded,

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..evaluation import Array, Estimate, Run, interval
+from ..methods import Replace, make_method
 from ..policies import Learned
 from ..policies.cards import Guarantee, percent
 from ..policies.certify import (
@@ -166,14 +167,16 @@ def choose_certified(
     """The candidate with the least escalation whose risk is certified by Learn-then-Test (arXiv 2110.01052).
 
     Candidates are run from the safest on and testing stops at the first that fails (fixed sequence), so
-    that those behind it need no run. The first of all is "always escalate", the slow model itself. With the bound
+    that those behind it need no run. The first of all is "always escalate": the slow model itself,
+    unless ``method`` writes something else there, and then it is run like the others. With the bound
     ``"betting"`` a candidate's run stops too, looked at after every ``batch`` prompts, when it is certified or cannot
     be any more; the order of the prompts must not depend on the losses. Where nothing that saves anything is
     certified and ``certain`` is False, the candidate with the least escalation whose mean loss on the calibration
     prompts is at most ``alpha`` is taken, without a certificate.
     """
     always = replace(candidates[0], threshold=ALWAYS, span=None)
-    losses, runs = [np.zeros(len(slow))], [slow]
+    losses: list[Array] = []
+    runs: list[Run] = []
 
     def test() -> Certification:
         return certify_columns(losses, alpha, delta, bound=bound)
@@ -191,11 +194,16 @@ def choose_certified(
         runs.append(run)
         losses.append(found)
 
+    if _writes_slow_text(method):
+        runs.append(slow)
+        losses.append(loss(slow, slow))
+    else:
+        add(always, to_the_end=True)
     tested = test()
     for candidate in candidates:
         if tested.chosen != len(losses) - 1:
             break
-        add(candidate)
+        add(runner.run(candidate, method))
         tested = test()
     saving = bool(tested.chosen)
     if not saving and not certain:
@@ -209,7 +217,7 @@ def choose_certified(
     tried = tuple(zip([always, *candidates], runs, strict=False))
     why, enough = _shortfall(tested, loss_name), tested.enough_prompts
     rates = [1.0, *(run.rate("escalation_rate") or 0.0 for run in runs[1:])]
-    seen = int(np.flatnonzero(tested.risks <= alpha)[-1])
+    seen = int(max(np.flatnonzero(tested.risks <= alpha), default=0))
     if not saving and not certain and seen:
         reason = (
             f"Not certified: {why}. Of the candidates whose {loss_name} on these prompts is at most {percent(alpha)}, "
@@ -232,9 +240,21 @@ def choose_certified(
     return Choice(policy, reason, tried, tested, guarantee, always=not saving, enough_prompts=enough)
 
 
+def _writes_slow_text(method: str) -> bool:
+    """Whether a method that is asked at every token writes what the slow model writes alone, at temperature 0."""
+    made = make_method(method)
+    rule = made.rule
+    return isinstance(made, Replace) or (rule is not None and rule.name in ("exact", "speculative"))
+
+
 def _shortfall(tested: Certification, loss: str) -> str:
     """Why nothing that saves anything is certified, and what would probably help."""
     wanted = f"{loss} at most {percent(tested.alpha)} at confidence {percent(1 - tested.delta)}"
+    if tested.chosen is None and tested.risks[0] > 0.0:
+        return (
+            f"{tested.n_prompts} calibration prompts do not show {wanted} even where the method writes every token "
+            f"(here {tested.risks[0]:.1%})"
+        )
     if tested.chosen is None:
         return (
             f"{tested.n_prompts} calibration prompts are too few for {wanted}, even if no answer were wrong; about "

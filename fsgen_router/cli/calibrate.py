@@ -32,6 +32,7 @@ def calibrate(
     ],
     fast: o.Fast = None,
     slow: o.Slow = None,
+    tuned: o.Tuned = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -129,7 +130,8 @@ def calibrate(
         list[str] | None,
         typer.Option(
             metavar="METHOD",
-            help="Draw curves, and the learned policy's with this method too; may be repeated.",
+            help="Draw curves, and the learned policy's with this method too, or another scorer's ([cyan]svm[/]: "
+            "FS-GEN's router); may be repeated.",
             show_default=False,
             rich_help_panel="Routing",
         ),
@@ -221,7 +223,7 @@ def calibrate(
         "bound": bound,
     }
     if dry_run:
-        _estimate(fast, slow, prompts, count, policy_file, report, target, options, as_json=as_json)
+        _estimate(fast, slow, tuned, prompts, count, policy_file, report, target, options, as_json=as_json)
         return
     with stage_bars() as progress:
         found = cal.calibrate(
@@ -229,6 +231,7 @@ def calibrate(
             slow,
             prompts,
             out=policy_file,
+            tuned=tuned,
             check=check,
             count=count,
             work=work,
@@ -248,6 +251,7 @@ def calibrate(
 def _estimate(
     fast: str | None,
     slow: str | None,
+    tuned: str | None,
     prompts: Path | None,
     count: int,
     policy_file: Path,
@@ -265,7 +269,7 @@ def _estimate(
     check_output(policy_file)
     if report is not None:
         check_report_path(report)
-    with cal.open_pair(fast, slow, seed=parsed.seed) as router:
+    with cal.open_pair(fast, slow, tuned=tuned, seed=parsed.seed) as router:
         stages = cal.estimate_cost(router, loaded, wanted, parsed)
     totals = {name: sum(getattr(stage, name) for stage in stages) for name in _COSTS}
     if as_json:

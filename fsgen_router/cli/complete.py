@@ -17,6 +17,7 @@ def complete(
     prompt: o.Prompt = None,
     fast: o.Fast = None,
     slow: o.Slow = None,
+    tuned: o.Tuned = None,
     policy: o.Policy = None,
     method: o.Method = None,
     max_slow_calls: o.MaxSlowCalls = None,
@@ -81,7 +82,9 @@ def complete(
         max_slow_calls=max_slow_calls,
         max_slow_tokens=max_slow_tokens,
     )
-    with o.open_router(fast, slow, policy, method, audit=audit, read_ahead=read_ahead, batching=batching) as router:
+    with o.open_router(
+        fast, slow, policy, method, tuned=tuned, audit=audit, read_ahead=read_ahead, batching=batching
+    ) as router:
         request["baseline"] = baseline
         events = (
             router.stream_chat([{"role": "user", "content": text}], **request)

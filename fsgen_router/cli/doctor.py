@@ -7,7 +7,7 @@ import platform
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -63,10 +63,10 @@ class Check:
     hint: str | None = None
 
 
-def doctor(fast: o.Fast = None, slow: o.Slow = None, as_json: o.Json = False) -> None:
+def doctor(fast: o.Fast = None, slow: o.Slow = None, tuned: o.Tuned = None, as_json: o.Json = False) -> None:
     """Say what works here and why not: packages, backends, cores, memory, models.
 
-    Exit code 1 when the pair (the reference pair, or --fast and --slow) cannot answer.
+    Exit code 1 when the pair (the reference pair, or --fast and --slow, and --tuned) cannot answer.
 
     Examples:
 
@@ -77,7 +77,7 @@ def doctor(fast: o.Fast = None, slow: o.Slow = None, as_json: o.Json = False) ->
     checks: list[Check] = []
     for section in (_python, _extras, _llama_cpp, _transformers, _processor, _threads, _memory, _accelerator, _hub):
         checks.extend(_guarded(section))
-    checks.extend(_guarded(lambda: _pair(fast, slow), name=_pair_label(fast, slow)))
+    checks.extend(_guarded(lambda: _pair(fast, slow, tuned), name=_pair_label(fast, slow)))
     able = not any(check.status == "fail" for check in checks)
     if as_json:
         write_json({"ok": able, "version": __version__, "checks": [asdict(check) for check in checks]})
@@ -235,13 +235,13 @@ def _hub() -> Iterator[Check]:
 # --- the pair ------------------------------------------------------------------------------------
 
 
-def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
+def _pair(fast: str | None, slow: str | None, tuned: str | None) -> Iterator[Check]:
     name = _pair_label(fast, slow)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SwappedModelsWarning)  # said below
             # Vocabularies are compared when the Router is built.
-            router = o.open_router(fast, slow, "every:2,span=8")
+            router = o.open_router(fast, slow, "every:2,span=8", tuned=tuned)
     except ImportError as error:
         yield Check(name, "fail", str(error), "pip install 'fsgen-router[llama]'")
         return
@@ -251,10 +251,11 @@ def _pair(fast: str | None, slow: str | None) -> Iterator[Check]:
             yield from _costs(router)
             yield from _endpoint(cast(TextModel, router.slow))
             return
-        sizes = f"{router.fast.n_params:,} and {router.slow.n_params:,} parameters"
-        differing = router.shared.describe(router.fast.name, router.slow.name) if router.shared else []
+        models = [model for model in (router.fast, router.slow, router.tuned) if model is not None]
+        names, sizes = [model.name for model in models], [f"{model.n_params:,}" for model in models]
+        differing = router.shared.describe(*names) if router.shared else []
         alike = "" if differing else ", one vocabulary"
-        yield Check(name, "ok", f"{router.fast.name} and {router.slow.name} load, {sizes}{alike}")
+        yield Check(name, "ok", f"{_listed(names)} load, {_listed(sizes)} parameters{alike}")
         for sentence in differing:
             yield Check("vocabulary", "note", sentence)
         if look_swapped(router.fast, router.slow):
@@ -303,6 +304,10 @@ def _times(name: str, cost: ForwardCost) -> Check:
     if cost.spread <= STEADY:
         return Check(name, "ok", detail)
     return Check(name, "note", detail, "the machine changed its speed meanwhile: measure again when nothing else runs")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _endpoint(model: TextModel) -> Iterator[Check]:

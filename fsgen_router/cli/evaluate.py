@@ -12,7 +12,7 @@ from .. import evaluation as ev
 from ..contracts.policy import Policy
 from ..errors import ConfigurationError
 from ..policies import make_policy
-from ..policies.basic import SIGNALS
+from ..policies.basic import THRESHOLDS
 from ..reference import world
 from . import options as o
 from .evaluate_run import run_all
@@ -25,6 +25,7 @@ _PROBLEMS, _STATISTICS = "Problems", "Statistics"
 def evaluate(
     fast: o.Fast = None,
     slow: o.Slow = None,
+    tuned: o.Tuned = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,7 +39,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="SIGNAL",
-            help=f"Also a sweep of about {len(ev.SWEEP_RATES)} settings of {', '.join(SIGNALS)} (thresholds at "
+            help=f"Also a sweep of about {len(ev.SWEEP_RATES)} settings of {', '.join(THRESHOLDS)} (thresholds at "
             "quantiles of the signal), random, budget or every; [cyan]entropy,span=8[/] for spans; may be repeated.",
             show_default=False,
             rich_help_panel="Routing",
@@ -133,7 +134,9 @@ def evaluate(
 
         check_plot_path(plot)
     items = _items(prompts, match, split, count, start)
-    with o.open_router(fast, slow, method=method, audit=audit, read_ahead=read_ahead, batching=batching) as router:
+    with o.open_router(
+        fast, slow, method=method, tuned=tuned, audit=audit, read_ahead=read_ahead, batching=batching
+    ) as router:
         results = run_all(
             router,
             items,
@@ -150,7 +153,8 @@ def evaluate(
         show_plot(plot, results, pair=o.pair_title(router))
     source = str(prompts) if prompts else f"{world.VERSION} {split} {start} to {start + count - 1}"
     head = {
-        "pair": {"fast": router.fast.name, "slow": router.slow.name},
+        "pair": {"fast": router.fast.name, "slow": router.slow.name}
+        | ({} if router.tuned is None else {"tuned": router.tuned.name}),
         "problems": source,
         "n": len(items),
         "seed": seed,

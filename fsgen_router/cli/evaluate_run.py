@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 from .. import evaluation as ev
 from ..contracts.policy import Policy
 from ..generation import Generation
-from ..policies.basic import SIGNALS
+from ..policies.basic import THRESHOLDS
 from ..router import Router
 from .progress import progress_bars
 from .terminal import say
@@ -83,7 +83,7 @@ def run_all(
 
     ``split`` is the reference world's, so that thresholds come from another one; None for problems of one's own.
     """
-    collectors = {signal: ev.signal_collector(signal) for signal, _ in signals if signal in SIGNALS}
+    collectors = {signal: ev.signal_collector(signal) for signal, _ in signals if signal in THRESHOLDS}
     swept = len(signals) * len(ev.SWEEP_RATES)
     with progress_bars(24) as bars:
         progress = _Progress(bars, bars.add_task("loading", total=len(items) * (2 + len(policies) + swept)))

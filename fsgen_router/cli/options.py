@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from ..methods import DEFAULT_DRAFT_LEN
+from ..methods.contrast import FORMS
 from ..pairing import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY
 from ..policies import SHORT_FORMS
 from ..resolve import EXAMPLES
@@ -37,6 +38,15 @@ Slow: TypeAlias = Annotated[
         rich_help_panel=_MODELS,
     ),
 ]
+Tuned: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BACKEND:WHERE",
+        help="A third model for --method proxy (the default then): the fast one after its tuning.",
+        show_default=False,
+        rich_help_panel=_MODELS,
+    ),
+]
 DEFAULT_POLICY_TEXT = (
     f"{DEFAULT_POLICY}; the reference pair's own file; behind an endpoint "
     f"{DEFAULT_REMOTE_POLICY.replace(',', ', ')}, once"
@@ -49,7 +59,9 @@ METHOD_TEXT = (
     "What it does then. [cyan]replace[/]: writes its own token. [cyan]verify[/]: also judges the drafts before it, "
     f"and corrects from the first bad one on. [cyan]verify:RULE=a,draft_len=N[/]: by one of {', '.join(RULES)} (a from "
     "0 to 1; exact and speculative take none; of entropy_gate it is in nats, with ,window=W), with N drafts held back "
-    f"({DEFAULT_DRAFT_LEN} unless said)."
+    f"({DEFAULT_DRAFT_LEN} unless said). [cyan]contrast:FORM,alpha=A,beta=B[/]: the best of both models' logits set "
+    f"against each other, by one of {', '.join(FORMS)}. [cyan]proxy:alpha=A[/]: of its logits, moved by what tuning "
+    "changed of the fast model."
 )
 
 Policy: TypeAlias = Annotated[
@@ -61,7 +73,7 @@ Method: TypeAlias = Annotated[
     typer.Option(
         metavar="METHOD",
         help=METHOD_TEXT,
-        show_default="verify; the policy file's own; replace behind an endpoint",
+        show_default="verify; the policy file's own; replace behind an endpoint; proxy with --tuned",
         rich_help_panel=_ROUTING,
     ),
 ]
@@ -164,14 +176,24 @@ def open_router(
     policy: str | None = None,
     method: str | None = None,
     *,
+    tuned: str | None = None,
     audit: float = 0.0,
     read_ahead: int = 0,
     batching: bool | None = None,
 ) -> Router:
     """The Router that the options describe; what they leave out is the Router's to choose."""
-    return Router(fast, slow, policy=policy, method=method, audit=audit, read_ahead=read_ahead, batching=batching)
+    return Router(
+        fast,
+        slow,
+        tuned=tuned,
+        policy=policy,
+        method=method,
+        audit=audit,
+        read_ahead=read_ahead,
+        batching=batching,
+    )
 
 
 def pair_title(router: Router) -> str:
     """What to call the pair in output."""
-    return f"{router.fast.name} + {router.slow.name}"
+    return " + ".join(model.name for model in (router.fast, router.slow, router.tuned) if model is not None)

@@ -129,6 +129,7 @@ def _record(position: int, token: Token, kind: Standing, router: Router) -> dict
         **_signals(signals),
         "fast_choice": _choice(token.fast_choice, router),
         "slow_choice": _choice(token.slow_choice, router),
+        "tuned_choice": _choice(token.tuned_choice, router),
     }
 
 

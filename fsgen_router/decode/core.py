@@ -54,7 +54,8 @@ class Core:
         self.reads_hidden = reads_hidden(policy)
         # Where a method reads the fast model too, that is asked all the same.
         self.hands_over = hands_over(policy) and method.rule is None and method.roles == ("slow",)
-        self.whole_rows = frozenset(method.whole_rows)
+        # Each costs 4 bytes for each token of the vocabulary at each step.
+        self.whole_rows = frozenset(method.whole_rows if policy.asks else ())
         if method.rule is not None and method.rule.needs_fast_row:
             self.whole_rows |= {"fast"}
         # Where no slow model may be asked, its context limits nothing.
@@ -130,7 +131,8 @@ class Core:
 
     def draw(self, logits: Floats) -> tuple[int, float]:
         """A token from logits that a method made for this position, and its log-probability under them."""
-        forbidden = [row.logits == FORBIDDEN for row in self.state.rows.values() if row.logits is not None]
+        rows = self.state.rows.values() if self.forbids else ()
+        forbidden = [row.logits == FORBIDDEN for row in rows if row.logits is not None]
         if forbidden:  # by a mask or an alignment, which no sum of rows may lift
             logits = np.where(functools.reduce(np.logical_or, forbidden), FORBIDDEN, logits)
         warp = self.request.warp
@@ -151,6 +153,13 @@ class Core:
             allowed[alignment.end] |= bool(allowed[alignment.ends[alignment.ends < len(allowed)]].any())
         allowed[self.unshared] = False
         return dataclasses.replace(mask, allowed=allowed)
+
+    @property
+    def forbids(self) -> bool:
+        """Whether a row may have tokens that are not to be written: what a mask or an alignment forbids."""
+        return self.request.constraint is not None or any(
+            alignment is not None and len(alignment.forbidden) for alignment in self.alignments.values()
+        )
 
     @cached_property
     def unshared(self) -> np.ndarray:

@@ -52,9 +52,11 @@ def stands(core: Core, draft: int | None, fast: Proposal | Token | None) -> Emit
     state, rows = core.state, core.state.rows
     token, logprob = core.method.choose(draft, rows, core.draw)
     slow_row, fast_row = rows.get("slow"), fast.row if isinstance(fast, Proposal) else rows.get("fast")
+    tuned_row = rows.get("tuned")
     rows.clear()
-    if draft is not None and token != draft:
-        state.usage.corrections += 1
+    if draft is not None:
+        state.usage.corrections += token != draft
+        state.usage.tuned_corrections += tuned_row is not None and token != tuned_row.token
     if isinstance(fast, Proposal):
         state.usage.discarded_tokens += token != draft
     state.span_left -= 1
@@ -71,5 +73,6 @@ def stands(core: Core, draft: int | None, fast: Proposal | Token | None) -> Emit
             decision=fast.decision if isinstance(fast, Token) else state.escalation,
             fast_choice=fast.fast_choice if isinstance(fast, Token) else fast_row.argmax if fast_row else None,
             slow_choice=slow_row.argmax if slow_row else None,
+            tuned_choice=tuned_row.argmax if tuned_row else None,
         ),
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ConfigurationError
 from ..generation import Generation
-from ..policies.basic import SIGNALS, read_signal
+from ..policies.basic import THRESHOLDS, read_signal
 from ..router import Router
 from .items import Item
 from .runs import Array, OnAnswer, run_items
@@ -23,15 +23,16 @@ def sweep_policies(
 ) -> list[str]:
     """Short forms of a sweep: thresholds at quantiles of ``values``, a signal over the fast model's own text.
 
-    ``signal`` is ``entropy``, ``varentropy``, ``max_prob`` or ``margin``, or one of ``random``, ``budget``
-    and ``every``, which need no values. ``suffix`` is added to each (``",span=8"``).
+    ``signal`` is ``entropy``, ``varentropy``, ``max_prob`` (FS-GEN's threshold router), ``margin`` or ``delta``
+    (FS-GEN's, half the margin), or one of ``random``, ``budget`` and ``every``, which need no values. ``suffix`` is
+    added to each (``",span=8"``).
     """
     if signal in ("random", "budget"):
         return [f"{signal}:{rate:g}{suffix}" for rate in rates]
     if signal == "every":
         return [f"every:{gap}{suffix}" for gap in sorted({max(round(1 / r), 1) for r in rates}, reverse=True)]
-    if signal not in SIGNALS:
-        available = ", ".join((*SIGNALS, "random", "budget", "every"))
+    if signal not in THRESHOLDS:
+        available = ", ".join((*THRESHOLDS, "random", "budget", "every"))
         raise ConfigurationError(f"{signal!r} cannot be swept", hint=f"available: {available}")
     if values is None or not len(values):
         raise ConfigurationError(f"a sweep of {signal} needs the signal's values")
@@ -59,9 +60,9 @@ def signal_values(
 
 def signal_collector(signal: str) -> tuple[OnAnswer, list[float]]:
     """An ``on_answer`` that appends a signal of every token to the list beside it."""
-    name = next((known for known in SIGNALS if known == signal), None)
+    name = next((known for known in THRESHOLDS if known == signal), None)
     if name is None:
-        raise ConfigurationError(f"unknown signal {signal!r}", hint=f"available: {', '.join(SIGNALS)}")
+        raise ConfigurationError(f"unknown signal {signal!r}", hint=f"available: {', '.join(THRESHOLDS)}")
     read = read_signal(name)
     values: list[float] = []
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..json_forms import ComparisonJson
-from ..records import ModelCard, ModelUsage, Prices, Usage
+from ..records import ModelCard, ModelUsage, Prices, Role, Usage
 
 Kind: TypeAlias = Literal["measured", "estimated", "unknown"]
 
@@ -60,19 +61,14 @@ def cost_usd(usage: ModelUsage, *, written: int, calls: int, prices: Prices) -> 
     return (usage.cached * cached + read * prices.input + written * prices.output) / 1e6
 
 
-def compare_flops(
-    usage: Usage,
-    alone: ModelUsage,
-    fast: ModelCard | None,
-    slow: ModelCard | None,
-    kind: Kind,
-) -> Comparison:
-    """Both models' FLOPs against the slow one's ``alone``; unknown where it does not say its size."""
-    if fast is None or slow is None or slow.n_params is None:
+def compare_flops(usage: Usage, alone: ModelUsage, models: Mapping[Role, ModelCard], kind: Kind) -> Comparison:
+    """All models' FLOPs against the slow one's ``alone``; unknown where it does not say its size."""
+    slow = models.get("slow")
+    if "fast" not in models or slow is None or slow.n_params is None:
         return Comparison(None, None, "unknown")
-    own, asked = flops(usage.fast, fast.n_params), flops(usage.slow, slow.n_params)
-    routed = None if own is None or asked is None else own + asked
-    return Comparison(routed, flops(alone, slow.n_params), kind)
+    parts = [flops(usage.of(role), card.n_params) for role, card in models.items()]
+    known = [part for part in parts if part is not None]
+    return Comparison(sum(known) if len(known) == len(parts) else None, flops(alone, slow.n_params), kind)
 
 
 def compare_seconds(usage: Usage, measured: Usage | None, slow: ModelCard | None) -> Comparison:

@@ -23,7 +23,7 @@ COLUMNS, MAX_COLUMNS = 80, 100
 _SAVINGS = {
     "slow_forwards": ("sequential slow steps", "{:,.0f}".format),
     "seconds": ("seconds", "{:.3f}".format),
-    "flops": ("FLOPs, both models", si),
+    "flops": ("FLOPs, {models} models", si),
     "money_usd": ("US dollars", "{:.6f}".format),
 }
 
@@ -43,7 +43,7 @@ def page(
     def parts() -> Iterator[RenderableType]:
         yield from (Text(line, style="bold") for line in head)
         yield Text()
-        yield savings_table(comparisons)
+        yield savings_table(comparisons, models="all" if usage.tuned.positions else "both")
         yield Text()
         sentences = [Text(sentence) for sentence in losses]
         yield from sentences
@@ -63,15 +63,15 @@ def as_text(report: RenderableType) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
-def savings_table(comparisons: Mapping[str, Comparison]) -> Table:
-    """Steps, seconds, FLOPs and money, routed and slow-only."""
+def savings_table(comparisons: Mapping[str, Comparison], *, models: str = "both") -> Table:
+    """Steps, seconds, FLOPs and money, routed and slow-only; ``models`` says whose."""
     table = _table(("against the slow model alone", "routed", "slow only", "saved", "slow-only figure"), numbers=3)
     for name, comparison in comparisons.items():
         if name == "money_usd" and comparison.routed is None and comparison.slow_only is None:
             continue  # nobody named a price
         label, form = _SAVINGS[name]
         table.add_row(
-            label,
+            label.format(models=models),
             shown(comparison.routed, form),
             shown(comparison.slow_only, form),
             shown(comparison.saving, percent),
@@ -100,6 +100,8 @@ def rates_table(usage: Usage, *, verified_tokens: int, auditable: bool) -> Table
         ("round trips", usage.round_trips, "calls that the endpoint answered"),
         ("reasoning tokens", usage.reasoning_tokens, "written and billed, but no part of the answer"),
         ("corrections", usage.corrections, "drafts replaced by the slow model's token"),
+        ("other than tuned", usage.tuned_corrections, "tokens there that are not the tuned model's own"),
+        ("tuned model", usage.tuned.positions, "tokens that it read"),
         ("verified tokens", verified_tokens, "drafts that it judged and let stand"),
         ("bonus tokens", usage.bonus_tokens, "its own, behind drafts that it let stand"),
         ("discarded drafts", usage.discarded_tokens, "corrected, or behind a correction"),

@@ -46,8 +46,10 @@ def _lost_seconds(
             f"{seconds_of(slow)}: {usage.slow.forwards:,} steps, in which it read "
             f"{usage.slow_positions:,} tokens."
         )
-    around = routed - slow - fast  # below zero where both worked at the same time
+    third = usage.tuned.seconds
+    around = routed - slow - fast - third  # below zero where several worked at the same time
     also = f" and what lies around both (Python, waiting) {seconds_of(around)}" if around > 0 else ""
+    tuned = f", the tuned one {seconds_of(third)}" if third else ""
     step = ""
     if fast_step_seconds and slow_step_seconds:
         times = slow_step_seconds / fast_step_seconds
@@ -56,16 +58,17 @@ def _lost_seconds(
     slower = (routed - slow) / (slow_only - slow)
     return (
         f"Seconds were lost: the slow model was spared {seconds_of(slow_only - slow)}{step}, but the fast one "
-        f"took {seconds_of(fast)}{also}; only a slow model about {slower:.1f} times as slow would break even."
+        f"took {seconds_of(fast)}{tuned}{also}; only a slow model about {slower:.1f} times as slow would break even."
     )
 
 
 def _lost_flops(usage: Usage, alone: ModelUsage, routed: float, slow_only: float) -> str:
     read = usage.slow_positions
-    fast = routed - slow_only * read / alone.positions
+    others = routed - slow_only * read / alone.positions
+    whose = "the other models'" if usage.tuned.positions else "the fast model's"
     return (
         f"FLOPs were lost: the slow model read {read:,} tokens, {usage.slow.catchup:,} of them to catch up "
-        f"with the fast one, and alone it reads {alone.positions:,}; the fast model's {si(fast)} come on top."
+        f"with the fast one, and alone it reads {alone.positions:,}; {whose} {si(others)} come on top."
     )
 
 

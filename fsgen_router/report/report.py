@@ -165,7 +165,7 @@ def make_report(
         usage=usage,
         slow_forwards=Comparison(usage.slow_forwards, alone.forwards, kind),
         seconds=compare_seconds(usage, measured, slow),
-        flops=compare_flops(usage, alone, fast, slow, kind),
+        flops=compare_flops(usage, alone, models, kind),
         money_usd=compare_money(usage, alone, written, slow, kind),
         policy=policy,
         method=method,

@@ -200,6 +200,7 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
 
     Neither is changed.
     """
+    given = logits
     if read.alignment is not None or read.mask is not None:
         logits = _prepared(logits, read.alignment, read.mask)
     best, values = scratch.best_of(logits, max(read.top_k, 1))
@@ -225,9 +226,14 @@ def reduce_row(logits: Floats, read: Read, scratch: Scratch, hidden: Floats | No
         top_logprobs=tuple([value - log_partition for value in values[: read.top_k]]),
         id_logprobs=tuple([float(logits[i]) - log_partition for i in read.ids]),
         accepted=accepted,
-        logits=np.array(logits) if read.full else None,
+        logits=_own(logits, given) if read.full else None,
         hidden=np.array(hidden, np.float32) if read.hidden and hidden is not None else None,
     )
+
+
+def _own(logits: Floats, given: Floats) -> Floats:
+    """A row that may be kept: a copy, unless preparing it made one."""
+    return np.array(logits, np.float32) if np.may_share_memory(logits, given) else logits
 
 
 def _moments(
@@ -362,13 +368,14 @@ def choose_token(logits: Floats, warp: Warp, uniform: float) -> tuple[int, float
 
     Raises :class:`ConfigurationError` where they are no distribution.
     """
-    row = np.asarray(logits, np.float64)
-    argmax = int(row.argmax())
-    peak = float(row[argmax])
+    argmax = int(logits.argmax())
+    peak = float(logits[argmax])
     if not math.isfinite(peak):
         raise ConfigurationError("a method made logits that are no distribution", hint="NaN, infinite, or all -inf")
-    token = argmax if warp.greedy else draw(*warped(row, warp), uniform)
-    return token, float(row[token]) - peak - math.log(float(np.exp(row - peak).sum()))
+    token = argmax if warp.greedy else draw(*warped(logits, warp), uniform)
+    weights = np.subtract(logits, logits.dtype.type(peak))
+    total = float(np.exp(weights, out=weights).sum(dtype=np.float64))
+    return token, float(logits[token]) - peak - math.log(total)
 
 
 def check_row(

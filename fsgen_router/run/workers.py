@@ -527,8 +527,8 @@ class Workers:
         _end_at_exit()
 
     def seated(self, fast: Role) -> Mapping[Role, Worker]:
-        """Both workers, with that of one of the models in the fast seat."""
-        return {"fast": self._of(fast), "slow": self._of("slow")}
+        """All workers, with that of one of the models in the fast seat."""
+        return {role: self._of(fast if role == "fast" else role) for role in self._models}
 
     def call(self, role: Role, function: Callable[[], T]) -> T:
         """Run a function that uses a local model where its forwards run (see :meth:`BatchWorker.call`)."""

@@ -39,7 +39,9 @@ TemplateVariables = Annotated[Mapping[str, Any], BeforeValidator(_template_varia
 
 T = TypeVar("T", bound=BaseModel)
 
-OF_ROUTER: Final = ("audit", "batching", "fast", "max_waiting", "method", "policy", "prices", "read_ahead", "slow")
+OF_ROUTER: Final = (
+    "audit", "batching", "fast", "max_waiting", "method", "policy", "prices", "read_ahead", "slow", "tuned",
+)  # fmt: skip
 """What is said once, to the Router, and by some to a request or a model."""
 OF_REQUEST: Final = (
     "baseline", "chat_template_kwargs", "constraint", "logit_bias", "max_slow_calls", "max_slow_tokens", "max_tokens",

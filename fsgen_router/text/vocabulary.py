@@ -55,17 +55,17 @@ def vocabulary_hash(tokenizer: Tokenizer) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedVocabulary:
-    """How the vocabularies of two models relate whose ids mean the same bytes, as far as both have them.
+    """How the vocabularies of two models, or three, relate whose ids mean the same bytes, as far as all have them.
 
-    ``only_fast`` and ``only_slow`` are ids that mean something to one model alone: no answer holds them.
-    ``retyped`` ids are control tokens to one alone, and are taken for some in both.
+    ``only_fast``, ``only_slow`` and ``only_tuned`` are ids that mean something to that model and not to every other:
+    no answer holds them. ``retyped`` ids are control tokens to some alone, and are taken for some in all.
     """
 
     fast: Tokenizer
     """The fast model's, as this pair uses it."""
     slow: Tokenizer
     n_vocab: int
-    """Rows of both models are read up to here."""
+    """Rows of all models are read up to here."""
     only_fast: tuple[int, ...]
     only_slow: tuple[int, ...]
     retyped: tuple[int, ...]
@@ -74,20 +74,28 @@ class SharedVocabulary:
     fast_row: Alignment | None
     """What makes the fast model's rows ones that the slow one can write too; None: they are."""
     slow_row: Alignment | None
+    tuned: Tokenizer | None = None
+    """A third model's, where there is one."""
+    only_tuned: tuple[int, ...] = ()
+    tuned_row: Alignment | None = None
 
     @property
     def same(self) -> bool:
-        return not (self.only_fast or self.only_slow or self.retyped)
+        return not (self.only_fast or self.only_slow or self.only_tuned or self.retyped)
 
-    def describe(self, fast_name: str, slow_name: str) -> list[str]:
+    def describe(self, fast_name: str, slow_name: str, tuned_name: str = "") -> list[str]:
         """In sentences, what is not the same."""
-        found = []
-        for name, tokenizer, ids in ((fast_name, self.fast, self.only_fast), (slow_name, self.slow, self.only_slow)):
-            if ids:
-                found.append(f"{name} alone has {_named(tokenizer, ids)}, which neither model will write")
+        models = [(fast_name, self.fast, self.only_fast), (slow_name, self.slow, self.only_slow)]
+        if self.tuned is not None:
+            models.append((tuned_name, self.tuned, self.only_tuned))
+        has, none = (
+            ("alone has", "neither model") if len(models) == 2 else ("has, and not all others have,", "no model")
+        )
+        found = [f"{name} {has} {_named(words, ids)}, which {none} will write" for name, words, ids in models if ids]
         if self.retyped:
             named = _named(self.fast, self.retyped)
-            found.append(f"{fast_name} and {slow_name} disagree on whether {named} are control tokens: taken for some")
+            names = " and ".join(name for name, _, _ in models)
+            found.append(f"{names} disagree on whether {named} are control tokens: taken for some")
         return found
 
 
@@ -100,29 +108,38 @@ def _named(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return ", ".join([*names, *more])
 
 
-def share_vocabulary(fast: Tokenizer, slow: Tokenizer, *, fast_name: str, slow_name: str) -> SharedVocabulary:
-    """What two vocabularies share. One may lack ids of the other, at its end or in the middle.
+def share_vocabulary(
+    fast: Tokenizer,
+    slow: Tokenizer,
+    tuned: Tokenizer | None = None,
+    *,
+    fast_name: str,
+    slow_name: str,
+    tuned_name: str = "",
+) -> SharedVocabulary:
+    """What two vocabularies, or three, share. One may lack ids of another, at its end or in the middle.
 
     Raises :class:`VocabularyMismatch` where an id means other bytes, and where a model could not end an answer.
     """
-    n_vocab = min(fast.n_vocab, slow.n_vocab)
-    known = [frozenset(range(tokenizer.n_vocab)) - tokenizer.unused_ids for tokenizer in (fast, slow)]
-    both = known[0] & known[1]
-    for token in range(n_vocab):
-        if fast.piece(token) != slow.piece(token) and token in both:
-            raise VocabularyMismatch(
-                f"{fast_name} and {slow_name} have different vocabularies: id {token} is {fast.piece(token)!r} in "
-                f"{fast_name} and {slow.piece(token)!r} in {slow_name}",
-                hint="take two models of one family: token-level routing needs ids that mean the same bytes",
-            )
-    lone, eog_ids = known[0] ^ known[1], fast.eog_ids | slow.eog_ids
-    # Rather an end to both than to one, and rather one that both know.
-    places = (fast.eog_ids & slow.eog_ids & both, eog_ids & both, {token for token in eog_ids if token < n_vocab})
+    models = [(fast, fast_name), (slow, slow_name), *([] if tuned is None else [(tuned, tuned_name)])]
+    known = [frozenset(range(tokenizer.n_vocab)) - tokenizer.unused_ids for tokenizer, _ in models]
+    n_vocab, all_have = min(tokenizer.n_vocab for tokenizer, _ in models), frozenset.intersection(*known)
+    for number, (tokenizer, name) in enumerate(models[1:], 1):
+        _require_alike(fast, fast_name, tokenizer, name, known[0] & known[number])
+    lone = frozenset.union(*known) - all_have
+    eogs = [tokenizer.eog_ids for tokenizer, _ in models]
+    eog_ids = frozenset.union(*eogs)
+    # Rather an end to all than to one, and rather one that all know.
+    places = (
+        frozenset.intersection(*eogs) & all_have,
+        eog_ids & all_have,
+        {token for token in eog_ids if token < n_vocab},
+    )
     end = next((min(place) for place in places if place), -1)
     if end < 0 and eog_ids:
         raise VocabularyMismatch(
-            f"{fast_name} and {slow_name} have no end of a generation in common: {sorted(eog_ids)} is all there is, "
-            f"and they share the ids 0 to {n_vocab - 1}",
+            f"{' and '.join(name for _, name in models)} have no end of a generation in common: {sorted(eog_ids)} is "
+            f"all there is, and they share the ids 0 to {n_vocab - 1}",
             hint="take a file whose vocabulary says how an answer ends",
         )
 
@@ -136,20 +153,35 @@ def share_vocabulary(fast: Tokenizer, slow: Tokenizer, *, fast_name: str, slow_n
             n_vocab=n_vocab, forbidden=np.array(forbidden, np.int64), ends=np.array(ends, np.int64), end=end
         )
 
-    special_ids = fast.special_ids | slow.special_ids
-    retyped = (fast.special_ids ^ slow.special_ids) & both
+    specials = [tokenizer.special_ids for tokenizer, _ in models]
+    special_ids = frozenset.union(*specials)
+    retyped = (special_ids - frozenset.intersection(*specials)) & all_have
     return SharedVocabulary(
         fast=_Retyped.of(fast, retyped),
         slow=_Retyped.of(slow, retyped),
         n_vocab=n_vocab,
-        only_fast=tuple(sorted(known[0] - known[1])),
-        only_slow=tuple(sorted(known[1] - known[0])),
+        only_fast=tuple(sorted(known[0] - all_have)),
+        only_slow=tuple(sorted(known[1] - all_have)),
         retyped=tuple(sorted(retyped)),
         eog_ids=frozenset(token for token in eog_ids if token < n_vocab),
         special_ids=special_ids,
         fast_row=row(fast, known[0]),
         slow_row=row(slow, known[1]),
+        tuned=None if tuned is None else _Retyped.of(tuned, retyped),
+        only_tuned=() if tuned is None else tuple(sorted(known[2] - all_have)),
+        tuned_row=None if tuned is None else row(tuned, known[2]),
     )
+
+
+def _require_alike(one: Tokenizer, one_name: str, other: Tokenizer, other_name: str, both: frozenset[int]) -> None:
+    """Raise :class:`VocabularyMismatch` for the first id of ``both`` that does not mean the same bytes."""
+    for token in range(min(one.n_vocab, other.n_vocab)):
+        if one.piece(token) != other.piece(token) and token in both:
+            raise VocabularyMismatch(
+                f"{one_name} and {other_name} have different vocabularies: id {token} is {one.piece(token)!r} in "
+                f"{one_name} and {other.piece(token)!r} in {other_name}",
+                hint="take two models of one family: token-level routing needs ids that mean the same bytes",
+            )
 
 
 class _Retyped:

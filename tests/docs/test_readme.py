@@ -34,7 +34,7 @@ PUBLISHED = {
 PLACEHOLDERS = {("owner/repo", "file.gguf"), ("owner/repo", None)}
 
 
-LOCAL = {"a", "b", "base", "file", "large", "model", "small"}  # names of files that stand for the reader's own
+LOCAL = {"a", "b", "base", "file", "large", "model", "small", "tuned"}  # names of files that stand for the reader's own
 
 
 def shown_models() -> Iterator[tuple[str, str, str | None]]:

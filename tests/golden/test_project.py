@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import fsgen_router
-from fsgen_router import calibration, errors, policies
+from fsgen_router import calibration, errors, methods, policies
 from fsgen_router.config import RequestOptions
 from fsgen_router.support import logs
 
@@ -42,6 +42,9 @@ POLICY_EXPORTS = {
     "Threshold", "audit_of", "check_pair", "check_prompt", "estimate_missed", "fingerprint", "guarantee_of",
     "load_policy", "make_policy", "promote", "save_policy",
 }  # fmt: skip
+METHOD_EXPORTS = {
+    "DEFAULT_DRAFT_LEN", "FSGEN_SETTINGS", "SHORT_FORMS", "Contrast", "Proxy", "Replace", "Verify", "make_method",
+}  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
     "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "baseline", "policy", "method", "request_id",
@@ -49,7 +52,7 @@ OPTIONS = {
 ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "batching", "chat", "close", "complete",
     "costs", "fast", "ledger", "max_waiting", "measure", "measure_steps", "method", "policy", "prices", "read_ahead",
-    "seed", "shared", "slow", "stream", "stream_chat", "with_policy",
+    "seed", "shared", "slow", "stream", "stream_chat", "tuned", "with_policy",
 }  # fmt: skip
 
 
@@ -57,6 +60,7 @@ def test_exported_names_are_these() -> None:
     """Golden: a name that goes or comes is a change for users, and belongs in the changelog."""
     assert set(fsgen_router.__all__) == EXPORTS
     assert set(policies.__all__) == POLICY_EXPORTS
+    assert set(methods.__all__) == METHOD_EXPORTS
     assert set(RequestOptions.model_fields) == OPTIONS
     assert {name for name in vars(fsgen_router.Router) if not name.startswith("_")} == ROUTER
     for name in EXPORTS:
@@ -93,7 +97,7 @@ def test_importing_the_package_loads_nothing_before_it_is_used() -> None:
 
 
 def test_everything_exported_is_documented() -> None:
-    for module, names in ((fsgen_router, EXPORTS), (policies, POLICY_EXPORTS)):
+    for module, names in ((fsgen_router, EXPORTS), (policies, POLICY_EXPORTS), (methods, METHOD_EXPORTS)):
         for name in names:
             thing = getattr(module, name)
             if inspect.isclass(thing) or inspect.isfunction(thing):

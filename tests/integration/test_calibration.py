@@ -19,6 +19,7 @@ import pytest
 from figure_checks import looks
 from scripted_pairs import EOG, Script, script, tokenizer
 from sklearn import metrics as reference_metrics
+from sklearn.svm import SVC
 from typer.testing import CliRunner
 
 from fsgen_router import (
@@ -35,6 +36,7 @@ from fsgen_router.adapters.scripted import ScriptedModel
 from fsgen_router.calibration import store, traces
 from fsgen_router.calibration.candidates import policy_at
 from fsgen_router.calibration.figures import COSTS, quality_figure, reliability_figure
+from fsgen_router.calibration.fit import fit_svm
 from fsgen_router.calibration.prompts import split_of
 from fsgen_router.calibration.report import _environment, render_report, report_figures
 from fsgen_router.calibration.target import require_enough_prompts
@@ -43,7 +45,8 @@ from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import SLOW_ONLY, Item, Outcome, Run, reference_items
 from fsgen_router.policies import Learned, load_policy
 from fsgen_router.policies.features import FEATURES, answer_features
-from fsgen_router.policies.scorers import Logistic, Platt, Signal
+from fsgen_router.policies.scorers import Logistic, Platt, Signal, logits, top_probabilities
+from fsgen_router.rows.signals import TOP_K
 
 SMALL = {"rounds": 1, "max_tokens": 16}
 
@@ -479,6 +482,31 @@ def test_every_scorer_is_fitted_and_serves(scorer: str, positions: tuple[np.ndar
     if scorer in ("logistic", "mlp"):
         assert cal.auroc(scores, labels, np.ones(len(labels))) > 0.75
         assert cal.calibration_error(scores, labels, np.ones(len(labels))) < 0.05
+
+
+def test_an_svm_is_scikit_learns_on_as_many_of_either_class() -> None:
+    """FS-GEN's router: its decision, and its order, with a score; a file brings it back."""
+    rng, names = np.random.default_rng(5), {name: index for index, name in enumerate(FEATURES)}
+    features = np.zeros((600, len(FEATURES)))
+    best = rng.uniform(0.2, 1.0, 600)
+    features[:, names["max_prob"]] = best
+    gaps = np.sort(rng.uniform(0.1, 6.0, (600, TOP_K - 1)), axis=1)
+    features[:, [names[f"gap_{rank}"] for rank in range(2, TOP_K + 1)]] = gaps
+    labels = np.zeros(600)
+    labels[np.argsort(best + 0.2 * rng.normal(size=600))[:300]] = 0.9  # soft labels: which side of 1/2 counts
+    fitted = fit_svm(features, labels, np.ones(600), seed=1)
+    inputs = best[:, None] * np.exp(-np.concatenate([np.zeros((600, 1)), gaps], axis=1))
+    assert inputs == pytest.approx(top_probabilities(features, TOP_K))
+    machine = SVC(kernel="rbf", gamma="scale").fit(inputs, labels > 0.5)
+    scores, decisions = fitted.score(features), machine.decision_function(inputs)
+    assert logits(scores) == pytest.approx(decisions, abs=0.02)  # its solver's own tolerance
+    clear = np.abs(decisions) > 0.02
+    assert np.array_equal((scores > 0.5)[clear], machine.predict(inputs)[clear])
+    few = fit_svm(features, labels, np.ones(600), most=100, seed=1)
+    assert len(few.vectors) <= 100
+    lone = labels.copy()
+    lone[labels > 0] = rng.uniform(0.1, 0.4, 300)  # none above 1/2: the middle tells them apart
+    assert len(fit_svm(features, lone, np.ones(600)).vectors) > 0
 
 
 def test_logistic_regression_finds_the_law(positions: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:

@@ -23,6 +23,7 @@ from fsgen_router.policies.scorers import (
     Platt,
     Scorer,
     Signal,
+    Svm,
     TokenPrior,
 )
 from fsgen_router.rows.signals import TOP_K
@@ -82,6 +83,13 @@ def mlp(seed: int = 0, names: tuple[str, ...] = NUMERIC[:9], hidden: tuple[int, 
     )
 
 
+def svm(seed: int = 0, count: int = 30, k: int = TOP_K) -> Svm:
+    rng = np.random.default_rng(seed)
+    vectors = -np.sort(-rng.dirichlet(np.ones(k + 1), count)[:, :k])
+    signs = np.where(vectors[:, 0] > np.median(vectors[:, 0]), -1.0, 1.0)  # uncertain: ask
+    return Svm(vectors, signs * rng.random(count), 0.0, 4.0)
+
+
 def scorers() -> dict[str, Scorer]:
     """One of every kind, alone and on top of others."""
     found: dict[str, Scorer] = {name: Signal(name) for name in ("entropy", "varentropy", "max_prob", "margin")}
@@ -89,6 +97,7 @@ def scorers() -> dict[str, Scorer]:
     found["logistic"] = logistic()
     found["one feature"] = logistic(names=("log_odds",))
     found["mlp"] = mlp()
+    found["svm"] = svm()
     found["linear mlp"] = mlp(hidden=())
     found["prior"] = TokenPrior(logistic(1), np.array([0, 7, 12]), np.array([0.4, -1.3, 2.0]))
     found["platt"] = Platt(mlp(2), 1.7, -0.3)

@@ -48,7 +48,7 @@ UPDATE = os.environ.get("FSGEN_UPDATE_DOCS") == "1"
 """Whether outputs are written into the pages instead of being compared."""
 
 PUBLIC = re.compile(
-    r"fsgen_router(\.policies|\.adapters(\.\w+)?|\.calibration|\.evaluation|\.json_forms|\.recommend|\.reference)?"
+    r"fsgen_router(\.policies|\.methods|\.adapters(\.\w+)?|\.calibration|\.evaluation|\.json_forms|\.recommend|\.reference)?"
 )
 """Where documentation may import from: all else moves."""
 MODEL_OPTIONS = {

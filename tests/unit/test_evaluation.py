@@ -249,6 +249,7 @@ def test_sweeps_are_policies_at_quantiles() -> None:
     values = np.linspace(0, 1, 1001)
     assert ev.sweep_policies("entropy", values, rates=(0.1, 0.5)) == ["entropy>0.9", "entropy>0.5"]
     assert ev.sweep_policies("max_prob", values, rates=(0.1,), suffix=",span=8") == ["max_prob<0.1,span=8"]
+    assert ev.sweep_policies("delta", values / 2, rates=(0.1,)) == ["delta<0.05"]  # FS-GEN's router
     for signal in ("entropy", "varentropy", "max_prob", "margin", "random", "budget", "every"):
         forms = ev.sweep_policies(signal, values)
         assert 5 <= len(forms) == len(set(forms)) <= len(ev.SWEEP_RATES)

@@ -23,6 +23,7 @@ from learned_cases import (
     position,
     positions,
     scorers,
+    svm,
 )
 from scripted_pairs import answer, finish, make_engine, pair, prompt
 
@@ -205,6 +206,19 @@ def test_one_row_and_many_score_alike(name: str) -> None:
 def test_a_single_signal_keeps_its_order(signal: str, sign: int) -> None:
     value = sign * ROWS[:, INDEX["entropy_nats" if signal == "entropy" else signal]]
     assert np.array_equal(np.argsort(Signal(signal).score(ROWS), kind="stable"), np.argsort(value, kind="stable"))
+
+
+def test_an_svm_scores_by_its_decision_function() -> None:
+    """By hand, from the probabilities of the best tokens; the score is above 1/2 where its class is "ask"."""
+    scorer = svm()
+    for row in ROWS[:50].tolist():
+        gaps = [0.0, *row[INDEX["gap_2"] : INDEX["gap_8"] + 1]]
+        p = np.array([row[INDEX["max_prob"]] * math.exp(-gap) for gap in gaps])
+        kernel = [math.exp(-scorer.gamma * float(((p - vector) ** 2).sum())) for vector in scorer.vectors]
+        decision = float(np.dot(scorer.weights, kernel)) + scorer.intercept
+        assert scorer.score_one(row) == pytest.approx(sigmoid(decision), abs=1e-9)
+        assert (scorer.score_one(row) > 0.5) == (decision > 0)
+    assert len({scorer.score_one(row) > 0.5 for row in ROWS[:50].tolist()}) == 2
 
 
 def test_a_learned_signal_escalates_where_the_plain_threshold_does() -> None:

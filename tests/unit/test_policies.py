@@ -7,6 +7,7 @@ import re
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,9 @@ from fsgen_router.policies import (
     Threshold,
     make_policy,
 )
+from fsgen_router.policies.shortform import FSGEN_FORMS
+from fsgen_router.rows.reading import Read, Scratch, reduce_row
+from fsgen_router.rows.signals import TOP_K, make_signals
 
 SIGNALS = Signals(
     token_id=3,
@@ -81,7 +85,8 @@ def test_random_holds_its_rate_over_many_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("signal", "value"), [("entropy", 1.0), ("varentropy", 0.5), ("max_prob", 0.6), ("margin", 0.3)]
+    ("signal", "value"),
+    [("entropy", 1.0), ("varentropy", 0.5), ("max_prob", 0.6), ("margin", 0.3), ("delta", 0.15)],
 )
 def test_a_threshold_is_strict_and_has_a_side(signal: str, value: float) -> None:
     for above in (True, False):
@@ -241,6 +246,15 @@ FORMS = {
     "budget:0.2": Budget(0.2),
     "budget:0.2,span=3": Budget(0.2, extent=3),
     "  never ": Never(),
+    "none": Never(),
+    "normal": Always(),
+    "normal,span=2": Always(2),
+    "threshold": Threshold("max_prob", 0.5, False),
+    "threshold:0.7": Threshold("max_prob", 0.7, False),
+    "threshold:0.7,span=3,window=2": Threshold("max_prob", 0.7, False, 3, 2),
+    "delta": Threshold("delta", 0.2, False),
+    "delta:0.1": Threshold("delta", 0.1, False),
+    "delta<0.1,span=8": Threshold("delta", 0.1, False, 8),
 }
 
 
@@ -254,6 +268,26 @@ def test_short_forms(form: str) -> None:
 
 def test_what_is_listed_exists() -> None:
     assert {make_policy(form).name for form in SHORT_FORMS} == set(SHORT_FORMS)
+    assert [make_policy(form).name for form in FSGEN_FORMS] == ["never", "always", "max_prob<0.5", "delta<0.2"]
+
+
+def test_fs_gens_routers_decide_as_its_code_does() -> None:
+    """On random rows, by the formulas of its paper: max p < t, and (p1 - p2) / 2 < t."""
+    rng = np.random.default_rng(0)
+    asked = {"threshold": 0, "delta": 0}
+    for _ in range(500):
+        logits = (rng.normal(size=200) * rng.choice([0.5, 2.0, 6.0])).astype(np.float32).astype(np.float64)
+        signals = make_signals(reduce_row(logits.astype(np.float32), Read(signals=True, top_k=TOP_K), Scratch()), 0)
+        p = np.sort(np.exp(logits - np.logaddexp.reduce(logits)))[::-1]
+        limit = round(float(rng.uniform(0.02, 0.6)), 3)
+        for router, value in (("threshold", p[0]), ("delta", (p[0] - p[1]) / 2)):
+            decision = decide(make_policy(f"{router}:{limit}"), signals)
+            assert decision.escalate == (value < limit)
+            assert decision.score == pytest.approx(float(value), abs=1e-5)
+            asked[router] += decision.escalate
+        assert decide(make_policy("normal"), signals).escalate
+        assert not decide(make_policy("none"), signals).escalate
+    assert all(50 < count < 450 for count in asked.values())
 
 
 def test_an_object_is_taken_as_it_is() -> None:
@@ -303,6 +337,12 @@ WRONG = {
     "entropy>1,,": "unknown option ''",
     "every:2,window=3": "window does not go with 'every'",
     "entropy>1;never": "unknown policy",
+    "none:1": "unknown policy",
+    "normal:1": "unknown policy",
+    "none,window=2": "window does not go with 'none'",
+    "threshold<0.5": "unknown policy",
+    "threshold:much": "not a number",
+    "delta>0.2": "sure.*write delta<",
 }
 
 
