@@ -29,7 +29,7 @@ def check_report_path(path: str | Path) -> Path:
         raise ConfigurationError(f"{target} is no report file", hint="end it with .html")
     if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
         raise ConfigurationError(f"{target} cannot be written", hint="name a file in a folder that you may write to")
-    _environment()
+    html_environment()
     return target
 
 
@@ -58,7 +58,7 @@ def report_figures(calibration: Calibration) -> dict[str, bytes]:
 
 def render_report(calibration: Calibration, figures: dict[str, bytes]) -> str:
     """The page as text. Everything that a model or a prompt wrote is escaped."""
-    template = _environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    template = html_environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return str(
         template.render(
             c=calibration,
@@ -89,7 +89,8 @@ def _certified_rows(calibration: Calibration) -> Sequence[dict[str, Any]]:
     return rows
 
 
-def _environment() -> Any:
+def html_environment() -> Any:
+    """What fills a page: everything that a model or a prompt wrote is escaped."""
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:

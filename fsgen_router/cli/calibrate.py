@@ -197,7 +197,7 @@ def calibrate(
     if dry_run:
         _estimate(fast, slow, prompts, count, policy_file, report, target, options, as_json=as_json)
         return
-    with _progress() as progress:
+    with progress_bars() as progress:
         found = cal.calibrate(
             fast,
             slow,
@@ -235,7 +235,8 @@ class _Bars:
 
 
 @contextmanager
-def _progress() -> Iterator[_Bars]:
+def progress_bars() -> Iterator[_Bars]:
+    """Shows the stages of a calibration, or of a study."""
     console = err()
     columns = (
         TextColumn("{task.description:<20.20}"),

@@ -13,10 +13,13 @@ from rich.text import Text
 
 from .. import law
 from ..errors import ConfigurationError
+from ..evaluation import Estimate, read_items, reference_items
+from ..router import Router
+from ..study import probe_pair
 from . import options as o
 from .terminal import EXIT_FAILED, out, say, write_json
 
-_LAW = "Law"
+_LAW, _PROBE = "Law", "Probe"
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -139,10 +142,20 @@ def _rounded(value: float | None) -> str:
 @app.command()
 def predict(
     fast: Annotated[
-        str, typer.Option(metavar="SIZE", help="The small model's parameters, in billions: 0.5.", show_default=False)
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="The small model: its parameters in billions (0.5), or a model string.",
+            show_default=False,
+        ),
     ],
     slow: Annotated[
-        str, typer.Option(metavar="SIZE", help="The large model's parameters, in billions: 7.", show_default=False)
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="The large model: its parameters in billions (7), or a model string.",
+            show_default=False,
+        ),
     ],
     table: TableFile = None,
     method: CellMethod = None,
@@ -158,6 +171,27 @@ def predict(
         bool,
         typer.Option("--extrapolate", help="Also above the largest ratio that was measured.", rich_help_panel=_LAW),
     ] = False,
+    probe: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Run the two models (given as model strings) on N prompts, 50 say, and tell which figure to trust.",
+            rich_help_panel=_PROBE,
+        ),
+    ] = 0,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="The probe's prompts: the first N lines of such a file as eval takes; answers may be missing.",
+            show_default="the reference world's",
+            rich_help_panel=_PROBE,
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of the probe's answers at most.", rich_help_panel=_PROBE)
+    ] = o.MAX_TOKENS,
     resamples: Resamples = 1000,
     seed: Seed = 0,
     as_json: o.Json = False,
@@ -165,43 +199,109 @@ def predict(
     """The collaboration frequency that the law expects of a pair, with its band.
 
     A line for each method and data set of the table. The band is where the mean of such pairs lies (95%, bootstrap by
-    pair); "one pair" adds the scatter of pairs around it.
+    pair); "one pair" adds the scatter of pairs around it. With --probe the pair itself is asked a few prompts, and what
+    comes out is set against the law of the oracle (replace).
 
     Examples:
 
       fsgen-router law predict --fast 0.5 --slow 7 --method oracle --dataset gsm8k
 
-      fsgen-router law predict --fast 0.5 --slow 7 --table study/results.csv
+      fsgen-router law predict --fast 0.5 --slow 7 --table results/results.csv
+
+      fsgen-router law predict --fast llama_cpp:a.gguf --slow llama_cpp:b.gguf --probe 50 --prompts mine.jsonl
     """
     known = next((name for name in law.FORMS if name == form), None)
     if known is None:
         close = difflib.get_close_matches(form, law.FORMS, 1)
         hint = (f"did you mean {close[0]!r}? " if close else "") + f"available: {', '.join(law.FORMS)}"
         raise ConfigurationError(f"unknown form {form!r}", hint=hint)
-    sizes = {"fast": _size("--fast", fast), "slow": _size("--slow", slow)}
+    if probe:
+        method = _probed_method(method)
+    cells = _read(table).select(method, dataset)
+    sizes, measured = _pair({"--fast": fast, "--slow": slow}, probe, prompts, max_tokens, seed)
     law.check_sizes(**sizes)
     found: list[tuple[law.Cell, law.Prediction | ConfigurationError]] = []
-    for cell in _read(table).select(method, dataset):
+    for cell in cells:
         fit = law.fit_cell(cell, seed=seed, resamples=resamples)
         try:
             found.append((cell, law.predict(fit, **sizes, form=known, extrapolate=extrapolate, seed=seed)))
         except ConfigurationError as error:
             found.append((cell, error))
     refused = [one for _, one in found if isinstance(one, ConfigurationError)]
-    if len(refused) == len(found):
+    if len(refused) == len(found) and measured is None:
         raise refused[0]
+    predictions = [one for _, one in found if isinstance(one, law.Prediction)]
     if as_json:
-        write_json([_record(cell, one) for cell, one in found])
+        write_json([_record(cell, one, measured) for cell, one in found])
     else:
-        _show_predictions([one for _, one in found if isinstance(one, law.Prediction)])
+        if predictions:
+            _show_predictions(predictions)
+        if measured is not None:
+            _show_probe(measured, probe, found)
     for error in refused:
         say(str(error), "yellow")
 
 
-def _record(cell: law.Cell, found: law.Prediction | ConfigurationError) -> dict[str, Any]:
+def _probed_method(method: str | None) -> str:
+    """The probe measures the oracle, and can be set against nothing else."""
+    if method is not None and method.casefold() not in ("oracle", "replace"):
+        raise ConfigurationError(
+            f"a probe measures the oracle (replace), not {method}", hint="leave --method out, or leave --probe out"
+        )
+    return method or "replace"
+
+
+def _pair(
+    given: dict[str, str], probe: int, prompts: Path | None, max_tokens: int, seed: int
+) -> tuple[dict[str, float], Estimate | None]:
+    """Both sizes in billions, and the probe's rate where it was asked for."""
+    names = [option.removeprefix("--") for option in given]
+    strings = {option: text for option, text in given.items() if ":" in text}
+    if not strings:
+        if probe:
+            raise ConfigurationError("a probe runs the models", hint="name both as model strings, backend:where")
+        return {name: _size(*item) for name, item in zip(names, given.items(), strict=True)}, None
+    if len(strings) < len(given):
+        raise ConfigurationError("one size and one model", hint="give two sizes, or two model strings")
+    with Router(*given.values(), policy="always", method="replace") as router:
+        sizes = {}
+        for option, name, model in zip(given, names, (router.fast, router.slow), strict=True):
+            if not model.n_params:
+                raise ConfigurationError(f"{model.name} does not say its size", hint=f"give {option} as a number")
+            sizes[name] = model.n_params / 1e9
+        if not probe:
+            return sizes, None
+        items = reference_items("test", probe) if prompts is None else read_items(prompts, answers=False)[:probe]
+        say(f"probing with {len(items)} prompts")
+        return sizes, probe_pair(router, items, seed=seed, max_tokens=max_tokens, concurrency=8)
+
+
+def _record(cell: law.Cell, found: law.Prediction | ConfigurationError, measured: Estimate | None) -> dict[str, Any]:
+    record: dict[str, Any]
     if isinstance(found, law.Prediction):
-        return {**found.to_dict(), "error": None}
-    return {"method": cell.method, "dataset": cell.dataset, "cof": None, "cof_interval": None, "error": found.message}
+        record = {**found.to_dict(), "error": None}
+    else:
+        record = {"method": cell.method, "dataset": cell.dataset, "cof": None, "cof_interval": None}
+        record["error"] = found.message
+    if measured is not None:
+        believed = _trust(found, measured)
+        record |= {"probe": measured.to_dict("cof"), "trust": believed.which, "reason": believed.reason}
+    return record
+
+
+def _trust(found: law.Prediction | ConfigurationError, measured: Estimate) -> law.Trust:
+    return law.trust(found if isinstance(found, law.Prediction) else None, measured.value, measured.interval)
+
+
+def _show_probe(
+    measured: Estimate, count: int, found: list[tuple[law.Cell, law.Prediction | ConfigurationError]]
+) -> None:
+    console = out()
+    value = "unknown" if measured.value is None else f"{measured.value:.1%}"
+    console.print(Text(f"Probe of {count} prompts: {value} ({_span(measured.interval)})", style="bold"))
+    for cell, one in found:
+        believed = _trust(one, measured)
+        console.print(Text(f"{cell.method} on {cell.dataset}: trust the {believed.which}: {believed.reason}"))
 
 
 def _size(option: str, text: str) -> float:

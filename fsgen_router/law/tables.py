@@ -94,7 +94,7 @@ def _known(name: str, known: Sequence[str], what: str) -> str:
 
 def published_table() -> Table:
     """All 168 published rates (:data:`SOURCE`)."""
-    return _table(
+    return make_table(
         "FS-GEN's published table (arXiv 2406.12295)",
         _csv_rows((_HERE / "fsgen_cof.csv").read_text(encoding="utf-8"), "fsgen_cof.csv"),
     )
@@ -114,7 +114,7 @@ def read_table(path: str | Path) -> Table:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not valid UTF-8 at byte {error.start}", hint="save it as UTF-8") from None
     rows = _json_rows(text, str(path)) if text.lstrip()[:1] in ("[", "{") else _csv_rows(text, str(path))
-    table = _table(str(path), rows)
+    table = make_table(str(path), rows)
     if not table.cells:
         raise ConfigurationError(f"{path} holds no rows", hint=f"columns: {', '.join(COLUMNS)}")
     return table
@@ -154,7 +154,8 @@ class _Gathered:
     inverted: int = 0
 
 
-def _table(source: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
+def make_table(source: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
+    """A table from rows of :data:`COLUMNS`, each with its place (``"line 7"``) for messages."""
     cells: dict[tuple[str, str], _Gathered] = {}
     for place, row in rows:
         names = tuple(row.get(column) for column in COLUMNS[:2])
