@@ -14,6 +14,8 @@ from rich.text import Text
 from .. import law
 from ..errors import ConfigurationError
 from ..evaluation import Estimate, read_items, reference_items
+from ..evaluation.plots import check_plot_path
+from ..law.plots import fits_plot
 from ..router import Router
 from ..study import probe_pair
 from . import options as o
@@ -68,11 +70,20 @@ def fits(
     dataset: Dataset = None,
     resamples: Resamples = 1000,
     seed: Seed = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="Plot rates against the ratio of sizes, with the law and its band.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """The fits of a table, one line a cell."""
     if context.invoked_subcommand is not None:
-        given = [name for name in ("table", "method", "dataset", "as_json") if context.params[name]]
+        given = [name for name in ("table", "method", "dataset", "plot", "as_json") if context.params[name]]
         if given:
             option = f"--{given[0].removeprefix('as_')}"
             raise ConfigurationError(
@@ -80,6 +91,8 @@ def fits(
                 hint=f"write it behind: law {context.invoked_subcommand} {option}",
             )
         return
+    if plot is not None:
+        check_plot_path(plot)
     read = _read(table)
     fitted = [law.fit_cell(cell, seed=seed, resamples=resamples) for cell in read.select(method, dataset)]
     if as_json:
@@ -89,6 +102,9 @@ def fits(
     for fit in fitted:
         if fit.error is not None:
             say(f"{fit.cell.method} on {fit.cell.dataset}: {fit.error}", "yellow")
+    if plot is not None and any(fit.forms for fit in fitted):
+        fits_plot(plot, [fit for fit in fitted if fit.forms], title=f"CoF = -a R^(-α) + b, {read.source}")
+        say(f"Plot written to {plot}")
     if not any(fit.forms for fit in fitted):
         raise typer.Exit(EXIT_FAILED)
 

@@ -10,6 +10,7 @@ import numpy as np
 from ..evaluation import Array, Estimate
 from ..evaluation.plots import curve_style, figure_bytes, finish_figure, new_figure, percent_shown
 from ..law import CellFit
+from ..law.plots import draw_fit, ratio_panels
 from .measures import PER_BIN, PLACES, SIGNALS, CellResult, Found
 
 _SIGNAL_NAMES = {"entropy_nats": "entropy (nats)", "max_prob": "probability of the best token", "margin": "margin"}
@@ -114,51 +115,28 @@ def _size(billions: float) -> str:
 
 def ratio_figure(cells: Sequence[CellResult], fits: Sequence[CellFit]) -> Any:
     """CoF against the ratio of sizes with the fitted law and its band: a panel a data set, a colour a method."""
-    sized = [c for c in cells if (c.key.fast_params_b or 0) and (c.key.slow_params_b or 0)]
+    sized = [cell for cell in cells if cell.key.fast_params_b and cell.key.slow_params_b]
     if not sized:
         return None
     datasets = list(dict.fromkeys(cell.key.dataset for cell in sized))
     methods = list(dict.fromkeys(cell.key.method for cell in sized))
-    figure, panels = _panels(len(datasets), height=5.2)
-    for axes, dataset in zip(panels, datasets, strict=True):
-        for number, method in enumerate(methods):
-            group = [c for c in sized if (c.key.method, c.key.dataset) == (method, dataset)]
-            if not group:
-                continue
-            colour, marker = curve_style(number)["color"], curve_style(number)["marker"]
-            x = [(c.key.slow_params_b or 0) / (c.key.fast_params_b or 1) for c in group]
-            y = [_found(c).cof.value or 0.0 for c in group]
-            arms = np.array([_arms(_found(c).cof) for c in group]).T
-            axes.errorbar(x, y, yerr=arms, fmt=marker, color=colour, capsize=2, elinewidth=0.9, label=method)
-            fit = next((f for f in fits if (f.cell.method, f.cell.dataset) == (method, dataset)), None)
-            if fit is not None:
-                _draw_fit(axes, fit, colour)
-        axes.set_xscale("log")
-        axes.set_title(dataset, fontsize="medium")
-        axes.set_xlabel("R = slow / fast, parameters")
-        axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _position: f"{value:g}" if str(value)[0] in "25" else "")
+    figure, panels = ratio_panels(datasets)
+    for (method, dataset), group in _grouped(sized).items():
+        axes, style = panels[datasets.index(dataset)], curve_style(methods.index(method))
+        x = [(cell.key.slow_params_b or 0) / (cell.key.fast_params_b or 1) for cell in group]
+        y = [_found(cell).cof.value or 0.0 for cell in group]
+        arms = np.array([_arms(_found(cell).cof) for cell in group]).T
+        look = {"fmt": style["marker"], "color": style["color"], "capsize": 2, "elinewidth": 0.9, "markersize": 5}
+        axes.errorbar(x, y, yerr=arms, label=method, **look)
+        fit = next((f for f in fits if (f.cell.method, f.cell.dataset) == (method, dataset)), None)
+        if fit is not None:
+            draw_fit(axes, fit, style["color"])
+    for axes in panels:
+        axes.legend(fontsize="x-small", frameon=False)
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("CoF, 95% intervals by prompt")
-    finish_figure(figure, _most_labels(panels), "Collaboration frequency against the ratio of sizes, with the law")
+    figure.suptitle("Collaboration frequency against the ratio of sizes, with the law", fontsize="medium")
     return figure
-
-
-def _draw_fit(axes: Any, fit: CellFit, colour: str) -> None:
-    """The law and its band, where the points determine it and more than determine it."""
-    power = fit.forms.get("power")
-    if power is None or len(fit.cell) <= len(power.values):
-        return
-    ratios = np.geomspace(fit.cell.ratio.min(), fit.cell.ratio.max(), 100)
-    one = np.ones_like(ratios)
-    label = ", ".join(f"{name} {value:.3g}" for name, value in power.values.items())
-    fitted = "" if power.r2 is None else f", R2 {power.r2:.2f}"
-    axes.plot(
-        ratios, power.curve(ratios, one), color=colour, linewidth=1.3, label=f"{fit.cell.method}: {label}{fitted}"
-    )
-    band = power.band(ratios, one)
-    if band is not None:
-        axes.fill_between(ratios, *band, color=colour, alpha=0.12, linewidth=0)
 
 
 def quality_figure(cells: Sequence[CellResult]) -> Any:
@@ -193,7 +171,7 @@ def first_figure(cells: Sequence[CellResult]) -> Any:
     """Rates in first tokens and in later ones, over answers, by kernel density: a panel a data set."""
     datasets = list(dict.fromkeys(cell.key.dataset for cell in cells))
     methods = list(dict.fromkeys(cell.key.method for cell in cells))
-    figure, panels = _panels(len(datasets), height=5.0)
+    figure, panels = _panels(len(datasets))
     shown = False
     for axes, dataset in zip(panels, datasets, strict=True):
         for number, method in enumerate(methods):
@@ -290,12 +268,12 @@ def signals_figure(cells: Sequence[CellResult]) -> Any:
     return figure
 
 
-def _panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
-    figure = new_figure(max(4.2 * count, 7.5), height)
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    """Panels side by side that share their height."""
+    figure = new_figure(max(4.2 * count, 7.5), 5.0)
     panels = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
     for axes in panels:
         axes.grid(alpha=0.25)
-        axes.yaxis.set_major_formatter(percent_shown)
     return figure, panels
 
 

@@ -47,7 +47,9 @@ ROOT = Path(__file__).parents[2]
 UPDATE = os.environ.get("FSGEN_UPDATE_DOCS") == "1"
 """Whether outputs are written into the pages instead of being compared."""
 
-PUBLIC = re.compile(r"fsgen_router(\.policies|\.adapters(\.\w+)?|\.calibration|\.evaluation|\.json_forms|\.reference)?")
+PUBLIC = re.compile(
+    r"fsgen_router(\.policies|\.adapters(\.\w+)?|\.calibration|\.evaluation|\.json_forms|\.law|\.reference|\.study)?"
+)
 """Where documentation may import from: all else moves."""
 MODEL_OPTIONS = {
     "llama_cpp": "llama_cpp.LlamaCppOptions",
