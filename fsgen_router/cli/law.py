@@ -332,11 +332,8 @@ def _size(option: str, text: str) -> float:
 def _show_predictions(found: list[law.Prediction]) -> None:
     console = out()
     first = found[0]
-    console.print(
-        Text(
-            f"Expected CoF of {first.fast:g}B + {first.slow:g}B (R = {first.ratio:.4g}), by {first.form}", style="bold"
-        )
-    )
+    pair = f"{law.size_text(first.fast)} + {law.size_text(first.slow)} (R = {first.ratio:.4g})"
+    console.print(Text(f"Expected CoF of {pair}, by {first.form}", style="bold"))
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", overflow="fold")
     table.add_column("data set", overflow="fold")

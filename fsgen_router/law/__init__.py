@@ -25,7 +25,7 @@ Everything is computed with numpy; nothing here loads a model.
 from .cells import CellFit, fit_cell
 from .fitting import ALPHA_MAX, FLOOR, FORMS, Fit, FormName
 from .prediction import Prediction, Trust, check_sizes, predict, trust
-from .tables import COLUMNS, SOURCE, Cell, Table, make_table, published_table, read_table
+from .tables import COLUMNS, SOURCE, Cell, Table, make_table, published_table, read_table, size_text
 
 __all__ = [
     "ALPHA_MAX",
@@ -46,5 +46,6 @@ __all__ = [
     "predict",
     "published_table",
     "read_table",
+    "size_text",
     "trust",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ConfigurationError
 from .cells import CellFit
 from .fitting import FormName, between
+from .tables import size_text
 
 Interval: TypeAlias = tuple[float, float]
 
@@ -58,7 +59,7 @@ def check_sizes(fast: float, slow: float) -> None:
             raise ConfigurationError(f"{name}={size:g} is not a size", hint="billions of parameters, above 0")
     if slow <= fast:
         raise ConfigurationError(
-            f"the slow model ({slow:g}B) is not larger than the fast one ({fast:g}B)", hint="swap them"
+            f"the slow model ({size_text(slow)}) is not larger than the fast one ({size_text(fast)})", hint="swap them"
         )
 
 
@@ -86,9 +87,8 @@ def predict(
         warnings.append(f"the ratio {ratio:.4g} is below the smallest that was measured, {cell.ratio.min():.4g}")
     for name, size, seen in (("fast", fast, cell.fast), ("slow", slow, cell.slow)):
         if not seen.min() * (1 - 1e-9) <= size <= seen.max() * (1 + 1e-9):
-            warnings.append(
-                f"a {name} model of {size:g}B is outside of {seen.min():g}B to {seen.max():g}B, as measured"
-            )
+            measured = f"{size_text(float(seen.min()))} to {size_text(float(seen.max()))}"
+            warnings.append(f"a {name} model of {size_text(size)} is outside of {measured}, as measured")
     sizes = np.array([slow]), np.array([fast])
     curves = fitted.curves(*sizes)[:, 0]
     interval = pair_interval = None

@@ -201,3 +201,11 @@ def _number(value: Any, name: str, *, positive: bool = False) -> float:
     if not math.isfinite(number) or (positive and number <= 0):
         raise ValueError(f"{name} is {number:g}, not a {'size above 0' if positive else 'finite number'}")
     return number
+
+
+def size_text(billions: float) -> str:
+    """A model's size as people say it: 7B, 350M, 12k."""
+    for unit, size in (("B", 1.0), ("M", 1e-3), ("k", 1e-6)):
+        if billions >= (0.1 if unit == "B" else 1) * size:
+            return f"{billions / size:.3g}{unit}"
+    return f"{1e9 * billions:.0f} parameters"

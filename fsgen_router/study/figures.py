@@ -9,7 +9,7 @@ import numpy as np
 
 from ..evaluation import Array, Estimate
 from ..evaluation.plots import curve_style, figure_bytes, finish_figure, new_figure, percent_shown
-from ..law import CellFit
+from ..law import CellFit, size_text
 from ..law.plots import draw_fit, ratio_panels
 from .measures import PER_BIN, PLACES, SIGNALS, CellResult, Found
 
@@ -87,7 +87,7 @@ def sizes_figure(cells: Sequence[CellResult]) -> Any:
             axes.plot([at[0]] * 2, [at[1]] * 2, [at[2] - 100 * below, at[2] + 100 * above], color=style["color"])
             axes.plot([at[0]] * 2, [at[1]] * 2, [0, at[2]], color="0.7", linewidth=0.6, linestyle=":")
     for axis, name in ((axes.xaxis, "fast"), (axes.yaxis, "slow")):
-        axis.set_major_formatter(lambda value, _position: _size(10**value))
+        axis.set_major_formatter(lambda value, _position: size_text(10**value))
         axis.set_major_locator(_few())
         axis.set_label_text(f"\n{name} model's parameters")
     axes.set_zlabel("CoF (%)")
@@ -102,15 +102,6 @@ def _few() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(5)
-
-
-def _size(billions: float) -> str:
-    """Parameters for a tick: 7B, 350M, 12k."""
-    parameters = billions * 1e9
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if parameters >= 0.95 * size:
-            return f"{parameters / size:.2g}{unit}"
-    return f"{parameters:.0f}"
 
 
 def ratio_figure(cells: Sequence[CellResult], fits: Sequence[CellFit]) -> Any:

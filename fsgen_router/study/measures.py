@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from ..calibration.metrics import score_metrics
 from ..contracts.tokenizer import TokenClass, Tokenizer
-from ..errors import FsgenError
 from ..evaluation import Array, Estimate, bootstrap, interval
 from .positions import Positions
 
@@ -120,10 +119,6 @@ class CellResult:
         if self.found is not None:
             record |= self.found.to_dict()
         return record | {"notes": list(self.notes), "error": self.error}
-
-
-class TooFewTokens(FsgenError):
-    """A cell whose answers have too few tokens for a rate."""
 
 
 _UNKNOWN = Estimate(None)

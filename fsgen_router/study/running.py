@@ -28,7 +28,7 @@ from ..router import Router
 from ..run.workers import AnyModel
 from ..text.vocabulary import vocabulary_hash
 from .config import DatasetSpec, ModelSpec, PairSpec, StudyConfig
-from .measures import CellResult, Key, TooFewTokens, measure
+from .measures import CellResult, Key, measure
 from .positions import Positions, read_positions
 
 _BATCHED = ("llama_cpp", "reference", "transformers")
@@ -165,8 +165,8 @@ class _PairRunner:
         try:
             items = dataset.items(dataset.n or config.n, seed)
             runner = _Runner(router, items, dataset, config, self._work, self._progress)
-            self._progress.begin(f"{self._title}, {dataset.label}, alone", 2 * len(items))
-            alone = runner.alone(self.named)
+            self._progress.begin(f"{self._title}, {dataset.label}, alone", len(self.named) * len(items))
+            alone = runner.alone()
         except CalibrationError:
             raise  # nothing can be kept
         except FsgenError as error:
@@ -209,7 +209,7 @@ class _Runner:
             "seed": 0,
         }
 
-    def alone(self, named: Sequence[ModelSpec]) -> dict[str, Answers]:
+    def alone(self) -> dict[str, Answers]:
         """What each model writes alone, greedily: ``fast``, ``slow`` and ``tuned`` where there is one."""
         router = self._router
         found = {
@@ -282,10 +282,9 @@ class _Runner:
 
         positions = Positions(**directory.in_chunks("positions", items, compute, size=CHUNK))
         if len(positions) < config.min_tokens:
-            raise TooFewTokens(
-                f"{len(positions)} tokens in {len(items)} answers are too few for a rate "
-                f"(min_tokens = {config.min_tokens})",
-                hint="take more prompts, or allow longer answers",
+            few = f"{len(positions)} tokens in {len(items)} answers are too few for a rate"
+            return CellResult(
+                key, error=f"{few} (min_tokens = {config.min_tokens}): take more prompts, or longer answers"
             )
         judged = all(item.answer for item in items)
         notes = [] if judged else ["no quality: the data set has prompts without an expected answer"]

@@ -22,6 +22,7 @@ from fsgen_router.law import (
     predict,
     published_table,
     read_table,
+    size_text,
     trust,
 )
 
@@ -72,6 +73,15 @@ def test_every_published_cell_is_fitted_as_well_as_a_general_optimiser_does(numb
     assert ours <= theirs * (1 + 1e-6)
     assert all(value >= FLOOR for value in fit.values.values())
     assert fit.values["alpha"] <= ALPHA_MAX
+
+
+def test_what_the_documentation_says_of_the_published_cells() -> None:
+    """docs/study.md counts them."""
+    fits = [fit_cell(cell).forms for cell in published_table().cells]
+    loo = [{name: form.loo_r2 or 0.0 for name, form in forms.items()} for forms in fits]
+    assert not any(forms["power"].identified for forms in fits)
+    assert sum(one["log"] > one["power"] for one in loo) == 11
+    assert sum(one["sizes"] > one["power"] for one in loo) == 9
 
 
 def test_a_curve_without_noise_is_found_again() -> None:
@@ -246,7 +256,16 @@ def test_predictions_stay_where_was_measured() -> None:
     forced = predict(fit, fast=0.5, slow=700, extrapolate=True)
     assert any("extrapolated" in warning for warning in forced.warnings)
     assert any("below the smallest" in warning for warning in predict(fit, fast=4, slow=5).warnings)
-    assert any("fast model of 0.1B" in warning for warning in predict(fit, fast=0.1, slow=4).warnings)
+    assert any(
+        "fast model of 0.1B is outside of 0.5B to 14B" in warning for warning in predict(fit, fast=0.1, slow=4).warnings
+    )
+
+
+@pytest.mark.parametrize(
+    ("billions", "text"), [(7, "7B"), (0.5, "0.5B"), (0.0135, "13.5M"), (43_040e-9, "43k"), (5e-8, "50 parameters")]
+)
+def test_sizes_as_people_say_them(billions: float, text: str) -> None:
+    assert size_text(billions) == text
 
 
 @pytest.mark.parametrize(("fast", "slow"), [(7, 0.5), (1, 1), (0, 1), (float("nan"), 1), (1, float("inf"))])

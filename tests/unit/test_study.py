@@ -126,6 +126,10 @@ def test_methods_that_write_what_the_slow_model_writes(method: str, same: bool) 
     assert writes_the_slow_text(make_method(method)) is same
 
 
+WORDS = ScriptedTokenizer([bytes([k]) for k in range(128)], eog=[0])
+"""Token k is the character with the code k."""
+
+
 # --- what is measured ----------------------------------------------------------------------------
 
 
@@ -171,7 +175,7 @@ def hand_made(prompts: int = 40) -> Found:
     answer = [(65 + k, 65 + k if k not in (0, 5) else 90, 2.0 if k == 0 else 0.5 + k / 100) for k in range(10)]
     right = np.array([1.0, 0.0] * (prompts // 2))
     quality = {"collaboration": right, "fast": right * 0, "slow": right * 0 + 1}
-    return measure(positions_of([answer] * prompts), prompts, quality, ScriptedTokenizer(), first_tokens=2)
+    return measure(positions_of([answer] * prompts), prompts, quality, WORDS, first_tokens=2)
 
 
 def test_a_cells_figures_by_hand() -> None:
@@ -199,7 +203,7 @@ def test_a_cells_figures_by_hand() -> None:
 def test_the_tuned_model_has_a_rate_of_its_own() -> None:
     made = positions_of([[(65, 65, 0.1), (66, 66, 0.1), (67, 90, 1.0), (68, 68, 0.1)]] * 4)
     tuned = Positions(**{**made.to_arrays(), "tuned_choice": made.token + (made.place > 1)})
-    found = measure(tuned, 4, {}, ScriptedTokenizer())
+    found = measure(tuned, 4, {}, WORDS)
     assert found.cof.value == pytest.approx(0.25)
     assert found.cof_tuned.value == pytest.approx(0.5)
     assert found.accuracy.value is None
@@ -207,7 +211,7 @@ def test_the_tuned_model_has_a_rate_of_its_own() -> None:
 
 
 def test_a_cell_without_a_mismatch_has_rates_and_no_area() -> None:
-    found = measure(positions_of([[(65, 65, 0.1), (66, 66, 0.2)]] * 5), 5, {}, ScriptedTokenizer())
+    found = measure(positions_of([[(65, 65, 0.1), (66, 66, 0.2)]] * 5), 5, {}, WORDS)
     assert found.cof.value == 0
     assert found.auroc["margin"].value is None
     assert found.quartiles["margin"][1] == []
