@@ -10,7 +10,7 @@ A comment above a block changes that::
     <!-- output -->          this block is what the one before it printed; see UPDATE
     <!-- not run: why -->    checked only: syntax, imports, commands, model strings and the names of options
 
-``json`` has to be valid, and ``text`` is for outputs. All else is refused, so that nothing goes unseen.
+``json`` and ``toml`` have to be valid, and ``text`` is for outputs. All else is refused, so that nothing goes unseen.
 """
 
 from __future__ import annotations
