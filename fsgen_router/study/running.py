@@ -55,13 +55,13 @@ class _Models:
         self._loaded: dict[str, TokenModel] = {}
         self._failed: dict[str, Exception] = {}
 
-    def only(self, wanted: Sequence[str]) -> list[TokenModel]:
-        """These models, after every other one was freed. A model that could not be loaded is not tried again."""
+    def keep(self, wanted: Sequence[str]) -> None:
+        """Free every other model."""
         for string in [string for string in self._loaded if string not in wanted]:
             self._loaded.pop(string).shutdown()
-        return [self._get(string) for string in wanted]
 
-    def _get(self, string: str) -> TokenModel:
+    def get(self, string: str) -> TokenModel:
+        """A model, loaded where it is not. One that could not be loaded is not tried again."""
         if string in self._failed:
             raise self._failed[string]
         if string not in self._loaded:
@@ -83,9 +83,6 @@ class _Models:
             return string
         return f"{string}{'&' if '?' in rest else '?'}n_seq={self._concurrency}"
 
-    def close(self) -> None:
-        self.only([])
-
 
 def run_study(config: StudyConfig, *, work: str | Path, progress: Progress | None = None) -> Study:
     """Run every cell, or read from the folder ``work`` what an earlier run finished.
@@ -103,7 +100,7 @@ def run_study(config: StudyConfig, *, work: str | Path, progress: Progress | Non
             )
             cells += runner.run()
     finally:
-        models.close()
+        models.keep([])
     return Study(config, tuple(cells))
 
 
@@ -126,14 +123,23 @@ class _PairRunner:
     def run(self) -> list[CellResult]:
         config = self.config
         where = [(dataset, seed) for dataset in config.datasets for seed in config.seeds]
+        self._models.keep([spec.model for spec in self.named])
         try:
-            loaded = self._models.only(list(dict.fromkeys(spec.model for spec in self.named)))
-            by_string = dict(zip(dict.fromkeys(spec.model for spec in self.named), loaded, strict=True))
-            router = _open(*(by_string[spec.model] for spec in self.named), batching=config.concurrency > 1)
+            fast, slow = (self._models.get(spec.model) for spec in self.named[:2])
+            router = _open(fast, slow, self._tuned(), batching=config.concurrency > 1)
         except (FsgenError, ImportError) as error:
             return [self._failed(dataset, seed, method, error) for dataset, seed in where for method in config.methods]
         with router:
             return [cell for dataset, seed in where for cell in self._on(router, dataset, seed)]
+
+    def _tuned(self) -> TokenModel | None:
+        """The tuned model; without it only the methods that read one cannot run."""
+        self._without: Exception | None = None
+        try:
+            return self._models.get(self.named[2].model) if len(self.named) > 2 else None
+        except (FsgenError, ImportError) as error:
+            self._without = error
+            return None
 
     def _key(self, dataset: DatasetSpec, seed: int, method: str, router: Router | None = None) -> Key:
         sizes: list[float | None] = [spec.size for spec in self.named[:2]]
@@ -164,8 +170,8 @@ class _PairRunner:
         config = self.config
         try:
             items = dataset.items(dataset.n or config.n, seed)
-            runner = _Runner(router, items, dataset, config, self._work, self._progress)
-            self._progress.begin(f"{self._title}, {dataset.label}, alone", len(self.named) * len(items))
+            runner = _Runner(router, self.named, items, dataset, config, self._work, self._progress)
+            self._progress.begin(f"{self._title}, {dataset.label}, alone", runner.roles * len(items))
             alone = runner.alone()
         except CalibrationError:
             raise  # nothing can be kept
@@ -176,10 +182,12 @@ class _PairRunner:
             key = self._key(dataset, seed, method, router)
             self._progress.begin(f"{self._title}, {dataset.label}, {method}", len(items))
             try:
+                if self._without is not None and "tuned" in make_method(method).roles:
+                    raise self._without
                 results.append(runner.cell(key, alone, seed))
             except CalibrationError:
                 raise
-            except FsgenError as error:
+            except (FsgenError, ImportError) as error:
                 results.append(CellResult(key, error=str(error)))
         return results
 
@@ -195,6 +203,7 @@ class _Runner:
     def __init__(
         self,
         router: Router,
+        named: Sequence[ModelSpec],
         items: Sequence[Item],
         dataset: DatasetSpec,
         config: StudyConfig,
@@ -202,6 +211,9 @@ class _Runner:
         progress: Progress,
     ) -> None:
         self._router, self._items, self._dataset, self._config = router, items, dataset, config
+        models = (router.fast, router.slow, self._tuned)
+        # The third is missing where it could not be loaded.
+        self._identities = [_identity(*pair) for pair in zip(models, named, strict=False) if pair[0] is not None]
         self._work, self._progress = work, progress
         self._options: dict[str, Any] = {
             "max_tokens": dataset.max_tokens or config.max_tokens,
@@ -213,24 +225,29 @@ class _Runner:
         """What each model writes alone, greedily: ``fast``, ``slow`` and ``tuned`` where there is one."""
         router = self._router
         found = {
-            "fast": self._alone(router, router.fast, "never"),
-            "slow": self._alone(router, router.slow, SLOW_ONLY),
+            "fast": self._alone(router, self._identities[0], "never"),
+            "slow": self._alone(router, self._identities[1], SLOW_ONLY),
         }
         tuned = self._tuned
         if tuned is not None:
             with _open(tuned, router.slow, batching=router.batching) as beside:
-                found["tuned"] = self._alone(beside, tuned, "never")
+                found["tuned"] = self._alone(beside, self._identities[2], "never")
         return found
+
+    @property
+    def roles(self) -> int:
+        """How many models write alone."""
+        return 2 if self._tuned is None else 3
 
     @property
     def _tuned(self) -> TokenModel | None:
         return getattr(self._router, "tuned", None)
 
-    def _alone(self, router: Router, model: Any, policy: str) -> Answers:
+    def _alone(self, router: Router, identity: Mapping[str, Any], policy: str) -> Answers:
         # A model writes the same in every pair whose two vocabularies are one.
         shared = router.shared
         beside = None if shared is None or shared.same else [router.fast.name, router.slow.name]
-        directory = self._directory("alone", {"model": _identity(model), "beside": beside})
+        directory = self._directory("alone", {"model": identity, "beside": beside})
         return self._answers(router, policy, "replace", directory)
 
     def _answers(self, router: Router, policy: str, method: str, directory: WorkDirectory) -> Answers:
@@ -268,8 +285,8 @@ class _Runner:
             raise ConfigurationError(
                 f"{key.method} reads a tuned model, and this pair has none", hint="name it: tuned = ..."
             )
-        models = [router.fast, router.slow, *([self._tuned] if reads_tuned else [])]
-        directory = self._directory("cell", {"models": [_identity(model) for model in models], "method": method.name})
+        identities = self._identities[: 3 if reads_tuned else 2]
+        directory = self._directory("cell", {"models": identities, "method": method.name})
         if writes_the_slow_text(method):
             answers = alone["slow"]
             self._progress.advance(len(items))
@@ -315,10 +332,13 @@ def writes_the_slow_text(method: Method) -> bool:
     return isinstance(method, Replace)
 
 
-def _identity(model: Any) -> dict[str, Any]:
-    """What tells a model from another one of the same name: as policy files do."""
+def _identity(model: Any, spec: ModelSpec) -> dict[str, Any]:
+    """What tells a model from another one, also of the same name, and a file from what it was before."""
+    where = Path(spec.model.partition(":")[2].partition("?")[0])
+    stat = where.stat() if where.is_file() else None
     return {
-        "name": model.name,
+        "model": spec.model,
+        "file": None if stat is None else [stat.st_size, stat.st_mtime_ns],
         "params": model.n_params,
         "vocabulary": vocabulary_hash(model.tokenizer),
         "template": getattr(model, "template_digest", None),

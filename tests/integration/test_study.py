@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from fsgen_router import Router
+from fsgen_router import Router, reference
 from fsgen_router.cli import app
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import reference_items, run_baselines, run_items
@@ -222,3 +223,44 @@ def test_a_probe_is_set_against_the_law() -> None:
         refused = runner.invoke(app, wrong)
         assert refused.exit_code == 2
         assert message in refused.stderr
+
+
+def test_a_model_file_that_changed_is_run_again(tmp_path: Path) -> None:
+    """Its name says nothing: two folders may hold two models of one name, and a file may be written anew."""
+    path = tmp_path / "model.gguf"
+    pair = {"fast": f"llama_cpp:{path}?n_ctx=1024&type_k=f32&type_v=f32&n_threads=1", "slow": PAIR["slow"]}
+
+    def rate() -> float:
+        (cell,) = run_study(config(pairs=[pair], n=4, min_tokens=20), work=tmp_path / "work").cells
+        assert cell.found is not None, cell.error
+        assert cell.found.cof.value is not None
+        return cell.found.cof.value
+
+    shutil.copy(reference.path("fast"), path)
+    assert rate() > 0
+    shutil.copy(reference.path("slow"), path)
+    assert rate() == 0
+
+
+def test_only_what_reads_a_tuned_model_needs_one(tmp_path: Path) -> None:
+    pytest.importorskip("fsgen_router.methods.proxy", reason="this version has no method that reads a tuned model")
+    tuned = tmp_path / "tuned.gguf"
+    shutil.copy(reference.path("fast"), tuned)
+    string = f"llama_cpp:{tuned}?n_ctx=1024&type_k=f32&type_v=f32&n_threads=1"
+    pairs = [PAIR, PAIR | {"tuned": "llama_cpp:nowhere.gguf"}, PAIR | {"tuned": string}]
+    study = run_study(
+        config(pairs=pairs, methods=("replace", "proxy", "contrast"), n=4, min_tokens=20), work=tmp_path / "work"
+    )
+    found = {(number, cell.key.method): cell for number, cell in enumerate(study.cells)}
+    for (number, method), cell in found.items():
+        if method == "proxy" and number < 6:
+            assert ("reads a tuned model" if number < 3 else "nowhere.gguf") in (cell.error or "")
+        else:
+            assert cell.error is None
+    # Tuning changed nothing of this one, so that proxy tuning is the slow model alone.
+    oracle, proxy, _ = (cell.found for cell in study.cells[6:])
+    assert oracle is not None
+    assert proxy is not None
+    assert proxy.cof.value == proxy.cof_tuned.value == pytest.approx(oracle.cof.value)
+    assert proxy.accuracy_tuned.value == proxy.accuracy_fast.value
+    assert oracle.cof_tuned.value is None
