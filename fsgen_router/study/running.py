@@ -119,6 +119,7 @@ class _PairRunner:
     ) -> None:
         self.config, self.pair, self.named = config, pair, named
         self._models, self._work, self._progress, self._title = models, work, progress, title
+        self._without: Exception | None = None  # why the tuned model is missing
 
     def run(self) -> list[CellResult]:
         config = self.config
@@ -134,7 +135,6 @@ class _PairRunner:
 
     def _tuned(self) -> TokenModel | None:
         """The tuned model; without it only the methods that read one cannot run."""
-        self._without: Exception | None = None
         try:
             return self._models.get(self.named[2].model) if len(self.named) > 2 else None
         except (FsgenError, ImportError) as error:
