@@ -254,8 +254,8 @@ def predict(
             _show_predictions(predictions)
         if measured is not None:
             _show_probe(measured, probe, found)
-    for error in refused:
-        say(str(error), "yellow")
+    for refusal in refused:
+        say(str(refusal), "yellow")
 
 
 def _probed_method(method: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from ..evaluation import Estimate
 from ..study.report import check_folder, fit_study, results_record
 from . import options as o
 from .calibrate import progress_bars
+from .evaluate_show import folded
 from .terminal import EXIT_FAILED, out, say, write_json
 
 
@@ -58,31 +60,39 @@ def study(
         write_json(results_record(done, fit_study(done)))
     else:
         _show(done)
+    by_error: dict[tuple[str, str], list[st.CellResult]] = {}
     for cell in done.cells:
         if cell.error is not None:
-            say(f"{cell.key.fast} + {cell.key.slow}, {cell.key.method}, {cell.key.dataset}: {cell.error}", "bold red")
+            by_error.setdefault((_pair(cell), cell.error), []).append(cell)
+    for (pair, error), cells in by_error.items():
+        which = f", {cells[0].key.method}, {cells[0].key.dataset}" if len(cells) == 1 else f", {len(cells)} cells"
+        say(f"{pair}{which}: {error}", "bold red")
     say(f"Written: {', '.join(map(str, written))}")
     if not done.measured:
         raise typer.Exit(EXIT_FAILED)
 
 
+def _pair(cell: st.CellResult) -> str:
+    return f"{cell.key.fast} + {cell.key.slow}"
+
+
 def _show(done: st.Study) -> None:
+    """A table for each pair that has figures."""
     console = out()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("pair", overflow="fold")
-    table.add_column("method", overflow="fold")
-    table.add_column("data set", overflow="fold")
-    for heading in ("CoF", "fast\nright", "both\nright", "slow\nright", "AUROC\nentropy"):
-        table.add_column(heading, justify="right", min_width=9, no_wrap=True)
-    for cell in done.cells:
-        names = (f"{cell.key.fast} + {cell.key.slow}", cell.key.method, cell.key.dataset)
-        found = cell.found
-        figures = [Text("-")] * 5
-        if found is not None:
+    for pair, group in groupby(done.measured, _pair):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=pair, title_justify="left")
+        table.add_column("method", overflow="fold")
+        table.add_column("data set", overflow="fold")
+        for heading in ("CoF", "fast\nright", "both\nright", "slow\nright", "AUROC\nentropy"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for cell in group:
+            seed = f", seed {cell.key.seed}" if len(done.config.seeds) > 1 else ""
+            found = cell.found
+            assert found is not None
             shares = (found.cof, found.accuracy_fast, found.accuracy, found.accuracy_slow)
             figures = [*map(_share, shares), _number(found.auroc["entropy_nats"])]
-        table.add_row(*map(Text, names), *figures)
-    console.print(table)
+            table.add_row(Text(folded(cell.key.method, 12)), Text(f"{cell.key.dataset}{seed}"), *figures)
+        console.print(table)
     console.print(
         Text(
             "CoF: share of tokens at which the collaboration's is not the fast model's own, the slow model asked at "
@@ -93,7 +103,7 @@ def _show(done: st.Study) -> None:
 
 
 def _share(estimate: Estimate) -> Text:
-    return _cell(estimate, "{:.1%}", lambda edge: f"{100 * edge:.1f}")
+    return _cell(estimate, "{:.1%}", lambda edge: f"{100 * edge:.1f}".replace("100.0", "100"))
 
 
 def _number(estimate: Estimate) -> Text:

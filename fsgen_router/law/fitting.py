@@ -164,7 +164,8 @@ class Fit:
 
     def curve(self, slow: Array, fast: Array) -> Array:
         """Expected rates for sizes of shape (m,): shape (m,)."""
-        return FORM[self.form].curve(np.array([list(self.values.values())]), slow, fast)[0]
+        curve: Array = FORM[self.form].curve(np.array([list(self.values.values())]), slow, fast)[0]
+        return curve
 
     def curves(self, slow: Array, fast: Array) -> Array:
         """The same for every bootstrap draw: shape (draws, m)."""

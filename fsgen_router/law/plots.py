@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..evaluation.plots import (
     write_atomically,
 )
 from .cells import CellFit
+from .fitting import Array
 
 
 def fits_plot(path: str | Path, fits: Sequence[CellFit], *, title: str) -> None:
@@ -28,7 +29,9 @@ def fits_figure(fits: Sequence[CellFit], *, title: str) -> Any:
     """Every cell's points with its law: a panel a data set, a colour a method. A matplotlib figure."""
     datasets = list(dict.fromkeys(fit.cell.dataset for fit in fits))
     methods = list(dict.fromkeys(fit.cell.method for fit in fits))
-    figure, panels = ratio_panels(datasets)
+    figure, panels = ratio_panels(
+        {name: [fit.cell.ratio for fit in fits if fit.cell.dataset == name] for name in datasets}
+    )
     for fit in fits:
         style = curve_style(methods.index(fit.cell.method))
         axes = panels[datasets.index(fit.cell.dataset)]
@@ -60,8 +63,8 @@ def draw_fit(axes: Any, fit: CellFit, colour: str) -> None:
         axes.fill_between(ratios, *band, color=colour, alpha=0.12, linewidth=0)
 
 
-def ratio_panels(datasets: Sequence[str]) -> tuple[Any, list[Any]]:
-    """A panel for each data set over a logarithmic axis of ratios; they share their height."""
+def ratio_panels(datasets: Mapping[str, Sequence[Array]]) -> tuple[Any, list[Any]]:
+    """A panel for each data set over a logarithmic axis that holds its ratios; panels share their height."""
     rows = -(-len(datasets) // 2)
     figure = new_figure(7.5 if len(datasets) == 1 else 11.0, 4.6 * rows)
     columns = min(len(datasets), 2)
@@ -69,8 +72,10 @@ def ratio_panels(datasets: Sequence[str]) -> tuple[Any, list[Any]]:
     for axes in panels[len(datasets) :]:
         axes.remove()
     panels = panels[: len(datasets)]
-    for axes, dataset in zip(panels, datasets, strict=True):
+    for axes, (dataset, ratios) in zip(panels, datasets.items(), strict=True):
         axes.set_xscale("log")
+        together = np.concatenate(ratios)
+        axes.set_xlim(together.min() / 1.25, together.max() * 1.25)  # a single ratio has room, too
         axes.set_title(dataset, fontsize="medium")
         axes.set_xlabel("R = slow / fast, in parameters")
         axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}")

@@ -77,7 +77,7 @@ class Table:
 def _as_named(method: str, known: Sequence[str]) -> str:
     """A method of this package by the paper's name, where the table uses that."""
     other = _PAPER_NAMES.get(method.partition(":")[0].casefold())
-    return other if other in known and method not in known else method
+    return other if other is not None and other in known and method not in known else method
 
 
 def _known(name: str, known: Sequence[str], what: str) -> str:
@@ -181,13 +181,13 @@ def make_table(source: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Ta
 
 
 def _cell(method: str, dataset: str, gathered: _Gathered) -> Cell:
-    columns = np.array(gathered.rows, np.float64).reshape(-1, 3).T
+    slow, fast, cof = np.array(gathered.rows, np.float64).reshape(-1, 3).T
     notes = []
     if gathered.unmeasured:
         notes.append(f"{gathered.unmeasured} not measured (see their errors in the table)")
     if gathered.inverted:
         notes.append(f"{gathered.inverted} left out: the slow model is not larger than the fast one")
-    return Cell(method, dataset, *columns, problems=tuple(gathered.problems), notes=tuple(notes))
+    return Cell(method, dataset, slow, fast, cof, problems=tuple(gathered.problems), notes=tuple(notes))
 
 
 def _number(value: Any, name: str, *, positive: bool = False) -> float:

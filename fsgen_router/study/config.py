@@ -128,7 +128,11 @@ class StudyConfig(_Table):
 
     def model(self, label: str) -> ModelSpec:
         """A model of the list, or what a model string in a pair stands for."""
-        return next((model for model in self.models if model.label == label), ModelSpec(model=label))
+        return next((model for model in self.models if model.label == label), _just(label))
+
+
+def _just(model: str) -> ModelSpec:
+    return ModelSpec.model_validate({"model": model})
 
 
 def read_study(path: str | Path) -> StudyConfig:

@@ -111,10 +111,14 @@ def ratio_figure(cells: Sequence[CellResult], fits: Sequence[CellFit]) -> Any:
         return None
     datasets = list(dict.fromkeys(cell.key.dataset for cell in sized))
     methods = list(dict.fromkeys(cell.key.method for cell in sized))
-    figure, panels = ratio_panels(datasets)
+    ratios = {id(cell): (cell.key.slow_params_b or 0) / (cell.key.fast_params_b or 1) for cell in sized}
+    by_dataset = {
+        name: [np.array([ratios[id(cell)] for cell in sized if cell.key.dataset == name])] for name in datasets
+    }
+    figure, panels = ratio_panels(by_dataset)
     for (method, dataset), group in _grouped(sized).items():
         axes, style = panels[datasets.index(dataset)], curve_style(methods.index(method))
-        x = [(cell.key.slow_params_b or 0) / (cell.key.fast_params_b or 1) for cell in group]
+        x = [ratios[id(cell)] for cell in group]
         y = [_found(cell).cof.value or 0.0 for cell in group]
         arms = np.array([_arms(_found(cell).cof) for cell in group]).T
         look = {"fmt": style["marker"], "color": style["color"], "capsize": 2, "elinewidth": 0.9, "markersize": 5}
@@ -241,11 +245,11 @@ def signals_figure(cells: Sequence[CellResult]) -> Any:
                     values, bins=bins, weights=weights, histtype="stepfilled", alpha=0.35, color=colour, label=name
                 )
             areas = [_found(c).auroc[signal] for c in group]
-            values = [area.value for area in areas if area.value is not None]
-            if values:
-                span = areas[0].interval if len(areas) == 1 else (min(values), max(values))
+            known = [area.value for area in areas if area.value is not None]
+            if known:
+                span = areas[0].interval if len(areas) == 1 else (min(known), max(known))
                 between = "" if span is None else f" [{span[0]:.2f}, {span[1]:.2f}]"
-                axes.set_title(f"AUROC {np.mean(values):.2f}{between}", fontsize="small")
+                axes.set_title(f"AUROC {np.mean(known):.2f}{between}", fontsize="small")
             axes.yaxis.set_major_formatter(percent_shown)
         axes_row[0].set_ylabel(f"{method}\n{dataset}", fontsize="small")
     for axes, signal in zip(rows[-1], SIGNALS, strict=True):

@@ -89,8 +89,10 @@ class Found:
     examples: tuple[tuple[Piece, ...], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        flat = ("cof", "cof_tuned", "accuracy", "accuracy_fast", "accuracy_slow", "accuracy_tuned", "gain")
-        flat += ("first", "later", "begins", "within")
+        flat = (
+            *("cof", "cof_tuned", "accuracy", "accuracy_fast", "accuracy_slow", "accuracy_tuned", "gain"),
+            *("first", "later", "begins", "within"),
+        )
         record: dict[str, Any] = {"n": self.n, "tokens": self.tokens, "truncated": self.truncated}
         for name in flat:
             record |= getattr(self, name).to_dict(name)
@@ -213,7 +215,7 @@ def _per_prompt(positions: Positions, n: int, early: npt.NDArray[np.bool_]) -> A
         differing = np.bincount(positions.prompt[among], positions.mismatch[among], minlength=n)
         rates.append(np.where(count > 0, differing / np.maximum(count, 1), np.nan))
     both = np.stack(rates, axis=1)
-    return both[np.isfinite(both).all(axis=1)]
+    return np.asarray(both[np.isfinite(both).all(axis=1)])
 
 
 def _samples(values: Array, wrong: npt.NDArray[np.bool_], seed: int) -> tuple[Array, Array]:

@@ -54,12 +54,12 @@ class Positions:
     @property
     def mismatch(self) -> npt.NDArray[np.bool_]:
         """Where the collaboration's token is not the fast model's own."""
-        return self.token != self.fast_choice
+        return np.asarray(self.token != self.fast_choice)
 
     @property
     def mismatch_tuned(self) -> npt.NDArray[np.bool_] | None:
         """The same against the tuned fast model; None where it was not read."""
-        return None if (self.tuned_choice < 0).any() else self.token != self.tuned_choice
+        return None if (self.tuned_choice < 0).any() else np.asarray(self.token != self.tuned_choice)
 
     @property
     def tenth(self) -> Ints:

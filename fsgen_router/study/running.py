@@ -361,5 +361,5 @@ def probe_pair(
     run_items(alone, items, concurrency=concurrency, on_answer=keep, **options)
     positions = Positions(**read_positions(router, items, [written[id(item)] for item in items], 0))
     tokens = np.bincount(positions.prompt, minlength=len(items)).astype(np.float64)
-    differing = np.bincount(positions.prompt, positions.mismatch, minlength=len(items))
+    differing = np.bincount(positions.prompt, positions.mismatch, minlength=len(items)).astype(np.float64)
     return interval(differing, tokens, seed=seed) if tokens.any() else Estimate(None)
