@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation import Array, Estimate
+from ..evaluation import Array, Estimate, interval
 from ..evaluation.plots import curve_style, figure_bytes, finish_figure, new_figure, percent_shown
 from ..law import CellFit, size_text
 from ..law.plots import draw_fit, ratio_panels
@@ -93,7 +93,7 @@ def sizes_figure(cells: Sequence[CellResult]) -> Any:
     axes.set_zlabel("CoF (%)")
     axes.set_zlim(bottom=0)
     axes.view_init(elev=22, azim=-130)
-    axes.set_box_aspect(None, zoom=0.85)
+    axes.set_box_aspect(None, zoom=1.0)
     finish_figure(figure, axes, f"Collaboration frequency against both sizes\n{len(sized)} cells, 95% intervals")
     return figure
 
@@ -167,29 +167,33 @@ def first_figure(cells: Sequence[CellResult]) -> Any:
     datasets = list(dict.fromkeys(cell.key.dataset for cell in cells))
     methods = list(dict.fromkeys(cell.key.method for cell in cells))
     figure, panels = _panels(len(datasets))
-    shown = False
+    reach = 0.0
     for axes, dataset in zip(panels, datasets, strict=True):
         for number, method in enumerate(methods):
             rates = [_found(c).per_prompt for c in cells if (c.key.method, c.key.dataset) == (method, dataset)]
             both = np.concatenate(rates) if rates else np.zeros((0, 2))
             if len(both) < 5:
                 continue
-            shown = True
             colour = curve_style(number)["color"]
             for column, name, line in ((0, "first tokens", "-"), (1, "later tokens", "--")):
                 grid, density = kernel_density(both[:, column])
-                mean = both[:, column].mean()
-                axes.plot(grid, density, color=colour, linestyle=line, label=f"{method}, {name}: mean {mean:.1%}")
+                mean, (low, high) = both[:, column].mean(), interval(both[:, column]).interval or (np.nan, np.nan)
+                label = f"{method}, {name}: mean {mean:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+                axes.plot(grid, density, color=colour, linestyle=line, label=label)
                 axes.plot(
                     [mean], [0], marker="^", color=colour, fillstyle="full" if column == 0 else "none", clip_on=False
                 )
+            reach = max(reach, float(both.max()))
         axes.set_title(dataset, fontsize="medium")
         axes.set_xlabel("share of an answer's tokens that differ")
         axes.xaxis.set_major_formatter(percent_shown)
         axes.set_ylim(bottom=0)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize="x-small", frameon=False)
     panels[0].set_ylabel("density over answers")
-    finish_figure(figure, _most_labels(panels), "First tokens of an answer against later ones")
-    return figure if shown else None
+    panels[0].set_xlim(-0.01, min(1.05 * reach + 0.05, 1.0))
+    figure.suptitle("First tokens of an answer against later ones", fontsize="medium")
+    return figure if reach else None
 
 
 def kernel_density(values: Array, points: int = 200) -> tuple[Array, Array]:
@@ -266,11 +270,7 @@ def signals_figure(cells: Sequence[CellResult]) -> Any:
 def _panels(count: int) -> tuple[Any, list[Any]]:
     """Panels side by side that share their height."""
     figure = new_figure(max(4.2 * count, 7.5), 5.0)
-    panels = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+    panels = list(figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0])
     for axes in panels:
         axes.grid(alpha=0.25)
     return figure, panels
-
-
-def _most_labels(panels: Sequence[Any]) -> Any:
-    return max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
