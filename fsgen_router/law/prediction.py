@@ -21,6 +21,7 @@ class Prediction:
 
     ``interval`` is the 95% band of the curve, where the mean of such pairs lies; ``pair_interval`` adds the
     scatter of pairs around it: where this one pair is expected. None where too few points determine them.
+    ``outside``: the pair's sizes or their ratio lie outside of those that were measured; ``warnings`` say which.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Prediction:
     cof: float
     interval: Interval | None
     pair_interval: Interval | None
+    outside: bool = False
     warnings: tuple[str, ...] = ()
 
     @property
@@ -48,6 +50,7 @@ class Prediction:
             "cof": self.cof,
             "cof_interval": self.interval,
             "pair_interval": self.pair_interval,
+            "outside": self.outside,
             "warnings": list(self.warnings),
         }
 
@@ -77,7 +80,7 @@ def predict(
     if form not in fit.forms:
         raise ConfigurationError(f"{where}: no fit of {form}: {fit.errors[form]}", hint="take another cell or form")
     fitted, ratio = fit.forms[form], slow / fast
-    warnings = list(fit.warnings) if form == "power" else list(cell.notes)
+    warnings: list[str] = []
     if ratio > cell.ratio.max() * (1 + 1e-9):
         beyond = f"the ratio {ratio:.4g} is above the largest that was measured, {cell.ratio.max():.4g}"
         if not extrapolate:
@@ -89,6 +92,8 @@ def predict(
         if not seen.min() * (1 - 1e-9) <= size <= seen.max() * (1 + 1e-9):
             measured = f"{size_text(float(seen.min()))} to {size_text(float(seen.max()))}"
             warnings.append(f"a {name} model of {size_text(size)} is outside of {measured}, as measured")
+    outside = bool(warnings)
+    warnings = [*(fit.warnings if form == "power" else cell.notes), *warnings]
     sizes = np.array([slow]), np.array([fast])
     curves = fitted.curves(*sizes)[:, 0]
     interval = pair_interval = None
@@ -108,6 +113,7 @@ def predict(
         float(fitted.curve(*sizes)[0]),
         interval,
         pair_interval,
+        outside,
         tuple(warnings),
     )
 
@@ -128,8 +134,8 @@ class Trust:
 def trust(law: Prediction | None, probe: float | None, interval: Interval | None) -> Trust:
     """The law's prediction or a probe's rate, with the probe's 95% interval.
 
-    The narrower interval wins, unless the two do not meet: then this pair is not like those that the law was fitted
-    to, and what was measured of it stands.
+    The narrower interval wins, unless the pair's sizes lie outside of those that the law was fitted to, or the two
+    intervals do not meet: then this pair is not like those, and what was measured of it stands.
     """
     if law is None:
         return Trust("probe", "the law says nothing of this pair")
@@ -138,6 +144,8 @@ def trust(law: Prediction | None, probe: float | None, interval: Interval | None
     if law.pair_interval is None:
         return Trust("probe", "the law has no interval: too few points")
     (low, high), (law_low, law_high) = interval, law.pair_interval
+    if law.outside:
+        return Trust("probe", "this pair's sizes lie outside of those that the law was fitted to")
     if low > law_high or high < law_low:
         return Trust("probe", "the intervals do not meet: this pair is not like those of the law")
     if high - low <= law_high - law_low:

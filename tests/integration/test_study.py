@@ -210,7 +210,8 @@ def test_a_probe_is_set_against_the_law() -> None:
     assert (found["method"], found["dataset"]) == ("oracle", "gsm8k")
     low, high = found["probe"]["cof_interval"]
     assert low <= found["probe"]["cof"] <= high
-    assert found["trust"] in ("law", "probe")
+    assert found["outside"]
+    assert found["trust"] == "probe"
     assert any("fast model of 43k is outside of 0.5B to 14B" in warning for warning in found["warnings"])
     shown = runner.invoke(app, arguments)
     assert "Probe of 10 prompts" in shown.stdout

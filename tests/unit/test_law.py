@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from itertools import combinations
@@ -253,7 +254,9 @@ def test_predictions_stay_where_was_measured() -> None:
     assert predict(fit, fast=0.5, slow=7, form="log").cof == pytest.approx(found.cof, abs=0.002)
     with pytest.raises(ConfigurationError, match="1400 is above the largest that was measured, 144"):
         predict(fit, fast=0.5, slow=700)
+    assert not found.outside
     forced = predict(fit, fast=0.5, slow=700, extrapolate=True)
+    assert forced.outside
     assert any("extrapolated" in warning for warning in forced.warnings)
     assert any("below the smallest" in warning for warning in predict(fit, fast=4, slow=5).warnings)
     assert any(
@@ -283,5 +286,7 @@ def test_law_and_probe_are_weighed_by_their_intervals() -> None:
     # Far away: whatever the widths, this pair is another kind of pair.
     far = trust(law(0.10, 0.12), 0.3, (0.2, 0.4))
     assert (far.which, "do not meet" in far.reason) == ("probe", True)
+    elsewhere = trust(dataclasses.replace(law(0.10, 0.12), outside=True), 0.12, (0.05, 0.19))
+    assert (elsewhere.which, "lie outside" in elsewhere.reason) == ("probe", True)
     assert trust(None, 0.1, (0.05, 0.2)).which == "probe"
     assert trust(law(0.1, 0.2), 0.1, None).which == "law"
