@@ -104,3 +104,12 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     # Nothing at all comes out: that is a failure.
     path.write_text(f"{HEAD}\nthird,d,7B,1,0.2\n")
     assert invoke("--table", str(path)).exit_code == 1
+
+
+def test_a_plot_of_the_fits(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "law.png"
+    done = invoke("--plot", str(path), "--resamples", "100", "--method", "oracle", "--dataset", "gsm8k")
+    assert done.exit_code == 0, done.output
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert invoke("--plot", str(tmp_path / "law.txt")).exit_code == 2
