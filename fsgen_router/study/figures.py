@@ -86,9 +86,9 @@ def sizes_figure(cells: Sequence[CellResult]) -> Any:
             below, above = _arms(_found(cell).cof)
             axes.plot([at[0]] * 2, [at[1]] * 2, [at[2] - 100 * below, at[2] + 100 * above], color=style["color"])
             axes.plot([at[0]] * 2, [at[1]] * 2, [0, at[2]], color="0.7", linewidth=0.6, linestyle=":")
-    for axis, name in ((axes.xaxis, "fast"), (axes.yaxis, "slow")):
-        axis.set_major_formatter(lambda value, _position: size_text(10**value))
-        axis.set_major_locator(_few())
+    for name, axis in (("fast", axes.xaxis), ("slow", axes.yaxis)):
+        sizes = sorted({float(getattr(cell.key, f"{name}_params_b")) for cell in sized})
+        axis.set_ticks(np.log10(sizes), [size_text(size) for size in sizes])
         axis.set_label_text(f"\n{name} model's parameters")
     axes.set_zlabel("CoF (%)")
     axes.set_zlim(bottom=0)
@@ -96,12 +96,6 @@ def sizes_figure(cells: Sequence[CellResult]) -> Any:
     axes.set_box_aspect(None, zoom=1.0)
     finish_figure(figure, axes, f"Collaboration frequency against both sizes\n{len(sized)} cells, 95% intervals")
     return figure
-
-
-def _few() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(5)
 
 
 def ratio_figure(cells: Sequence[CellResult], fits: Sequence[CellFit]) -> Any:
