@@ -30,7 +30,9 @@ T = TypeVar("T")
 
 
 class WorkDirectory:
-    """Chunks of one calibration. ``belongs_to`` is what they depend on: the pair, the prompts, the options.
+    """Chunks of one calibration, or of a study's cell.
+
+    ``belongs_to`` is what they depend on: the pair, the prompts, the options.
 
     Raises :class:`ConfigurationError` where the directory holds chunks of something else.
     """
@@ -56,7 +58,7 @@ class WorkDirectory:
         elif found != wanted:
             differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
             raise ConfigurationError(
-                f"{self.path} belongs to another calibration: its {', '.join(differing)} differ",
+                f"{self.path} belongs to something else: its {', '.join(differing)} differ",
                 hint="name another work directory, or delete this one",
             )
 

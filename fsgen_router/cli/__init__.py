@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from . import calibrate, chat, complete, demo, doctor, evaluate, policy, recommend, trace
+from . import calibrate, chat, complete, demo, doctor, evaluate, law, policy, recommend, study, trace
 from .terminal import Group
 
 app = typer.Typer(
@@ -70,6 +70,8 @@ _add("trace", trace.trace)
 _add("calibrate", calibrate.calibrate)
 app.add_typer(policy.app, name="policy")
 _add("recommend", recommend.recommend)
+_add("study", study.study)
+app.add_typer(law.app, name="law")
 _add("doctor", doctor.doctor)
 
 

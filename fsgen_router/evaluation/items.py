@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from ..contracts.tokenizer import Turn
 from ..errors import ConfigurationError, InvalidRequest
@@ -16,6 +16,7 @@ from ..text.messages import require_messages, require_text
 
 Match = Literal["answer", "exact", "contains", "number"]
 MATCHES: tuple[Match, ...] = get_args(Match)
+Convert: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +61,14 @@ def reference_items(split: world.Split = "test", count: int = 200, start: int = 
     ]
 
 
-def read_items(path: str | Path, *, match: Match = "answer", answers: bool = True) -> list[Item]:
+def read_items(
+    path: str | Path, *, match: Match = "answer", answers: bool = True, convert: Convert | None = None
+) -> list[Item]:
     """Items from JSON lines: ``{"prompt": ..., "answer": ...}`` or ``{"messages": [...], "answer": ...}``.
 
     ``id``, ``family`` and ``level`` may stand beside them; empty lines are skipped. ``match`` is as in
-    :func:`matches`. With ``answers=False`` the answer may be left out; no text is then right. Raises
-    :class:`InvalidRequest` naming the line that is wrong.
+    :func:`matches`. With ``answers=False`` the answer may be left out; no text is then right. ``convert``
+    makes such an object of a line's own. Raises :class:`InvalidRequest` naming the line that is wrong.
     """
     if match not in MATCHES:
         raise ConfigurationError(f"unknown match {match!r}", hint=f"available: {', '.join(MATCHES)}")
@@ -74,7 +77,7 @@ def read_items(path: str | Path, *, match: Match = "answer", answers: bool = Tru
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}", hint="check the path") from None
     items = [
-        _item(f"{path}, line {number}", number, line, match, answers)
+        _item(f"{path}, line {number}", number, line, match, answers, convert)
         for number, line in enumerate(data.split(b"\n"), 1)
         if line.strip()
     ]
@@ -86,7 +89,7 @@ def read_items(path: str | Path, *, match: Match = "answer", answers: bool = Tru
 _ITEM_KEYS = {"prompt", "messages", "answer", "id", "family", "level"}
 
 
-def _item(place: str, number: int, line: bytes, match: Match, answers: bool) -> Item:
+def _item(place: str, number: int, line: bytes, match: Match, answers: bool, convert: Convert | None) -> Item:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -95,6 +98,8 @@ def _item(place: str, number: int, line: bytes, match: Match, answers: bool) -> 
         raise InvalidRequest(f"{place}: not valid JSON: {error}") from None
     if not isinstance(record, dict):
         raise InvalidRequest(f"{place}: {type(record).__name__}, not an object")
+    if convert is not None:
+        record = convert(record)
     if unknown := set(record) - _ITEM_KEYS:
         raise InvalidRequest(
             f"{place}: unknown field {sorted(unknown)[0]!r}", hint=f"available: {', '.join(sorted(_ITEM_KEYS))}"

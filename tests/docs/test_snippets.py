@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,8 @@ def follow(block: Block, page: Page, where: str) -> str:
             return page.console(block)
         case "json", None:
             snippets.check_json(block.code)
+        case "toml", None:
+            tomllib.loads(block.code)
         case unknown:
             raise AssertionError(f"{where}:{block.line}: {unknown}")
     return ""

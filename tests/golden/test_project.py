@@ -180,7 +180,8 @@ def test_log_events_are_the_documented_ones() -> None:
 ORDER = (
     "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "report",
     "generation", "decode", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
-    "requests", "router", "fsgen_router", "evaluation", "calibration", "recommend", "cli",
+    "requests", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
+    "study", "cli",
 )  # fmt: skip
 
 # Which foreign backends and extras a file touches at all, and when.
@@ -437,7 +438,8 @@ def test_the_wheel_holds_every_module_and_the_data(wheel: Path) -> None:
         top, *rest = path.relative_to(ROOT).parts
         inside = ["fsgen_router", *([] if top == "fsgen_router" else [top]), *rest]
         assert "/".join(inside) in names
-    for data in ("py.typed", "reference/fast.gguf", "reference/slow.gguf"):
+    files = ("py.typed", "reference/fast.gguf", "reference/slow.gguf", "law/fsgen_cof.csv", "law/fsgen_cof.source.txt")
+    for data in files:
         assert f"fsgen_router/{data}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -415,6 +415,7 @@ def lines_in_terminal(*arguments: str, columns: int) -> list[str]:
         ("demo", "--count", "1"),
         ("doctor",),
         ("policy", "show", "fsgen_router/reference/policy.safetensors"),
+        ("law",),
     ],
     ids=lambda arguments: arguments[0],
 )

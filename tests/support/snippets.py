@@ -10,7 +10,7 @@ A comment above a block changes that::
     <!-- output -->          this block is what the one before it printed; see UPDATE
     <!-- not run: why -->    checked only: syntax, imports, commands, model strings and the names of options
 
-``json`` has to be valid, and ``text`` is for outputs. All else is refused, so that nothing goes unseen.
+``json`` and ``toml`` have to be valid, and ``text`` is for outputs. All else is refused, so that nothing goes unseen.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ UPDATE = os.environ.get("FSGEN_UPDATE_DOCS") == "1"
 """Whether outputs are written into the pages instead of being compared."""
 
 PUBLIC = re.compile(
-    r"fsgen_router(\.policies|\.methods|\.adapters(\.\w+)?|\.calibration|\.evaluation|\.json_forms|\.recommend|\.reference)?"
+    r"fsgen_router(\.(policies|methods|adapters(\.\w+)?|calibration|costs|evaluation|json_forms|law|recommend|reference|study))?"
 )
 """Where documentation may import from: all else moves."""
 MODEL_OPTIONS = {

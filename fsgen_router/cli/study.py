@@ -1,0 +1,119 @@
+"""``fsgen-router study``: FS-GEN's study on one's own models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from .. import study as st
+from ..evaluation import Estimate
+from ..study.report import check_folder, fit_study, results_record
+from . import options as o
+from .evaluate_show import folded
+from .progress import stage_bars
+from .terminal import EXIT_FAILED, out, say, write_json
+
+
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="What to run: pairs, methods, data sets.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Where results.csv, results.json, report.html and the work directory go.",
+            show_default="NAME-results, beside you",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Measure how often a slow model changes a fast one's tokens, where, and what that is worth.
+
+    Every pair runs with every method on every data set, the slow model asked at every token. A cell reports the
+    collaboration frequency with the quality of both models and of the collaboration beside it, where mismatches fall,
+    and how well the fast model's uncertainty tells them, each with its 95% interval by prompt.
+
+    Run it again to go on where it was stopped: what is finished is kept. A cell that fails says why, and the others
+    go on. Then look at report.html, and fit the law: fsgen-router law --table FOLDER/results.csv.
+
+    Examples:
+
+      fsgen-router study examples/study.toml
+
+      fsgen-router study study.toml --out results --json
+    """
+    config = st.read_study(file)
+    target = check_folder(folder if folder is not None else Path(f"{file.stem}-results"))
+    with stage_bars() as bars:
+        done = st.run_study(config, work=target / "work", progress=bars)
+        bars.begin("results", 1)
+        written = st.write_results(done, target)
+    if as_json:
+        write_json(results_record(done, fit_study(done)))
+    else:
+        _show(done)
+    by_error: dict[tuple[str, str], list[st.CellResult]] = {}
+    for cell in done.cells:
+        if cell.error is not None:
+            by_error.setdefault((_pair(cell), cell.error), []).append(cell)
+    for (pair, error), cells in by_error.items():
+        which = f", {cells[0].key.method}, {cells[0].key.dataset}" if len(cells) == 1 else f", {len(cells)} cells"
+        say(f"{pair}{which}: {error}", "bold red")
+    say(f"Written: {', '.join(map(str, written))}")
+    if not done.measured:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _pair(cell: st.CellResult) -> str:
+    return f"{cell.key.fast} + {cell.key.slow}"
+
+
+def _show(done: st.Study) -> None:
+    """A table for each pair that has figures."""
+    console = out()
+    for pair, group in groupby(done.measured, _pair):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=pair, title_justify="left")
+        table.add_column("method", overflow="fold")
+        table.add_column("data set", overflow="fold")
+        for heading in ("CoF", "fast\nright", "both\nright", "slow\nright", "AUROC\nentropy"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for cell in group:
+            seed = f", seed {cell.key.seed}" if len(done.config.seeds) > 1 else ""
+            found = cell.found
+            assert found is not None
+            shares = (found.cof, found.accuracy_fast, found.accuracy, found.accuracy_slow)
+            figures = [*map(_share, shares), _number(found.auroc["entropy_nats"])]
+            table.add_row(Text(folded(cell.key.method, 12)), Text(f"{cell.key.dataset}{seed}"), *figures)
+        console.print(table)
+    console.print(
+        Text(
+            "CoF: share of tokens at which the collaboration's is not the fast model's own, the slow model asked at "
+            "every one. Percentages; below each its 95% interval by prompt.",
+            style="dim",
+        )
+    )
+
+
+def _share(estimate: Estimate) -> Text:
+    return _cell(estimate, "{:.1%}", lambda edge: f"{100 * edge:.1f}".replace("100.0", "100"))
+
+
+def _number(estimate: Estimate) -> Text:
+    return _cell(estimate, "{:.3f}", lambda edge: f"{edge:.3f}".removeprefix("0"))
+
+
+def _cell(estimate: Estimate, form: str, edge: Callable[[float], str]) -> Text:
+    if estimate.value is None:
+        return Text("-")
+    text = Text(form.format(estimate.value))
+    if estimate.interval is not None:
+        text.append("\n" + "–".join(map(edge, estimate.interval)), style="dim")
+    return text

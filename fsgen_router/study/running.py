@@ -1,0 +1,365 @@
+"""Running a study's cells, each once: what is finished lies in its work directory, and what fails fails alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..calibration.answers import CHUNK, Answers, answer_items
+from ..calibration.progress import Progress, Silent
+from ..calibration.store import Arrays, WorkDirectory
+from ..contracts.methods import Method
+from ..contracts.models import TokenModel
+from ..contracts.text_models import reads_tokens
+from ..errors import CalibrationError, ConfigurationError, FsgenError
+from ..evaluation import SLOW_ONLY, Estimate, Item, interval, run_items
+from ..generation import Generation
+from ..methods import Replace, Verify, make_method
+from ..resolve import make_model
+from ..router import Router
+from ..run.workers import AnyModel
+from ..text.vocabulary import vocabulary_hash
+from .config import DatasetSpec, ModelSpec, PairSpec, StudyConfig
+from .measures import CellResult, Key, measure
+from .positions import Positions, read_positions
+
+_BATCHED = ("llama_cpp", "reference", "transformers")
+"""Backends whose models hold several sequences (``n_seq``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study that was run: its cells in the order of pairs, data sets, seeds and methods."""
+
+    config: StudyConfig
+    cells: tuple[CellResult, ...]
+
+    @property
+    def measured(self) -> list[CellResult]:
+        return [cell for cell in self.cells if cell.found is not None]
+
+
+class _Models:
+    """The models that are loaded: those of the pair at hand, each once."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._concurrency = concurrency
+        self._loaded: dict[str, TokenModel] = {}
+        self._failed: dict[str, Exception] = {}
+
+    def keep(self, wanted: Sequence[str]) -> None:
+        """Free every other model."""
+        for string in [string for string in self._loaded if string not in wanted]:
+            self._loaded.pop(string).shutdown()
+
+    def get(self, string: str) -> TokenModel:
+        """A model, loaded where it is not. One that could not be loaded is not tried again."""
+        if string in self._failed:
+            raise self._failed[string]
+        if string not in self._loaded:
+            try:
+                model = make_model(self._with_sequences(string))
+                if not reads_tokens(model):
+                    raise ConfigurationError(
+                        f"{string} gives text, no logits, so its tokens cannot be compared", hint="take a local model"
+                    )
+            except (FsgenError, ImportError) as error:
+                self._failed[string] = error
+                raise
+            self._loaded[string] = model
+        return self._loaded[string]
+
+    def _with_sequences(self, string: str) -> str:
+        backend, _, rest = string.partition(":")
+        if backend not in _BATCHED or re.search(r"[?&]n_seq=", rest):
+            return string
+        return f"{string}{'&' if '?' in rest else '?'}n_seq={self._concurrency}"
+
+
+def run_study(config: StudyConfig, *, work: str | Path, progress: Progress | None = None) -> Study:
+    """Run every cell, or read from the folder ``work`` what an earlier run finished.
+
+    A cell that fails says why in its ``error``, and the others go on: a missing model, a file of prompts that is
+    wrong, too few tokens. Raises :class:`CalibrationError` where ``work`` cannot be written.
+    """
+    cells: list[CellResult] = []
+    models = _Models(config.concurrency)
+    try:
+        for number, pair in enumerate(pairs := config.all_pairs(), 1):
+            named = [config.model(label) for label in (pair.fast, pair.slow, *([pair.tuned] if pair.tuned else []))]
+            runner = _PairRunner(
+                config, pair, named, models, Path(work), progress or Silent(), f"pair {number}/{len(pairs)}"
+            )
+            cells += runner.run()
+    finally:
+        models.keep([])
+    return Study(config, tuple(cells))
+
+
+class _PairRunner:
+    """One pair's cells."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        pair: PairSpec,
+        named: Sequence[ModelSpec],
+        models: _Models,
+        work: Path,
+        progress: Progress,
+        title: str,
+    ) -> None:
+        self.config, self.pair, self.named = config, pair, named
+        self._models, self._work, self._progress, self._title = models, work, progress, title
+        self._without: Exception | None = None  # why the tuned model is missing
+
+    def run(self) -> list[CellResult]:
+        config = self.config
+        where = [(dataset, seed) for dataset in config.datasets for seed in config.seeds]
+        self._models.keep([spec.model for spec in self.named])
+        try:
+            fast, slow = (self._models.get(spec.model) for spec in self.named[:2])
+            router = _open(fast, slow, self._tuned(), batching=config.concurrency > 1)
+        except (FsgenError, ImportError) as error:
+            return [self._failed(dataset, seed, method, error) for dataset, seed in where for method in config.methods]
+        with router:
+            return [cell for dataset, seed in where for cell in self._on(router, dataset, seed)]
+
+    def _tuned(self) -> TokenModel | None:
+        """The tuned model; without it only the methods that read one cannot run."""
+        try:
+            return self._models.get(self.named[2].model) if len(self.named) > 2 else None
+        except (FsgenError, ImportError) as error:
+            self._without = error
+            return None
+
+    def _key(self, dataset: DatasetSpec, seed: int, method: str, router: Router | None = None) -> Key:
+        sizes: list[float | None] = [spec.size for spec in self.named[:2]]
+        if router is not None:
+            models = (router.fast, router.slow)
+            sizes = [
+                size or (model.n_params / 1e9 if model.n_params else None)
+                for size, model in zip(sizes, models, strict=True)
+            ]
+        return Key(
+            fast=self.pair.fast,
+            slow=self.pair.slow,
+            tuned=self.pair.tuned,
+            method=method,
+            dataset=dataset.label,
+            seed=seed,
+            fast_params_b=sizes[0],
+            slow_params_b=sizes[1],
+        )
+
+    def _failed(
+        self, dataset: DatasetSpec, seed: int, method: str, error: Exception, router: Router | None = None
+    ) -> CellResult:
+        return CellResult(self._key(dataset, seed, method, router), error=str(error))
+
+    def _on(self, router: Router, dataset: DatasetSpec, seed: int) -> list[CellResult]:
+        """All methods on one data set."""
+        config = self.config
+        try:
+            items = dataset.items(dataset.n or config.n, seed)
+            runner = _Runner(router, self.named, items, dataset, config, self._work, self._progress)
+            self._progress.begin(f"{self._title}, {dataset.label}, alone", runner.roles * len(items))
+            alone = runner.alone()
+        except CalibrationError:
+            raise  # nothing can be kept
+        except FsgenError as error:
+            return [self._failed(dataset, seed, method, error, router) for method in config.methods]
+        results = []
+        for method in config.methods:
+            key = self._key(dataset, seed, method, router)
+            self._progress.begin(f"{self._title}, {dataset.label}, {method}", len(items))
+            try:
+                if self._without is not None and "tuned" in make_method(method).roles:
+                    raise self._without
+                results.append(runner.cell(key, alone, seed))
+            except CalibrationError:
+                raise
+            except (FsgenError, ImportError) as error:
+                results.append(CellResult(key, error=str(error)))
+        return results
+
+
+def _open(fast: AnyModel, slow: AnyModel, tuned: AnyModel | None = None, *, batching: bool) -> Router:
+    third: dict[str, Any] = {} if tuned is None else {"tuned": tuned}
+    return Router(fast, slow, policy="always", method="replace", batching=batching or None, **third)
+
+
+class _Runner:
+    """One pair on one data set: both models alone, and each method."""
+
+    def __init__(
+        self,
+        router: Router,
+        named: Sequence[ModelSpec],
+        items: Sequence[Item],
+        dataset: DatasetSpec,
+        config: StudyConfig,
+        work: Path,
+        progress: Progress,
+    ) -> None:
+        self._router, self._items, self._dataset, self._config = router, items, dataset, config
+        models = (router.fast, router.slow, self._tuned)
+        # The third is missing where it could not be loaded.
+        self._identities = [_identity(*pair) for pair in zip(models, named, strict=False) if pair[0] is not None]
+        self._work, self._progress = work, progress
+        self._options: dict[str, Any] = {
+            "max_tokens": dataset.max_tokens or config.max_tokens,
+            "stop": config.stop,
+            "seed": 0,
+        }
+
+    def alone(self) -> dict[str, Answers]:
+        """What each model writes alone, greedily: ``fast``, ``slow`` and ``tuned`` where there is one."""
+        router = self._router
+        found = {
+            "fast": self._alone(router, self._identities[0], "never"),
+            "slow": self._alone(router, self._identities[1], SLOW_ONLY),
+        }
+        tuned = self._tuned
+        if tuned is not None:
+            with _open(tuned, router.slow, batching=router.batching) as beside:
+                found["tuned"] = self._alone(beside, self._identities[2], "never")
+        return found
+
+    @property
+    def roles(self) -> int:
+        """How many models write alone."""
+        return 2 if self._tuned is None else 3
+
+    @property
+    def _tuned(self) -> TokenModel | None:
+        return getattr(self._router, "tuned", None)
+
+    def _alone(self, router: Router, identity: Mapping[str, Any], policy: str) -> Answers:
+        # A model writes the same in every pair whose two vocabularies are one.
+        shared = router.shared
+        beside = None if shared is None or shared.same else [router.fast.name, router.slow.name]
+        directory = self._directory("alone", {"model": identity, "beside": beside})
+        return self._answers(router, policy, "replace", directory)
+
+    def _answers(self, router: Router, policy: str, method: str, directory: WorkDirectory) -> Answers:
+        return answer_items(
+            router,
+            self._items,
+            policy,
+            work=directory,
+            name="answers",
+            method=method,
+            concurrency=self._config.concurrency,
+            on_items=self._progress.advance,
+            **self._options,
+        )
+
+    def _directory(self, what: str, belongs: Mapping[str, Any]) -> WorkDirectory:
+        digest = hashlib.sha256(repr([(i.prompt, i.messages) for i in self._items]).encode()).hexdigest()
+        whole = {
+            "version": __version__,
+            "what": what,
+            **belongs,
+            "dataset": self._dataset.label,
+            "prompts": digest,
+            "options": {**self._options, "stop": list(self._options["stop"])},
+        }
+        name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+        return WorkDirectory(self._work / f"{what}-{name}", whole)
+
+    def cell(self, key: Key, alone: Mapping[str, Answers], seed: int) -> CellResult:
+        """One method's cell. Raises what makes it fail."""
+        router, items, config = self._router, self._items, self._config
+        method = make_method(key.method)
+        reads_tuned = "tuned" in method.roles
+        if reads_tuned and self._tuned is None:
+            raise ConfigurationError(
+                f"{key.method} reads a tuned model, and this pair has none", hint="name it: tuned = ..."
+            )
+        identities = self._identities[: 3 if reads_tuned else 2]
+        directory = self._directory("cell", {"models": identities, "method": method.name})
+        if writes_the_slow_text(method):
+            answers = alone["slow"]
+            self._progress.advance(len(items))
+        else:
+            answers = self._answers(router, "always", key.method, directory)
+        tuned = self._tuned if reads_tuned else None
+
+        def compute(chunk: Sequence[Item], start: int) -> Arrays:
+            return read_positions(router, chunk, answers.ids[start : start + len(chunk)], start, tuned)
+
+        positions = Positions(**directory.in_chunks("positions", items, compute, size=CHUNK))
+        if len(positions) < config.min_tokens:
+            few = f"{len(positions)} tokens in {len(items)} answers are too few for a rate"
+            return CellResult(
+                key, error=f"{few} (min_tokens = {config.min_tokens}): take more prompts, or longer answers"
+            )
+        judged = all(item.answer for item in items)
+        notes = [] if judged else ["no quality: the data set has prompts without an expected answer"]
+        wanted = self._dataset.n or config.n
+        if len(items) < wanted:
+            notes.append(f"the data set has {len(items)} prompts, not {wanted}")
+        texts = {"collaboration": answers, **alone} if judged else {}
+        found = measure(
+            positions,
+            len(items),
+            {name: one.run(items, name).column("right") for name, one in texts.items()},
+            router.fast.tokenizer,
+            truncated=int(answers.run(items, key.method).column("truncated").sum()),
+            first_tokens=config.first_tokens,
+            seed=seed,
+        )
+        return CellResult(key, found, notes=tuple(notes))
+
+
+def writes_the_slow_text(method: Method) -> bool:
+    """Whether a method that is asked at every token writes what the slow model writes alone, greedily.
+
+    Then its answers are known, and only the fast model has to read them: the oracle (``replace``) and exact
+    verification, which is to say speculative decoding.
+    """
+    if isinstance(method, Verify):
+        return method.rule.name in ("exact", "speculative")
+    return isinstance(method, Replace)
+
+
+def _identity(model: Any, spec: ModelSpec) -> dict[str, Any]:
+    """What tells a model from another one, also of the same name, and a file from what it was before."""
+    where = Path(spec.model.partition(":")[2].partition("?")[0])
+    stat = where.stat() if where.is_file() else None
+    return {
+        "model": spec.model,
+        "file": None if stat is None else [stat.st_size, stat.st_mtime_ns],
+        "params": model.n_params,
+        "vocabulary": vocabulary_hash(model.tokenizer),
+        "template": getattr(model, "template_digest", None),
+    }
+
+
+def probe_pair(
+    router: Router, items: Sequence[Item], *, concurrency: int = 1, seed: int = 0, **options: Any
+) -> Estimate:
+    """A pair's collaboration frequency on a few prompts, with its interval: the oracle's, as in a study.
+
+    ``options`` are :class:`~fsgen_router.RequestOptions`. Nothing is kept.
+    """
+    written: dict[int, list[int]] = {}
+
+    def keep(item: Item, answer: Generation) -> None:
+        written[id(item)] = [token.id for token in answer.tokens]
+
+    alone = router.with_policy(SLOW_ONLY, method="replace")
+    run_items(alone, items, concurrency=concurrency, on_answer=keep, **options)
+    positions = Positions(**read_positions(router, items, [written[id(item)] for item in items], 0))
+    tokens = np.bincount(positions.prompt, minlength=len(items)).astype(np.float64)
+    differing = np.bincount(positions.prompt, positions.mismatch, minlength=len(items)).astype(np.float64)
+    return interval(differing, tokens, seed=seed) if tokens.any() else Estimate(None)
