@@ -203,7 +203,7 @@ def choose_certified(
     for candidate in candidates:
         if tested.chosen != len(losses) - 1:
             break
-        add(runner.run(candidate, method))
+        add(candidate)
         tested = test()
     saving = bool(tested.chosen)
     if not saving and not certain:
