@@ -93,7 +93,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) 
     writer.add_chat_template(tokenizer.chat_template)
 
 
-def prove(source: Path, target: Path, count: int = 50) -> tuple[float, float]:
+def prove(source: Path, target: Path, count: int = 50, *, tolerance: float = TOLERANCE) -> tuple[float, float]:
     """The largest difference of any logit in decode and in prefill.
 
     Exits with a message when one is over the tolerance or ids differ.
@@ -112,8 +112,8 @@ def prove(source: Path, target: Path, count: int = 50) -> tuple[float, float]:
         decode = max(decode, float(np.abs(expected - logits(engine, ids, 1)).max()))
         prefill = max(prefill, float(np.abs(expected - logits(engine, ids, len(ids))).max()))
     for what, found in (("decode", decode), ("prefill", prefill)):
-        if found > TOLERANCE:
-            raise SystemExit(f"the logits differ by {found:.2g} in {what}, more than {TOLERANCE:g}")
+        if found > tolerance:
+            raise SystemExit(f"the logits differ by {found:.2g} in {what}, more than {tolerance:g}")
     return decode, prefill
 
 

@@ -24,6 +24,9 @@ from recipe import make_model, write_json
 from tokenizer import build
 from train import accuracy
 
+TOLERANCE = 1e-3
+"""Of logits in single precision, which grow as training goes on: these members saw more than the shipped pair."""
+
 
 def finish(
     run: Path, name: str, out: Path, tokenizer: PreTrainedTokenizerFast, *, prefix: str, family: str | None, count: int
@@ -37,7 +40,7 @@ def finish(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     export(folder, target, f"{prefix}{name}")
-    decode, prefill = prove(folder, target)
+    decode, prefill = prove(folder, target, tolerance=TOLERANCE)
     about |= {"difference_decode": decode, "difference_prefill": prefill}
     if count:
         about["accuracy"] = accuracy(model, tokenizer, "test", count)
