@@ -376,6 +376,12 @@ class TrieModel:
         self._lock, self._home = threading.Lock(), Home()
         self._closed = self._told = False
 
+    @property
+    def identity(self) -> Mapping[str, str] | None:
+        """What the model inside says that it is."""
+        found: Mapping[str, str] | None = getattr(self._model, "identity", None)
+        return found
+
     # --- sequences ---
 
     def open(self, ids: Sequence[int]) -> Opened:

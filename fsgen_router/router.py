@@ -67,6 +67,16 @@ class _Fixed(Generic[T]):
         raise AttributeError(f"{self._name} of a Router is fixed when it is made ({self._instead})")
 
 
+def _where_forwards_run(workers: Workers, role: Role, *, batching: bool) -> Callable[[Callable[[], T]], T]:
+    """What runs a function that uses local models where their forwards run. Another thread would bring an OpenMP team
+    of its own along, which slows every later forward down. It holds no Router, so that one is freed when dropped."""
+
+    def run(function: Callable[[], T]) -> T:
+        return workers.call(role, function) if batching else function()
+
+    return run
+
+
 class Router:
     """A fast model that writes, a slow one that is asked where a policy says so.
 
@@ -185,7 +195,9 @@ class Router:
                 batching = self._pair.n_seq > 1 or self._pair.local_slow is None
             self._batching = bool(read_ahead) or batching
             self._workers = Workers(self._pair.models)
-            self._pair.run_forwards = self._where_forwards_run
+            self._pair.run_forwards = self._run_forwards = _where_forwards_run(
+                self._workers, "slow" if self._pair.local_slow else "fast", batching=self._batching
+            )
             self._policy, self._method = self._pair.choose(wanted_policy, wanted_method, prices)
             warn_of_swapped(self.fast, self.slow)
             remote = wanted_policy is None and self._pair.local_slow is None
@@ -196,12 +208,6 @@ class Router:
         self._slots = Slots(self._pair.n_seq, max_waiting)
         self._measuring = threading.Lock()
         self._steps: dict[Role, deque[float]] = {role: deque(maxlen=256) for role in self._pair.models}
-
-    def _where_forwards_run(self, function: Callable[[], T]) -> T:
-        """Run a function that uses the local models where their forwards run: another thread would bring an OpenMP team
-        of its own along, which slows every later forward down."""
-        role: Role = "slow" if self._pair.local_slow else "fast"
-        return self._workers.call(role, function) if self._batching else function()
 
     def _load(self, model: AnyModel | str) -> AnyModel:
         loaded = make_model(model)
@@ -342,7 +348,7 @@ class Router:
         if slow is None:
             raise ConfigurationError(f"{self.slow.name} has no steps to time", hint="ask with baseline=True")
         with self._slots.admit().hold():
-            self._steps["slow"].extend(self._where_forwards_run(lambda: measure_steps(slow, count)))
+            self._steps["slow"].extend(self._run_forwards(lambda: measure_steps(slow, count)))
 
     @property
     def costs(self) -> PairCost | None:

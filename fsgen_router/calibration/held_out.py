@@ -152,13 +152,14 @@ def _timed(bench: Bench, fitted: Fitted) -> dict[str, list[Run]]:
     """By the name of a curve, the slow model alone and then the curve's policies on a few prompts, timed: what this
     calibration is about, and whole queries, whose seconds are both models' own."""
     options, runner = bench.options, bench.timed("report", TIMED)
-    total = len(runner.items) * (2 + len(options.curve_rates) * (1 + len(options.compare)))
+    methods = [name for name in options.compare if name not in SCORERS]
+    total = len(runner.items) * (2 + len(options.curve_rates) * (1 + len(methods)))
     with bench.stages.stage("seconds", total) as runner.on_items:
         slow, fast = runner.run(SLOW_ONLY), runner.run("never")
         return {
             "learned": [slow, *_sweep(runner, fitted, fitted.scorer, options, options.method)],
             "whole query": [slow, *whole_query_runs(fast, slow)],
-            **{f"learned, {m}": [slow, *_sweep(runner, fitted, fitted.scorer, options, m)] for m in options.compare},
+            **{f"learned, {m}": [slow, *_sweep(runner, fitted, fitted.scorer, options, m)] for m in methods},
         }
 
 

@@ -16,7 +16,7 @@ from .answers import Record
 from .store import WorkDirectory
 from .traces import local_slow, read_both
 
-_KEPT_IDS: Mapping[Role, int] = {"fast": SIGNALS_TOP_K, "slow": TOP_K}
+_KEPT_IDS: Mapping[Role, int] = {"fast": SIGNALS_TOP_K, "slow": TOP_K, "tuned": TOP_K}
 """Of a row's best ids: what signals hold of the fast model's, and where its choice is looked up in the slow one's."""
 
 
@@ -43,6 +43,7 @@ class SharedRows:
             self.router = Router(
                 self.models["fast"],
                 self.models["slow"],
+                tuned=self.models.get("tuned"),
                 policy="never",
                 method="replace",
                 seed=router.seed,
@@ -94,7 +95,8 @@ class SharedRows:
 
 
 def _local(router: Router) -> dict[Role, TokenModel]:
-    return {"fast": router.fast, "slow": local_slow(router)}
+    local: dict[Role, TokenModel] = {"fast": router.fast, "slow": local_slow(router)}
+    return local if router.tuned is None else local | {"tuned": router.tuned}
 
 
 def _chunk(role: Role, number: int) -> str:

@@ -38,7 +38,7 @@ from fsgen_router.calibration.candidates import policy_at
 from fsgen_router.calibration.figures import COSTS, quality_figure, reliability_figure
 from fsgen_router.calibration.fit import fit_svm
 from fsgen_router.calibration.prompts import split_of
-from fsgen_router.calibration.report import _environment, render_report, report_figures
+from fsgen_router.calibration.report import html_environment, render_report, report_figures
 from fsgen_router.calibration.target import require_enough_prompts
 from fsgen_router.cli import app
 from fsgen_router.contracts.models import TokenModel
@@ -1017,7 +1017,7 @@ def test_the_page_says_what_is_not_certified(tmp_path: Path) -> None:
 
 
 def test_markup_that_a_model_writes_stays_text(tmp_path: Path) -> None:
-    template = _environment().from_string("<td>{{ text|shown }}</td>")
+    template = html_environment().from_string("<td>{{ text|shown }}</td>")
     assert template.render(text="<script>alert(1)</script>") == "<td>&lt;script&gt;alert(1)&lt;/script&gt;</td>"
 
 

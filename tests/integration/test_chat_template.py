@@ -309,9 +309,9 @@ def test_a_system_message_that_the_template_reads_stays(tmp_path: Path) -> None:
 
 def test_messages_that_no_arrangement_helps_are_refused(tmp_path: Path) -> None:
     with loaded(LlamaCppModel, tiny_gguf.write(tmp_path / "tiny.gguf", template=REFUSES)) as model:
-        with pytest.raises(ConfigurationError, match="System role not supported"):
+        with pytest.raises(InvalidRequest, match="System role not supported"):
             spelled(model, [SYSTEM, USER, USER])
-        with pytest.raises(ConfigurationError, match="roles must alternate"):
+        with pytest.raises(InvalidRequest, match="roles must alternate"):
             spelled(model, [USER, USER])
 
 

@@ -40,7 +40,8 @@ def test_the_order_of_policies_changes_no_figure(router: Router) -> None:
     ev.run_items(router, items, ev.SLOW_ONLY)
     again = ev.run_items(router, items, "entropy>0.5")
     for name in set(ev.COLUMNS) - {"seconds"}:
-        assert first.column(name).tolist() == again.column(name).tolist(), name
+        # What is left in a KV cache says in which chunks a prompt is read, and kernels of chunks round differently.
+        assert first.column(name).tolist() == pytest.approx(again.column(name).tolist(), rel=1e-6), name
 
 
 def test_concurrency_changes_no_outcome(router: Router) -> None:

@@ -383,7 +383,7 @@ def test_a_prompt_beyond_the_servers_context(server: RealServer) -> None:
 
 def test_doctor_asks_the_endpoint(server: RealServer) -> None:
     def endpoint(where: str) -> doctor.Check:
-        return list(doctor._pair("reference:fast", f"openai:{where}"))[-1]
+        return list(doctor._pair("reference:fast", f"openai:{where}", None))[-1]
 
     check = endpoint(f"endless@{server.url}")
     assert check.status == "ok"
