@@ -235,7 +235,7 @@ def _in_step() -> list[str]:
 
 def many() -> str:
     batching, soak, ahead = load("batching"), load("soak"), load("read_ahead")
-    single = load("turns_single")
+    turns, single = load("turns"), load("turns_single")
     memory = soak["memory_mib"]
     speed = batching["tokens_per_second"]
     lines = [
@@ -250,6 +250,20 @@ def many() -> str:
         f"{ratio(single['seconds_over_before'])} of the time that it took while each model had a thread of its own, "
         f"and so an OpenMP team of its own (`benchmarks/turns.py --before`, {single['rounds']} rounds of processes in "
         f"turn, {single['date']}).",
+        "",
+        f"Many requests to that pair (`verify`, {turns['threads']} threads, {turns['prompts']} prompts, "
+        f"{turns['tokens_per_request']} tokens each):",
+        "",
+        "| policy | one by one, tokens/s | four at once, times that | eight at once |",
+        "|---|---|---|---|",
+        *(
+            f"| `{policy}` | {turns[policy]['1_at_once']['tokens_per_second']} | "
+            f"{ratio(turns[policy]['4_at_once']['over_one_by_one'])} | "
+            f"{ratio(turns[policy]['8_at_once']['over_one_by_one'])} |"
+            for policy in turns["policies"]
+        ),
+        "",
+        f"`benchmarks/turns.py`, {turns['rounds']} alternating rounds, {turns['date']}.",
         "",
         *_in_step(),
         "",

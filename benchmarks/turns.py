@@ -99,7 +99,7 @@ def many(args: argparse.Namespace) -> dict[str, Any]:
         found[policy] = {
             f"{count}_at_once": {
                 "tokens_per_second": round(float(np.median(speed)), 2),
-                "over_one_by_one": block_ratio(speed, by_count[1]),
+                **({"over_one_by_one": block_ratio(speed, by_count[1])} if count > 1 else {}),
                 "sequences_per_forward": {m: round(float(np.mean(s)), 2) for m, s in sizes[policy, count].items()},
             }
             for count, speed in by_count.items()

@@ -2,7 +2,7 @@
 
 ::
 
-    from . import recommend
+    from fsgen_router.recommend import recommend
 
     found = recommend("llama_cpp:small.gguf", "llama_cpp:large.gguf", "problems.jsonl", check="number")
     print(found.advice.verdict, found.evidence, found.python)

@@ -49,6 +49,7 @@ ROUTED: tuple[Mode, ...] = (
     Mode(name="speculative 4", kind="speculative", policy="every:4", method="verify:exact", lossless=True),
     Mode(name="speculative 8", kind="speculative", policy="every:8", method="verify:exact", lossless=True),
     Mode(name="entropy gate", kind="routed", policy="every:12", method="verify:entropy_gate=0.5,window=6"),
+    Mode(name="contrast", kind="routed", policy=DEFAULT_POLICY, method="contrast"),
 )
 """Modes of two local models, which the slow one's rows are needed for."""
 

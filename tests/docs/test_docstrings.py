@@ -23,16 +23,22 @@ MODULES = (
     "fsgen_router.adapters.scripted",
     "fsgen_router.adapters.transformers",
     "fsgen_router.calibration",
+    "fsgen_router.costs",
     "fsgen_router.errors",
     "fsgen_router.evaluation",
     "fsgen_router.json_forms",
+    "fsgen_router.law",
+    "fsgen_router.methods",
     "fsgen_router.policies",
+    "fsgen_router.recommend",
     "fsgen_router.reference",
+    "fsgen_router.study",
 )
 NOT_RUN = {
     "fsgen_router.Router": "downloads its models",
     "fsgen_router.calibration": "models of one's own; and minutes: examples/calibrate.py runs these steps",
     "fsgen_router.calibration.calibrate": "models of one's own",
+    "fsgen_router.recommend": "models of one's own",
 }
 _CODE = re.compile(r"^.*?::\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
 
