@@ -39,6 +39,8 @@ NOT_RUN = {
     "fsgen_router.calibration": "models of one's own; and minutes: examples/calibrate.py runs these steps",
     "fsgen_router.calibration.calibrate": "models of one's own",
     "fsgen_router.recommend": "models of one's own",
+    "fsgen_router.recommend.recommend": "models of one's own",
+    "fsgen_router.study": "a configuration of one's own",
 }
 _CODE = re.compile(r"^.*?::\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
 
