@@ -23,6 +23,7 @@ import argparse
 import dataclasses
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,19 +151,16 @@ def shifted(router: Router, policy: Learned, count: int) -> dict[str, Any]:
     return record
 
 
-def guarantee(bench: Bench, fitted: Fitted, pool: int) -> dict[str, Any]:
-    """Violations of the certificate, and of naive tuning, over re-splits of a pool that was run once."""
-    runner = make_runner(bench, "pool", reference_items("calibration", pool))
-    slow = runner.run(SLOW_ONLY)
-    candidates = cal.candidate_policies(fitted.scorer, fitted.scores(), fitted.traces.answer)
-    runs = [runner.run(policy) for policy in candidates]
-    losses = np.stack([np.zeros(pool), *(cal.regret(run, slow) for run in runs)], 1)
+def resplit(
+    losses: np.ndarray, rates: np.ndarray, draws: Sequence[np.ndarray], alphas: Sequence[float]
+) -> dict[str, Any]:
+    """How often what re-splits of a pool certify, or tune, is worse on the whole pool than it says.
+
+    ``losses`` has shape (prompts, thresholds), ``rates`` each threshold's escalation rate, ``draws`` the re-splits.
+    """
     truth = losses.mean(axis=0)
-    rates = np.array([1.0, *(run.rate("escalation_rate") or 0.0 for run in runs)])
-    rng = np.random.default_rng(SEED)
-    draws = [rng.choice(pool, CERTIFIED_WITH, replace=False) for _ in range(RESPLITS)]
     by_alpha: dict[str, Any] = {}
-    for alpha in tqdm(ALPHAS, desc="re-splits", leave=False):
+    for alpha in tqdm(alphas, desc="re-splits", leave=False):
         found: dict[str, list[int]] = {"certified": [], "naive": []}
         for drawn in draws:
             chosen = certify(losses[drawn], alpha, DELTA).chosen
@@ -177,6 +175,21 @@ def guarantee(bench: Bench, fitted: Fitted, pool: int) -> dict[str, Any]:
             }
             for name, several in found.items()
         }
+    return by_alpha
+
+
+def guarantee(bench: Bench, fitted: Fitted, pool: int) -> dict[str, Any]:
+    """Violations of the certificate, and of naive tuning, over re-splits of a pool that was run once."""
+    runner = make_runner(bench, "pool", reference_items("calibration", pool))
+    slow = runner.run(SLOW_ONLY)
+    candidates = cal.candidate_policies(fitted.scorer, fitted.scores(), fitted.traces.answer)
+    runs = [runner.run(policy) for policy in candidates]
+    losses = np.stack([np.zeros(pool), *(cal.regret(run, slow) for run in runs)], 1)
+    truth = losses.mean(axis=0)
+    rates = np.array([1.0, *(run.rate("escalation_rate") or 0.0 for run in runs)])
+    rng = np.random.default_rng(SEED)
+    draws = [rng.choice(pool, CERTIFIED_WITH, replace=False) for _ in range(RESPLITS)]
+    by_alpha = resplit(losses, rates, draws, ALPHAS)
     return {
         "pool": pool,
         "thresholds": len(candidates),

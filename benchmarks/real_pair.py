@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from calibration import Bars
+from calibration import Bars, resplit
 
 from fsgen_router import REST, Router
 from fsgen_router import calibration as cal
@@ -42,7 +42,6 @@ from fsgen_router.calibration.labels import disagreement
 from fsgen_router.calibration.metrics import auroc
 from fsgen_router.calibration.traces import Traces, join_traces
 from fsgen_router.evaluation import SLOW_ONLY, Item, Run, interval, summarise
-from fsgen_router.policies.certify import certify
 from fsgen_router.policies.scorers import Signal
 
 from common import save
@@ -177,22 +176,6 @@ def resplits(bench: Bench, fitted: Fitted) -> dict[str, Any]:
     rates = np.array([1.0, *(run.rate("escalation_rate") or 0.0 for run in runs)])
     rng, half = np.random.default_rng(SEED), len(slow) // 2
     draws = [rng.choice(len(slow), half, replace=False) for _ in range(RESPLITS)]
-    by_alpha: dict[str, Any] = {}
-    for alpha in ALPHAS:
-        found: dict[str, list[int]] = {"certified": [], "naive": []}
-        for drawn in draws:
-            chosen = certify(losses[drawn], alpha, DELTA).chosen
-            if chosen is not None:
-                found["certified"].append(chosen)
-            found["naive"].append(int(np.flatnonzero(losses[drawn].mean(axis=0) <= alpha)[-1]))
-        by_alpha[f"{alpha:g}"] = {
-            name: {
-                "chosen": len(several),
-                "violations": float(np.mean(truth[several] > alpha)) if several else None,
-                "mean_escalation_rate": float(np.mean(rates[several])) if several else None,
-            }
-            for name, several in found.items()
-        }
     return {
         "pool": len(slow),
         "half": half,
@@ -202,7 +185,7 @@ def resplits(bench: Bench, fitted: Fitted) -> dict[str, Any]:
         "allowed_violations": DELTA + 2 * (DELTA * (1 - DELTA) / RESPLITS) ** 0.5,
         "pool_regret": truth.tolist(),
         "pool_escalation_rate": rates.tolist(),
-        "by_alpha": by_alpha,
+        "by_alpha": resplit(losses, rates, draws, ALPHAS),
     }
 
 
