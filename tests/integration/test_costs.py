@@ -36,7 +36,8 @@ def test_the_reference_pair_is_measured_and_kept(folder: Path) -> None:
         # What other work slowed down meanwhile is not kept.
         for role, cost in (("fast", found.fast), ("slow", found.slow)):
             assert CostStore().load(role, getattr(router, role)) == (cost if cost.steady else None)
-    assert len(list(folder.glob("*"))) == found.fast.steady + found.slow.steady  # without a folder where none was steady
+    # There is no folder where none was steady.
+    assert len(list(folder.glob("*"))) == found.fast.steady + found.slow.steady
 
 
 def test_a_default_is_measured_once_and_works(fast_model: TokenModel, slow_model: TokenModel, folder: Path) -> None:
