@@ -186,9 +186,8 @@ class Pairing:
             return Capped(make_policy(self._form(choice.chosen.mode)), max_calls=1), Replace()
         try:
             costs = self.measure(QUICK, again=False)
-        except (
-            Exception
-        ) as error:  # all sequences in use, or whatever a model fails with: the Router is made all the same
+        except Exception as error:
+            # All sequences in use, or whatever a model fails with: the Router is made all the same.
             log.warning("costs_unmeasured", fast=self.fast.name, slow=self.slow.name, why=str(error))
             return None
         parts = disagreement(self.fast.n_params, self.local_slow.n_params)
