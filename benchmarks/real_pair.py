@@ -34,6 +34,7 @@ from calibration import Bars, resplit
 from fsgen_router import REST, Router
 from fsgen_router import calibration as cal
 from fsgen_router.calibration.bench import Bench
+from fsgen_router.calibration.candidates import CANDIDATE_RATES
 from fsgen_router.calibration.choosing import choose
 from fsgen_router.calibration.curves import whole_query_runs
 from fsgen_router.calibration.fitting import Fitted
@@ -50,8 +51,8 @@ SEED = 0
 ALPHA, DELTA = 0.05, 0.1
 ALPHAS = (0.02, 0.05, 0.1, 0.15)
 RESPLITS = 500
-RATES = (0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.35)
-POOL_RATES = tuple(round(0.6 * 0.75**k, 4) for k in range(16))
+POOL_RATES = CANDIDATE_RATES[::4]
+RATES = CANDIDATE_RATES[8:25:8]  # 20, 7 and 2.4%: what the pool has run needs no run of its own
 SIGNALS = ("entropy", "margin", "max_prob")
 ASK = "\n\nThink step by step. End with a line that says “Answer: ” and the number alone."
 SHARES = (0.25, 0.4, 0.35)
