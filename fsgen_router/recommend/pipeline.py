@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..calibration.checks import Checker, Judge
 from ..calibration.progress import Progress, Silent
 from ..calibration.prompts import prompt_key
 from ..calibration.report import check_report_path
+from ..costs import PairCost
 from ..errors import CheckerFailed, ConfigurationError, InvalidRequest
 from ..evaluation import Item, Run, read_items, reference_items
 from ..evaluation.intervals import RESAMPLES
@@ -26,8 +27,9 @@ from ..records import Prices
 from ..reference import policy_path
 from ..run.workers import AnyModel
 from .decision import Option, decide
+from .expectation import expected_seconds, measure_pair
 from .figures import PREFERENCES, Columns, Figures, columns_of, find, make_figures
-from .measuring import BLOCK, Measurements
+from .measuring import BLOCK, EXTRAS, Measurements
 from .models import Models, check_prompts, require_both
 from .modes import DEFAULT, Mode, Seat, alone_modes, pair_modes
 from .page import write_page
@@ -39,9 +41,6 @@ DEFAULT_QUALITY_LOSS = 0.02
 DEFAULT_COUNT = 40
 ENOUGH_TO_DOUBT = 16
 """Prompts after which a checker that found no right answer is taken for a wrong one."""
-
-Expected = Callable[[Mode], float | None]
-"""What a cost model says an answer in a mode takes, in seconds."""
 
 
 def recommend(
@@ -64,7 +63,6 @@ def recommend(
     work: str | Path | None = None,
     report: str | Path | None = None,
     progress: Progress | None = None,
-    expected: Expected | None = None,
 ) -> Recommendation:
     """Measure what a pair can do on prompts, in turns, and say which of it to use.
 
@@ -77,8 +75,8 @@ def recommend(
     ``policies`` are measured beside the modes that always are, each as a short form or a file. At most ``quality_loss``
     of accuracy may be lost against the slow model alone; what is saved counts in ``prefer``: seconds, money (with
     ``prices`` of the slow model) or flops. ``at_once`` requests at a time are measured beside one; 1 leaves that out.
-    ``work`` (default: beside ``report``) keeps what is finished. ``expected`` gives a cost model's seconds of a mode,
-    to stand beside the measured ones. Answers are greedy.
+    ``work`` (default: beside ``report``) keeps what is finished. Beside a local pair's
+    measured seconds stand those that its cost model expects. Answers are greedy.
 
     Raises :class:`ConfigurationError` for what does not go together (two models that are one file),
     :class:`InvalidRequest` for prompts that cannot be used (:class:`PromptTooLong` where one leaves no room for an
@@ -107,13 +105,16 @@ def recommend(
             seat: model if isinstance(model, str) else model.name for seat, model in models.named.items()
         }
         options = {"max_tokens": max_tokens, "stop": tuple(stop), "seed": seed}
+        with stages.stage("what forwards cost", 1):
+            costs, said = measure_pair(models)
+        notes += said
         with _work_directory(work, report) as folder:
             directory = WorkDirectory(folder, _belongs_to(models, names, items, options))
             measured, modes = _measure(
                 models, items, directory, options, checker, stages, policies=policies, at_once=at_once, seed=seed
             )
         with stages.stage("intervals", 1):
-            figures = _figures(models, measured, modes, checker, prices, at_once, seed, resamples, expected)
+            figures = _figures(models, measured, modes, checker, prices, at_once, seed, resamples, costs)
         is_reference = models.is_reference
     advice = decide(
         [_option(one, prefer) for one in figures if one.mode.kind != "slow"],
@@ -199,6 +200,7 @@ def _belongs_to(
         "models": dict(names),
         "prompts": [prompt_key(item) for item in items],
         "options": {**options, "stop": list(options["stop"])},
+        "extras": list(EXTRAS),
     }
 
 
@@ -277,7 +279,7 @@ def _figures(
     at_once: int,
     seed: int,
     resamples: int,
-    expected: Expected | None,
+    costs: PairCost | None,
 ) -> list[Figures]:
     runs = _judged(measured, modes, checker, len(measured.items))
     n_params = {seat: model.n_params for seat, model in models.loaded.items()}
@@ -290,8 +292,12 @@ def _figures(
     def figures(mode: Mode, columns: Columns, **known: Any) -> Figures:
         return make_figures(mode, columns, slow, seed=seed, resamples=resamples, **known)
 
+    def expected(mode: Mode, run: Run) -> float | None:
+        return None if costs is None else expected_seconds(costs, mode, models, run, measured.sample(mode))
+
     found = [
-        figures(mode, made[mode.name], expected_seconds=None if expected is None else expected(mode)) for mode in modes
+        figures(mode, made[mode.name], expected_seconds=expected(mode, run))
+        for mode, run in zip(modes, runs, strict=True)
     ]
     alone, run = measured.sample(modes[1]), runs[1]
     for one in whole_queries(

@@ -101,6 +101,10 @@ def test_every_mode_has_all_figures(found: Recommendation) -> None:
     assert figures["replace"].money_relative.value > 0.0
     assert figures["fast alone"].slow_share.value == 0.0
     assert figures["slow alone"].slow_share.value == 1.0
+    expected = {name: one.expected_seconds for name, one in figures.items()}
+    assert all((told is None) == figures[name].derived for name, told in expected.items())
+    assert min(told for told in expected.values() if told is not None) > 0.0
+    assert expected["speculative 4"] != expected["speculative 8"]
 
 
 def test_modes_find_nothing_that_others_have_read(found: Recommendation, work: Path) -> None:
@@ -326,6 +330,8 @@ def test_a_middle_model_is_paired_with_both(fast_model: TokenModel, slow_model: 
     assert not figures["speculative 4 (fast, middle)"].mode.lossless
     assert figures["speculative 4 (fast, middle)"].quality_loss.value == 0.0
     assert figures["middle alone"].slow_share.value == 0.0
+    assert figures["replace"].expected_seconds > 0.0
+    assert figures["replace (middle, slow)"].expected_seconds is None  # of a pair that was not measured
 
 
 @pytest.mark.filterwarnings("ignore::fsgen_router.pairing.SmallExtentWarning")
@@ -344,6 +350,7 @@ def test_an_endpoint_has_the_modes_that_it_can_do(fast_model: TokenModel, items:
     assert figures["slow alone"].money_usd.value > 0.0
     assert figures["fast alone"].money_relative.value == 0.0
     assert figures["slow alone"].flops.value is None  # its size is unknown
+    assert all(one.expected_seconds is None for one in found.figures)
     with pytest.raises(ConfigurationError, match="does not say its size"):
         recommend(fast_model, slow, items, prefer="flops")
 
