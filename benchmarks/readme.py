@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "figures.md"
 PAIR = HERE.parent / "examples" / "reference_pair"
+METHODS = HERE.parent / "docs" / "methods.md"
 RECOMMEND = HERE.parent / "docs" / "recommend.md"
 
 
@@ -477,6 +478,29 @@ def recommend() -> str:
     return "\n".join(lines)
 
 
+def method_step() -> str:
+    found = load("method_step")
+
+    def cell(name: str) -> str:
+        one = found["us_per_step"].get(name)
+        return "" if one is None else f"{one['median']:,.0f} [{one['low']:,.0f}, {one['high']:,.0f}]"
+
+    lines = ["| µs a step | greedy | sampled |", "|---|---|---|"]
+    lines += [
+        f"| {name if name.startswith('fast') else f'`{name}`'} | {cell(name)} | {cell(f'{name}, sampled')} |"
+        for name in found["us_per_step"]
+        if not name.endswith("sampled")
+    ]
+    lines += [
+        "",
+        f"Rows of {found['n_vocab']:,} random logits, the models' forwards left out: the fast model's row alone, and "
+        "with all that a method reads and chooses at an escalation (`replace` draws its token where the row is read). "
+        f"Median of {found['blocks']} blocks in turns and its 95% bootstrap interval. `benchmarks/method_step.py`, "
+        f"seed {found['seed']}, {found['date']}, {found['machine']}.",
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "reference_pair": (README, reference_pair),
     "speed": (README, speed),
@@ -489,6 +513,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "prompt_check": (README, prompt_check),
     "card": (PAIR / "MODEL_CARD.md", card),
     "recommend": (RECOMMEND, recommend),
+    "method_step": (METHODS, method_step),
 }
 
 
