@@ -37,6 +37,7 @@ def recommend(
             rich_help_panel="Models",
         ),
     ] = None,
+    tuned: o.Tuned = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -150,6 +151,7 @@ def recommend(
             slow,
             prompts,
             middle=middle,
+            tuned=tuned,
             policies=tuple(policy or ()),
             check=check,
             count=count,
@@ -232,7 +234,7 @@ def modes_table(found: rec.Recommendation) -> Table:
 
 
 def _alone(one: rec.Figures) -> bool:
-    return one.mode.kind in ("slow", "fast", "middle")
+    return one.mode.kind in ("slow", "fast", "middle", "tuned")
 
 
 def _legend(found: rec.Recommendation) -> str:

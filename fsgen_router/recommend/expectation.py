@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
-from ..costs import Judged, PairCost, Rates
+import numpy as np
+
+from ..calibration import WorkDirectory
+from ..costs import ForwardCost, Judged, PairCost, Rates
 from ..costs import Mode as CostMode
 from ..errors import BackendError
 from ..evaluation import Run
@@ -13,14 +17,30 @@ from .measuring import JUDGED, Sample
 from .models import Models
 from .modes import Mode
 
+_KEPT = "costs"
 SECONDS = 20.0
 """Spent on timing forwards, at most (see :meth:`~fsgen_router.Router.measure`)."""
 
 
-def measure_pair(models: Models) -> tuple[PairCost | None, list[str]]:
-    """What forwards of a local pair cost, and what is to be said of that; None where it cannot be measured."""
+def measured_costs(models: Models, work: WorkDirectory) -> tuple[PairCost | None, list[str]]:
+    """What forwards of a local pair cost, kept in ``work``, and what is to be said of it; None where it has none."""
     if not {"fast", "slow"} <= models.local.keys():
         return None, []
+    kept = work.load(_KEPT)
+    if kept is None:
+        found, said = _measure(models)
+        tables = {} if found is None or found.slow is None else {"fast": found.fast, "slow": found.slow}
+        whole = {"said": said} | {role: table.to_dict() for role, table in tables.items()}
+        kept = {"json": np.frombuffer(json.dumps(whole).encode(), np.uint8)}
+        work.save(_KEPT, kept)
+    whole = json.loads(kept["json"].tobytes())
+    if "fast" not in whole:
+        return None, whole["said"]
+    cost = PairCost(fast=ForwardCost.from_dict(whole["fast"]), slow=ForwardCost.from_dict(whole["slow"]))
+    return cost, whole["said"]
+
+
+def _measure(models: Models) -> tuple[PairCost | None, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UnsteadyMachineWarning)
         try:
@@ -48,4 +68,6 @@ def _form(mode: Mode, models: Models) -> CostMode | None:
     if mode.seats != ("fast", "slow"):
         return None
     router = models.routed(mode, 1)
+    if "tuned" in router.method.roles:
+        return None
     return CostMode.of(router.policy, router.method)

@@ -41,11 +41,12 @@ EXTRAS = (
     "slow_cached",
     "slow_written",
     "slow_calls",
+    "tuned_read",
     *JUDGED,
 )
 """Of an answer, beside the columns of an :class:`~fsgen_router.evaluation.Outcome`: when its first token came and
-how uncertain the fast model was there, its highest mean entropy over a few tokens, what the slow seat is billed, and
-what became of its drafts."""
+how uncertain the fast model was there, its highest mean entropy over a few tokens, what the slow seat is billed, what
+a tuned model read, and what became of the drafts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,7 @@ def _extras(answer: Generation) -> dict[str, float]:
         "slow_cached": cached,
         "slow_written": written,
         "slow_calls": calls,
+        "tuned_read": answer.usage.tuned.positions + answer.usage.tuned.cached,
         **dict(zip(JUDGED, astuple(Judged.of(answer)), strict=True)),
     }
 

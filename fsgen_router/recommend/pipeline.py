@@ -27,7 +27,7 @@ from ..records import Prices
 from ..reference import policy_path
 from ..run.workers import AnyModel
 from .decision import Option, decide
-from .expectation import expected_seconds, measure_pair
+from .expectation import expected_seconds, measured_costs
 from .figures import PREFERENCES, Columns, Figures, columns_of, find, make_figures
 from .measuring import BLOCK, EXTRAS, Measurements
 from .models import Models, check_prompts, require_both
@@ -49,6 +49,7 @@ def recommend(
     prompts: str | Path | Sequence[Item] | None = None,
     *,
     middle: AnyModel | str | None = None,
+    tuned: AnyModel | str | None = None,
     policies: Sequence[str] = (),
     check: str | Judge | None = None,
     count: int | None = None,
@@ -72,11 +73,12 @@ def recommend(
         print(found.evidence, found.python)
 
     Without models: the reference pair and ``count`` problems of its own (40); of a file, its first ``count``, or all.
-    ``policies`` are measured beside the modes that always are, each as a short form or a file. At most ``quality_loss``
-    of accuracy may be lost against the slow model alone; what is saved counts in ``prefer``: seconds, money (with
-    ``prices`` of the slow model) or flops. ``at_once`` requests at a time are measured beside one; 1 leaves that out.
-    ``work`` (default: beside ``report``) keeps what is finished. Beside a local pair's
-    measured seconds stand those that its cost model expects. Answers are greedy.
+    ``tuned`` is the fast model after a tuning, for the method ``proxy``. ``policies`` are measured beside the modes
+    that always are, each as a short form or a file. At most ``quality_loss`` of accuracy may be lost against the slow
+    model alone; what is saved counts in ``prefer``: seconds, money (with ``prices`` of the slow model) or flops.
+    ``at_once`` requests at a time are measured beside one; 1 leaves that out. ``work`` (default: beside ``report``)
+    keeps what is finished. Beside a local pair's measured seconds stand those that its cost model expects. Answers are
+    greedy.
 
     Raises :class:`ConfigurationError` for what does not go together (two models that are one file),
     :class:`InvalidRequest` for prompts that cannot be used (:class:`PromptTooLong` where one leaves no room for an
@@ -91,7 +93,7 @@ def recommend(
     items, source = load_items(prompts, fast, slow, count=count)
     checker = make_checker(check, items)
     stages = Stages(progress or Silent())
-    with Models(fast, slow, middle, at_once=at_once, seed=seed, prices=prices) as models:
+    with Models(fast, slow, middle, tuned=tuned, at_once=at_once, seed=seed, prices=prices) as models:
         if prefer == "flops" and models.loaded["slow"].n_params is None:
             raise ConfigurationError(
                 f"{models.loaded['slow'].name} does not say its size, so its FLOPs are unknown",
@@ -105,11 +107,11 @@ def recommend(
             seat: model if isinstance(model, str) else model.name for seat, model in models.named.items()
         }
         options = {"max_tokens": max_tokens, "stop": tuple(stop), "seed": seed}
-        with stages.stage("what forwards cost", 1):
-            costs, said = measure_pair(models)
-        notes += said
         with _work_directory(work, report) as folder:
             directory = WorkDirectory(folder, _belongs_to(models, names, items, options))
+            with stages.stage("what forwards cost", 1):
+                costs, said = measured_costs(models, directory)
+            notes += said
             measured, modes = _measure(
                 models, items, directory, options, checker, stages, policies=policies, at_once=at_once, seed=seed
             )
@@ -221,7 +223,8 @@ def _measure(
     measured.warm_up()
     local = "slow" in models.local
     several = (1, at_once) if at_once > 1 else (1,)
-    alone = [replace(mode, at_once=several) for mode in alone_modes(middle="middle" in models.named, local=local)]
+    alone = alone_modes(middle="middle" in models.named, tuned="tuned" in models.named, local=local)
+    alone = [replace(mode, at_once=several) for mode in alone]
     with stages.stage("fast alone", min(BLOCK, len(items))) as on_items:
         measured.on_items = on_items
         for number in range(min(BLOCK, len(items))):
@@ -230,7 +233,9 @@ def _measure(
     rest = float(f"{np.median(peaks):.3g}")
     modes = list(alone)
     for seats in _pairs(models):
-        made = pair_modes(local=seats[1] in models.local, rest=rest, policies=policies, seats=seats)
+        made = pair_modes(
+            local=seats[1] in models.local, rest=rest, policies=policies, seats=seats, tuned="tuned" in models.named
+        )
         if models.is_reference and seats == ("fast", "slow"):
             made.append(Mode(name=DEFAULT, kind="routed", policy=str(policy_path()), method=None))
         modes += [replace(mode, at_once=several) for mode in made]
