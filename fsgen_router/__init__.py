@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         PromptTooLong,
         QueueFull,
         RouterClosed,
+        VerifierFailed,
         VocabularyMismatch,
     )
     from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
         UnsteadyMachineWarning,
         VocabularyWarning,
     )
-    from .records import Claim, ModelCard, ModelUsage, Prices, Span, Token, Usage
+    from .records import Candidate, Claim, ModelCard, ModelUsage, Prices, Selection, Span, Token, Usage
     from .report import Comparison, Report
     from .router import Router
     from .rows.reading import Mask
@@ -68,6 +69,7 @@ __all__ = [
     "REST",
     "BackendError",
     "CalibrationError",
+    "Candidate",
     "CheckerFailed",
     "Claim",
     "Comparison",
@@ -104,6 +106,7 @@ __all__ = [
     "RewindWarning",
     "Router",
     "RouterClosed",
+    "Selection",
     "Signals",
     "SlowAloneWarning",
     "SmallExtentWarning",
@@ -117,6 +120,7 @@ __all__ = [
     "TokenClass",
     "UnsteadyMachineWarning",
     "Usage",
+    "VerifierFailed",
     "VocabularyMismatch",
     "VocabularyWarning",
     "WrappedPromptWarning",
@@ -148,6 +152,7 @@ _HOMES = {
         "PromptTooLong",
         "QueueFull",
         "RouterClosed",
+        "VerifierFailed",
         "VocabularyMismatch",
     ),
     "pairing": (
@@ -159,7 +164,7 @@ _HOMES = {
         "VocabularyWarning",
     ),
     "generation": ("Finished", "Generation", "ReasoningDelta", "StreamEvent", "TextDelta"),
-    "records": ("Claim", "ModelCard", "ModelUsage", "Prices", "Span", "Token", "Usage"),
+    "records": ("Candidate", "Claim", "ModelCard", "ModelUsage", "Prices", "Selection", "Span", "Token", "Usage"),
     "report": ("Comparison", "Report"),
     "router": ("Router",),
     "rows.reading": ("Mask",),

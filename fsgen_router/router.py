@@ -23,7 +23,7 @@ from .contracts.policy import Ledger, Policy
 from .contracts.text_models import reads_tokens
 from .costs import THOROUGH, PairCost, measure_steps
 from .costs.measuring import Progress
-from .decode import Emit, Engine, TextPrompt
+from .decode import BestOfEngine, Emit, Engine, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
 from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
 from .methods import make_method
@@ -501,7 +501,9 @@ class Router:
 
     def _live(self, engine: Engine, alone: Engine | None, place: Place) -> Iterator[Emit]:
         place.take()
-        yield from self._begin(drivers.run_live, engine, alone, place)
+        for emit in self._begin(drivers.run_live, engine, alone, place):
+            place.narrow()
+            yield emit
 
     def _begin(self, driver: Callable[..., T], engine: Engine, alone: Engine | None, place: Place) -> T:
         """A live request's emits. It leaves its place at its end.
@@ -511,6 +513,8 @@ class Router:
         try:
             self._require_open()
             workers = self._workers.seated("fast")
+            if isinstance(engine, BestOfEngine):  # until something is shown
+                engine.lanes += place.widen(engine.best_of.k - 1)
         except BaseException:
             place.leave()
             raise
@@ -537,6 +541,7 @@ class Router:
         # Closed with this coroutine, also when it is given up half-way.
         async with aclosing(self._begin(drivers.arun_live, engine, alone, place)) as emits:
             async for emit in emits:
+                place.narrow()
                 yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 
