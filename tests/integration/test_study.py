@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -16,8 +17,9 @@ from fsgen_router.cli import app
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import reference_items, run_baselines, run_items
 from fsgen_router.law import read_table
-from fsgen_router.study import probe_pair, run_study
+from fsgen_router.study import probe_pair, run_study, write_results
 from fsgen_router.study.config import make_study
+from fsgen_router.study.policies import SWEEP
 
 PAIR = {"fast": "reference:fast", "slow": "reference:slow"}
 N, MAX_TOKENS = 12, 64
@@ -103,6 +105,50 @@ def test_a_study_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     # Another method and another data set find what both models wrote alone.
     run_study(config(methods=("replace", *methods)), work=tmp_path / "stopped")
     assert asked == []
+
+
+POLICIES = ("best_of:2,score>-0.3", "best_of:3,vote>0.5", "best_of:2,score>-0.3,else=entropy>0.5")
+
+
+def test_policies_stand_beside_token_routing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At equal slow steps, with what the Router itself measures; another time nothing is asked again."""
+    prompts = tmp_path / "open.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"lamp {k}"}) for k in range(3)))
+    datasets = [{"split": "test"}, {"name": "open", "file": str(prompts)}]
+    pairs = [PAIR, {"fast": "llama_cpp:nowhere.gguf", "slow": "reference:slow"}]
+    settings: dict[str, Any] = {"pairs": pairs, "datasets": datasets, "policies": POLICIES, "min_tokens": 20}
+    settings |= {"max_tokens": 100, "concurrency": 1}
+    study = run_study(config(**settings), work=tmp_path / "work")
+    assert [row.key.method for row in study.policies] == [*POLICIES] * 4
+    assert all("expected answer" in (row.error or "") for row in study.policies[3:6])
+    assert all("nowhere.gguf" in (row.error or "") for row in study.policies[6:])
+    items = reference_items("test", N)
+    with Router(policy="always", method="replace") as router:
+        fast, slow = run_baselines(router, items, max_tokens=100, seed=0)
+        curve = [run_items(router, items, policy, max_tokens=100, seed=0) for policy in SWEEP]
+        works = [run.column("slow_forwards").sum() for run in (fast, *curve, slow)]
+        heights = [run.accuracy for run in (fast, *curve, slow)]
+        order = np.argsort(works, kind="stable")
+        for row in study.policies[:3]:
+            assert row.found is not None, row.error
+            run = run_items(router, items, row.key.method, max_tokens=100, seed=0)
+            work = run.column("slow_forwards").sum()
+            assert row.found.accuracy.value == run.accuracy
+            assert row.found.slow_forwards.value == pytest.approx(work / slow.column("tokens").sum())
+            assert row.found.escalated.value == (run.column("escalations") > 0).mean()
+            routed = np.interp(work, np.array(works)[order], np.array(heights)[order])
+            assert row.found.routed.value == pytest.approx(routed)
+            assert row.found.gain.value == pytest.approx(run.accuracy - routed)
+    asked: list[object] = []
+    monkeypatch.setattr(Router, "chat", lambda *args, **options: asked.append(args))
+    again = run_study(config(**settings), work=tmp_path / "work")
+    assert asked == []
+    assert [row.to_dict() for row in again.policies] == [row.to_dict() for row in study.policies]
+    written = write_results(again, tmp_path / "results")
+    rows = list(csv.DictReader((tmp_path / "results" / "policies.csv").read_text().splitlines()))
+    assert [row["policy"] for row in rows] == [*POLICIES] * 4
+    assert [path.name for path in written][-1] == "policies.csv"
+    assert "best_of:3,vote&gt;0.5" in (tmp_path / "results" / "report.html").read_text()
 
 
 def test_cells_that_fail_fail_alone(work: Path, tmp_path: Path) -> None:

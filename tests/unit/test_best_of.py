@@ -252,8 +252,8 @@ def test_equal_answers_are_read_once_and_empty_or_endless_ones_never() -> None:
     assert answer.selection is not None
     assert len({candidate.score for candidate in answer.selection.candidates}) == 1
     assert answer.usage.discarded_tokens == 5 * 4
-    for script, name in ((lambda _: 0, "length"), (lambda _: 19, "eog")):
-        models.fast.script = lambda ids, script=script: np.eye(N_VOCAB, dtype=np.float32)[script(ids)] * 50
+    for choose, name in ((lambda _: 0, "length"), (lambda _: 19, "eog")):
+        models.fast.script = lambda ids, choose=choose: np.eye(N_VOCAB, dtype=np.float32)[choose(ids)] * 50
         answer = ask(models, BestOf(3, Score()))
         assert answer.selection is not None
         assert answer.selection.chosen is None
