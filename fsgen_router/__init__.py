@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .contracts.policy import REST, Context, Decision, Ledger, Policy
     from .contracts.text_models import WrappedPromptWarning
     from .contracts.tokenizer import TokenClass
+    from .contracts.verifier import Draft, Verifier
     from .costs import PairCost
     from .decode import Constraint
     from .errors import (
@@ -77,6 +78,7 @@ __all__ = [
     "Constraint",
     "Context",
     "Decision",
+    "Draft",
     "Finished",
     "ForkedProcess",
     "FsgenError",
@@ -120,6 +122,7 @@ __all__ = [
     "TokenClass",
     "UnsteadyMachineWarning",
     "Usage",
+    "Verifier",
     "VerifierFailed",
     "VocabularyMismatch",
     "VocabularyWarning",
@@ -132,6 +135,7 @@ _HOMES = {
     "contracts.policy": ("REST", "Context", "Decision", "Ledger", "Policy"),
     "contracts.text_models": ("WrappedPromptWarning",),
     "contracts.tokenizer": ("TokenClass",),
+    "contracts.verifier": ("Draft", "Verifier"),
     "costs": ("PairCost",),
     "decode": ("Constraint",),
     "errors": (

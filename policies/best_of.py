@@ -165,6 +165,11 @@ class BestOf:
                     hint="a function of a text that says True or False, a pydantic model, Score(...) or Vote(...)",
                 )
             object.__setattr__(self, "verifier", Check(self.verifier))
+        if self.judge.reads_slow and self.judge.one_by_one:
+            raise ConfigurationError(
+                f"the verifier {self.judge.name} has the slow model read answers and judges them one by one",
+                hint="one of the two: an answer is read when all of them are written",
+            )
 
     @property
     def judge(self) -> Verifier:

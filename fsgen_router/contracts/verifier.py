@@ -41,7 +41,9 @@ class Verifier(Protocol):
 
     @property
     def one_by_one(self) -> bool:
-        """Whether it scores each answer by itself as soon as it is written, and the first that passes is enough."""
+        """Whether it scores each answer by itself as soon as it is written, and the first that passes is enough.
+
+        Not beside ``reads_slow``."""
 
     def score(self, drafts: Sequence[Draft]) -> Sequence[float | None]:
         """A score for each answer, the higher the better; None for one that cannot stand.

@@ -28,14 +28,14 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 
 EXPORTS = {
     "REST", "BackendError", "CalibrationError", "Candidate", "CheckerFailed", "Claim", "Comparison",
-    "ConfigurationError", "Constraint", "Context", "Decision", "Finished", "ForkedProcess", "FsgenError",
+    "ConfigurationError", "Constraint", "Context", "Decision", "Draft", "Finished", "ForkedProcess", "FsgenError",
     "Generation", "InvalidRequest", "Ledger", "Mask", "Message", "ModelCard", "ModelFileCorrupt", "ModelLoadError",
     "ModelNotFound", "ModelUsage", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost", "Policy",
     "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "ReasoningDelta", "Report", "RequestKeywords",
     "RequestOptions", "RewindWarning", "Router", "RouterClosed", "Selection", "Signals", "SlowAloneWarning",
     "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning", "SystemMessageWarning", "TextDelta",
-    "TextPart", "Token", "TokenClass", "UnsteadyMachineWarning", "Usage", "VerifierFailed", "VocabularyMismatch",
-    "VocabularyWarning", "WrappedPromptWarning", "__version__",
+    "TextPart", "Token", "TokenClass", "UnsteadyMachineWarning", "Usage", "Verifier", "VerifierFailed",
+    "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "AtPrompt", "Audit", "BestOf", "Budget", "Capped", "Check", "Every", "Guarantee",

@@ -390,6 +390,9 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ConfigurationError, match=message):
             BestOf(**wrong)
+    both = type("Both", (Score,), {"one_by_one": True})
+    with pytest.raises(ConfigurationError, match="one of the two"):
+        BestOf(2, both())
     for form, message in (
         ("best_of:0", "at least 1"),
         ("best_of:x", "not a whole number"),
