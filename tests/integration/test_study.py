@@ -17,9 +17,8 @@ from fsgen_router.cli import app
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import reference_items, run_baselines, run_items
 from fsgen_router.law import read_table
-from fsgen_router.study import probe_pair, run_study, write_results
+from fsgen_router.study import probe_pair, run_study, running, write_results
 from fsgen_router.study.config import make_study
-from fsgen_router.study.policies import SWEEP
 
 PAIR = {"fast": "reference:fast", "slow": "reference:slow"}
 N, MAX_TOKENS = 12, 64
@@ -112,6 +111,8 @@ POLICIES = ("best_of:2,score>-0.3", "best_of:3,vote>0.5")
 
 def test_policies_stand_beside_token_routing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At equal slow steps, with what the Router itself measures; another time nothing is asked again."""
+    sweep = ("entropy>0.2", "entropy>1")
+    monkeypatch.setattr(running, "SWEEP", sweep)
     prompts = tmp_path / "open.jsonl"
     prompts.write_text("\n".join(json.dumps({"prompt": f"lamp {k}"}) for k in range(3)))
     datasets = [{"split": "test"}, {"name": "open", "file": str(prompts)}]
@@ -125,7 +126,7 @@ def test_policies_stand_beside_token_routing(tmp_path: Path, monkeypatch: pytest
     items = reference_items("test", 6)
     with Router(policy="always", method="replace") as router:
         fast, slow = run_baselines(router, items, max_tokens=MAX_TOKENS, seed=0)
-        curve = [run_items(router, items, policy, max_tokens=MAX_TOKENS, seed=0) for policy in SWEEP]
+        curve = [run_items(router, items, policy, max_tokens=MAX_TOKENS, seed=0) for policy in sweep]
         works = [run.column("slow_forwards").sum() for run in (fast, *curve, slow)]
         heights = [run.accuracy for run in (fast, *curve, slow)]
         order = np.argsort(works, kind="stable")
