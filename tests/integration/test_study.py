@@ -17,7 +17,7 @@ from fsgen_router.cli import app
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.evaluation import reference_items, run_baselines, run_items
 from fsgen_router.law import read_table
-from fsgen_router.study import probe_pair, run_study, running, write_results
+from fsgen_router.study import probe_pair, run_study, running
 from fsgen_router.study.config import make_study
 
 PAIR = {"fast": "reference:fast", "slow": "reference:slow"}
@@ -145,11 +145,6 @@ def test_policies_stand_beside_token_routing(tmp_path: Path, monkeypatch: pytest
     again = run_study(config(**settings), work=tmp_path / "work")
     assert asked == []
     assert [row.to_dict() for row in again.policies] == [row.to_dict() for row in study.policies]
-    written = write_results(again, tmp_path / "results")
-    rows = list(csv.DictReader((tmp_path / "results" / "policies.csv").read_text().splitlines()))
-    assert [row["policy"] for row in rows] == [*POLICIES] * 4
-    assert [path.name for path in written][-1] == "policies.csv"
-    assert "best_of:3,vote&gt;0.5" in (tmp_path / "results" / "report.html").read_text()
 
 
 def test_cells_that_fail_fail_alone(work: Path, tmp_path: Path) -> None:
@@ -188,6 +183,7 @@ def test_the_command_writes_a_table_and_a_page(tmp_path: Path, monkeypatch: pyte
         f"n = {N}",
         f"max_tokens = {MAX_TOKENS}",
         "min_tokens = 50",
+        'policies = ["best_of:1,score>-0.4"]',
         "[[pairs]]",
         'fast = "reference:fast"',
         'slow = "reference:slow"',
@@ -203,6 +199,11 @@ def test_the_command_writes_a_table_and_a_page(tmp_path: Path, monkeypatch: pyte
     assert done.exit_code == 0, done.output
     assert "nowhere.gguf" in done.stderr
     folder = tmp_path / "mine-results"
+    beside = list(csv.DictReader((folder / "policies.csv").read_text().splitlines()))
+    assert [row["policy"] for row in beside] == ["best_of:1,score>-0.4"] * 2
+    assert f"{float(beside[0]['accuracy']):.1%}" in done.stdout
+    assert float(beside[0]["slow_forwards"]) > 0
+    assert "nowhere.gguf" in beside[1]["error"]
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
     assert len(rows) == 2
     assert rows[1]["cof"] == ""
@@ -210,12 +211,14 @@ def test_the_command_writes_a_table_and_a_page(tmp_path: Path, monkeypatch: pyte
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 6
     assert "1 cells were not measured" in page
+    assert "best_of:1,score&gt;-0.4" in page
     (cell,) = read_table(folder / "results.csv").cells
     assert len(cell) == 1
     as_json = runner.invoke(app, ["study", "mine.toml", "--json"])
     assert as_json.exit_code == 0
     record = json.loads(as_json.stdout)
     assert record == json.loads((folder / "results.json").read_text())
+    assert record["policies"][0]["accuracy"] == float(beside[0]["accuracy"])
     measured = record["cells"][0]
     assert measured["cof"] == pytest.approx(float(rows[0]["cof"]))
     assert measured["cof_interval"][0] <= measured["cof"] <= measured["cof_interval"][1]
