@@ -481,6 +481,7 @@ class Router:
 
     def _run(self, engine: Engine, alone: Engine | None, place: Place) -> Generator[StreamEvent, None, None]:
         for emit in (self._live if self._batching else self._inline)(engine, alone, place):
+            place.narrow()
             yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 
@@ -501,9 +502,7 @@ class Router:
 
     def _live(self, engine: Engine, alone: Engine | None, place: Place) -> Iterator[Emit]:
         place.take()
-        for emit in self._begin(drivers.run_live, engine, alone, place):
-            place.narrow()
-            yield emit
+        yield from self._begin(drivers.run_live, engine, alone, place)
 
     def _begin(self, driver: Callable[..., T], engine: Engine, alone: Engine | None, place: Place) -> T:
         """A live request's emits. It leaves its place at its end.
@@ -513,7 +512,7 @@ class Router:
         try:
             self._require_open()
             workers = self._workers.seated("fast")
-            if isinstance(engine, BestOfEngine):  # until something is shown
+            if isinstance(engine, BestOfEngine):  # until something is shown: by then their sequences are closed
                 engine.lanes += place.widen(engine.best_of.k - 1)
         except BaseException:
             place.leave()
