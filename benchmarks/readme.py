@@ -501,7 +501,49 @@ def method_step() -> str:
     return "\n".join(lines)
 
 
+def best_of_k() -> str:
+    """Best of K and token routing, each at what it costs."""
+    found = load("best_of_k")
+    rows = {row["policy"]: row for row in found["rows"]}
+    names = [name for name in rows if name.startswith(("fast", "slow"))]
+    names += [name for name in rows if name.startswith("entropy")][1::3]
+    names += [name for name in rows if name.startswith("best_of")]
+    lines = [
+        "| policy | right | token routing at as many slow steps | difference, points | prompts escalated | slow steps "
+        "| slow reads | fast tokens |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        row = rows[name]
+        beside = ["", ""]
+        if name.startswith("best_of"):
+            low, high = (100 * edge for edge in row["gain_interval"])
+            beside = [percent(row, "routed"), f"{100 * row['gain']:+.1f} [{low:+.1f}, {high:+.1f}]"]
+        cells = [f"`{name}`" if name not in ("fast alone", "slow alone") else name, percent(row, "accuracy"), *beside]
+        cells += [f"{100 * row['escalated']:.0f}%", f"{row['slow_forwards']:.3f}", f"{row['slow_positions']:.2f}"]
+        lines.append(f"| {' | '.join([*cells, format(row['fast_tokens'], '.0f')])} |")
+    lines += [
+        "",
+        f"{found['n']} held-out problems of the reference pair; slow steps and slow reads are per token that the slow "
+        f"model writes alone, reads with the prompt. {_certified_score(found['certified'])} "
+        f"`benchmarks/best_of_k.py`, seed {found['seed']}, 95% bootstrap intervals by prompt, {found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _certified_score(found: dict[str, Any]) -> str:
+    what = (
+        f"Learn-then-Test on {found['n_prompts']} calibration prompts (alpha {found['alpha']:g}, delta "
+        f"{found['delta']:g}; the loss is 1 where the slow model alone is right and the answer is not)"
+    )
+    if found["threshold"] is None:
+        return f"{what} certifies no threshold of `best_of:{found['k']}`."
+    regret = percent(found, "regret_on_test")
+    return f"{what} certifies `{found['policy']}`: on the problems above its mean loss is {regret}."
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
+    "best_of_k": (README, best_of_k),
     "reference_pair": (README, reference_pair),
     "speed": (README, speed),
     "cost_model": (README, cost_model),

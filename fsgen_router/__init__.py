@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .contracts.policy import REST, Context, Decision, Ledger, Policy
     from .contracts.text_models import WrappedPromptWarning
     from .contracts.tokenizer import TokenClass
+    from .contracts.verifier import Draft, Verifier
     from .costs import PairCost
     from .decode import Constraint
     from .errors import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         PromptTooLong,
         QueueFull,
         RouterClosed,
+        VerifierFailed,
         VocabularyMismatch,
     )
     from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
         UnsteadyMachineWarning,
         VocabularyWarning,
     )
-    from .records import Claim, ModelCard, ModelUsage, Prices, Span, Token, Usage
+    from .records import Candidate, Claim, ModelCard, ModelUsage, Prices, Selection, Span, Token, Usage
     from .report import Comparison, Report
     from .router import Router
     from .rows.reading import Mask
@@ -68,6 +70,7 @@ __all__ = [
     "REST",
     "BackendError",
     "CalibrationError",
+    "Candidate",
     "CheckerFailed",
     "Claim",
     "Comparison",
@@ -75,6 +78,7 @@ __all__ = [
     "Constraint",
     "Context",
     "Decision",
+    "Draft",
     "Finished",
     "ForkedProcess",
     "FsgenError",
@@ -104,6 +108,7 @@ __all__ = [
     "RewindWarning",
     "Router",
     "RouterClosed",
+    "Selection",
     "Signals",
     "SlowAloneWarning",
     "SmallExtentWarning",
@@ -117,6 +122,8 @@ __all__ = [
     "TokenClass",
     "UnsteadyMachineWarning",
     "Usage",
+    "Verifier",
+    "VerifierFailed",
     "VocabularyMismatch",
     "VocabularyWarning",
     "WrappedPromptWarning",
@@ -128,6 +135,7 @@ _HOMES = {
     "contracts.policy": ("REST", "Context", "Decision", "Ledger", "Policy"),
     "contracts.text_models": ("WrappedPromptWarning",),
     "contracts.tokenizer": ("TokenClass",),
+    "contracts.verifier": ("Draft", "Verifier"),
     "costs": ("PairCost",),
     "decode": ("Constraint",),
     "errors": (
@@ -148,6 +156,7 @@ _HOMES = {
         "PromptTooLong",
         "QueueFull",
         "RouterClosed",
+        "VerifierFailed",
         "VocabularyMismatch",
     ),
     "pairing": (
@@ -159,7 +168,7 @@ _HOMES = {
         "VocabularyWarning",
     ),
     "generation": ("Finished", "Generation", "ReasoningDelta", "StreamEvent", "TextDelta"),
-    "records": ("Claim", "ModelCard", "ModelUsage", "Prices", "Span", "Token", "Usage"),
+    "records": ("Candidate", "Claim", "ModelCard", "ModelUsage", "Prices", "Selection", "Span", "Token", "Usage"),
     "report": ("Comparison", "Report"),
     "router": ("Router",),
     "rows.reading": ("Mask",),

@@ -62,6 +62,23 @@ class SpanJson(TypedDict):
     verdict: Literal["written", "accepted", "unchecked"]
 
 
+class CandidateJson(TypedDict):
+    """:class:`~fsgen_router.Candidate`."""
+
+    text: str
+    tokens: int
+    finish_reason: Literal["eog", "stop", "length", "context"]
+    score: float | None
+
+
+class SelectionJson(TypedDict):
+    """:class:`~fsgen_router.Selection`."""
+
+    candidates: list[CandidateJson]
+    chosen: int | None
+    reason: str
+
+
 class ModelUsageJson(TypedDict):
     """One model's counters: tokens, but for ``forwards`` and ``seconds``."""
 
@@ -145,6 +162,7 @@ class ReportJson(TypedDict):
     verified_tokens: int
     guarantee: str | None
     guarantee_holds: bool | None
+    selection: str | None
     advice: str | None
 
 
@@ -161,6 +179,7 @@ class AnswerJson(TypedDict):
     degraded: str | None
     guarantee: str | None
     default_policy: bool
+    selection: SelectionJson | None
     usage: UsageJson
     report: ReportJson
 

@@ -432,10 +432,10 @@ def warn_of_swapped(fast: TokenModel, slow: AnyModel) -> None:
 
 def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:
     """Per token, an endpoint is paid for the whole text so far at every call, and few go on with it exactly."""
-    from .policies import Capped
+    from .policies import BestOf, Capped
 
-    while isinstance(policy, Capped):
-        policy = policy.inner
+    while isinstance(policy, Capped | BestOf):
+        policy = policy.inner if isinstance(policy, Capped) else policy.fallback
     extent: int | None = getattr(policy, "extent", None)
     if extent is None or extent == REST or extent >= SMALL_EXTENT:
         return

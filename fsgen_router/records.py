@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, cast
 
 from .contracts.models import Role as Role
 from .contracts.policy import Decision
-from .json_forms import SpanJson, TokenJson, UsageJson, finite
+from .json_forms import SelectionJson, SpanJson, TokenJson, UsageJson, finite
 from .rows.signals import Signals
 
 Source: TypeAlias = Literal["fast", "slow"]
@@ -72,6 +72,32 @@ class Span:
 
     def to_dict(self) -> SpanJson:
         return {"start": self.start, "stop": self.stop, "source": self.source, "verdict": self.verdict}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One of the fast model's answers that a verifier chose among.
+
+    ``score`` is in the verifier's own unit; None where it was not asked, or would not have this answer.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What a verifier made of the fast model's answers: ``chosen`` is the number of the one that stands, from 0; None
+    where the request was escalated. ``reason`` says why."""
+
+    candidates: tuple[Candidate, ...]
+    chosen: int | None
+    reason: str
+
+    def to_dict(self) -> SelectionJson:
+        return cast(SelectionJson, finite(asdict(self)))
 
 
 @dataclass(slots=True)

@@ -6,19 +6,23 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .config import RequestOptions
 from .contracts.methods import Method
 from .contracts.policy import REST, Ledger, Policy
 from .contracts.text_models import reads_tokens
 from .contracts.tokenizer import Tokenizer
-from .decode import Engine, Request, TextPrompt
+from .decode import BestOfEngine, Engine, Request, TextPrompt
 from .errors import InvalidRequest, PromptTooLong
 from .methods import Replace
 from .pairing import Pairing
 from .records import Claim, Role
 from .rows.reading import hashed_uniform
+
+if TYPE_CHECKING:
+    from .policies import BestOf
 
 Prompts: TypeAlias = Mapping[Role, Sequence[int]]
 
@@ -69,10 +73,11 @@ def make_engine(
     read_ahead: int,
 ) -> Engine:
     """The engine of a request, whose answer is audited with the probability ``audit``."""
-    from .policies import Capped, check_prompt
+    from .policies import Capped, Never, check_prompt
 
+    best_of = _best_of(policy)
     policy = check_prompt(
-        policy,
+        policy if best_of is None else best_of.fallback,
         pair.fast.tokenizer,
         prompt=text.prompt,
         messages=text.messages,
@@ -81,10 +86,13 @@ def make_engine(
     )
     if options.max_slow_calls is not None or options.max_slow_tokens is not None:
         policy = Capped(policy, options.max_slow_calls, options.max_slow_tokens)
+    if best_of is not None:  # a cap is on what its fallback asks for
+        policy = best_of = replace(best_of, fallback=policy)
     roles = pair.roles(policy, method, audit=bool(audit))
     request = _make_request(pair, text, prompts, options, seed, _key(prompts))
     audited = hashed_uniform(request.seed, request.key, ledger.requests, "audit") < audit
-    return Engine(
+    engine = Engine if best_of is None else partial(BestOfEngine, best_of=best_of, writer=Never())
+    return engine(
         replace(request, audit=audited),
         policy=policy,
         method=method,
@@ -94,6 +102,15 @@ def make_engine(
         alignments=pair.alignments(),
         read_ahead=read_ahead,
     )
+
+
+def _best_of(policy: Policy) -> BestOf | None:
+    """The policy that first lets the fast model write whole answers, where this is one, with a cap around it or not."""
+    from .policies import BestOf, Capped
+
+    if isinstance(policy, Capped) and (inner := _best_of(policy.inner)) is not None:
+        return replace(inner, fallback=replace(policy, inner=inner.fallback))
+    return policy if isinstance(policy, BestOf) else None
 
 
 def make_baseline(pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, *, seed: int) -> Engine:

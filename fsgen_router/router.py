@@ -23,7 +23,7 @@ from .contracts.policy import Ledger, Policy
 from .contracts.text_models import reads_tokens
 from .costs import THOROUGH, PairCost, measure_steps
 from .costs.measuring import Progress
-from .decode import Emit, Engine, TextPrompt
+from .decode import BestOfEngine, Emit, Engine, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
 from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
 from .methods import make_method
@@ -481,6 +481,7 @@ class Router:
 
     def _run(self, engine: Engine, alone: Engine | None, place: Place) -> Generator[StreamEvent, None, None]:
         for emit in (self._live if self._batching else self._inline)(engine, alone, place):
+            place.narrow()
             yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 
@@ -511,6 +512,8 @@ class Router:
         try:
             self._require_open()
             workers = self._workers.seated("fast")
+            if isinstance(engine, BestOfEngine):  # until something is shown: by then their sequences are closed
+                engine.lanes += place.widen(engine.best_of.k - 1)
         except BaseException:
             place.leave()
             raise
@@ -537,6 +540,7 @@ class Router:
         # Closed with this coroutine, also when it is given up half-way.
         async with aclosing(self._begin(drivers.arun_live, engine, alone, place)) as emits:
             async for emit in emits:
+                place.narrow()
                 yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 

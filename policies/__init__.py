@@ -2,6 +2,7 @@
 
 from .audits import Audit, MissedEstimate, audit_of, estimate_missed
 from .basic import Always, AtPrompt, Capped, Every, Never, Random, Threshold
+from .best_of import BestOf, Check, Score, Vote
 from .budget import Budget
 from .cards import Guarantee, Pair, PolicyCard, fingerprint
 from .files import PolicyPairWarning, check_pair, load_policy, save_policy
@@ -14,8 +15,10 @@ __all__ = [
     "Always",
     "AtPrompt",
     "Audit",
+    "BestOf",
     "Budget",
     "Capped",
+    "Check",
     "Every",
     "Guarantee",
     "Learned",
@@ -26,8 +29,10 @@ __all__ = [
     "PolicyCard",
     "PolicyPairWarning",
     "Random",
+    "Score",
     "SpanRule",
     "Threshold",
+    "Vote",
     "audit_of",
     "check_pair",
     "check_prompt",

@@ -19,16 +19,22 @@ audit           a finished answer is read back
 ending          the record of an answer, and the ledger
 failure         a job came to nothing
 engine          the loop: what comes of an event, and which model reads next
+answers         what is known of whole answers, and the slow model's reading of them
+best_of         whole answers of the fast model's, judged before the loop begins
 ==============  ====================================================================================
 """
 
-from .commands import Cancel, Chunk, Command, Done, Emit, Event, Failed, Open, Start
+from .best_of import BestOfEngine
+from .commands import Call, Cancel, Chunk, Close, Command, Done, Emit, Event, Failed, Open, Returned, Start
 from .engine import Engine
 from .request import Constraint, Request, TextPrompt, Vocabulary
 
 __all__ = [
+    "BestOfEngine",
+    "Call",
     "Cancel",
     "Chunk",
+    "Close",
     "Command",
     "Constraint",
     "Done",
@@ -38,6 +44,7 @@ __all__ = [
     "Failed",
     "Open",
     "Request",
+    "Returned",
     "Start",
     "TextPrompt",
     "Vocabulary",

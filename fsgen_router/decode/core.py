@@ -75,6 +75,10 @@ class Core:
         """Sequences that are open and have to be closed by the driver."""
         return [(role, r.sequence) for role, r in self.state.readers.items() if r.sequence >= 0]
 
+    def late(self, job: int, role: Role, opened: Opened) -> None:
+        """A sequence was opened for a job of which nothing more is heard: it is to be closed with the others."""
+        self.state.readers[role].sequence = opened.sequence
+
     # --- where the answer stands ---
 
     def ids(self, role: Role, start: int) -> Sequence[int]:

@@ -53,6 +53,7 @@ def conclude(core: Core) -> None:
         method=core.method.name,
         degraded=state.degraded,
         reasoning="".join(state.reasoning),
+        selection=state.selection,
     )
 
 

@@ -29,7 +29,7 @@ from ..contracts.policy import Ledger
 from ..contracts.text_models import TextEnd
 from ..rows.reading import Row
 from . import audit, continuation, ending, escalation, failure, forced, proposal, read_ahead, verification
-from .commands import Chunk, Command, Done, Event
+from .commands import Chunk, Command, Done, Event, Returned
 from .core import Core
 from .request import Request
 from .state import Purpose, Reader
@@ -46,6 +46,7 @@ class Engine(Core):
         """Take the outcome of a job. Raises what the fast model failed with."""
         if isinstance(event, Chunk):
             return self._next(continuation.said(self, event))
+        assert not isinstance(event, Returned), "this engine calls no function"
         role, purpose, size = self.state.jobs.pop(event.job)
         error = failure.error_of(event, role)
         if error is not None:

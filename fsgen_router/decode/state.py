@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from ..contracts.models import Role
 from ..contracts.policy import Decision, PolicyState
-from ..records import FinishReason, Token, Usage
+from ..records import FinishReason, Selection, Token, Usage
 from ..rows.acceptance import Check
 from ..rows.reading import Row
 from ..rows.signals import Signals
@@ -49,7 +49,7 @@ class Held:
     check: Check | None
 
 
-Purpose: TypeAlias = Literal["open", "propose", "answer", "verify", "text", "ahead", "audit"]
+Purpose: TypeAlias = Literal["open", "propose", "answer", "verify", "text", "ahead", "audit", "draft", "score", "judge"]
 
 
 @dataclass(slots=True)
@@ -86,6 +86,8 @@ class EngineState:
     closed: bool = False
     """Whether the answer's text and the policy are done with: what is left then changes neither."""
     degraded: str | None = None
+    selection: Selection | None = None
+    """What came of the fast model's answers, where a verifier chose among several."""
     usage: Usage = field(default_factory=Usage)
 
     def copy(self) -> EngineState:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..json_forms import FsgenJson, ReportJson, dumps
-from ..records import Claim, ModelCard, ModelUsage, Role, Token, Usage
+from ..records import Claim, ModelCard, ModelUsage, Role, Selection, Token, Usage
 from .comparison import Comparison, Kind, compare_flops, compare_money, compare_seconds
 from .losses import explain_loss
 
@@ -34,6 +34,8 @@ class Report:
     """Emitted tokens of the fast model's that the slow one judged, and that stand."""
     claim: Claim | None = None
     """What the policy's certificate says: see :attr:`~fsgen_router.Generation.claim`."""
+    selection: str | None = None
+    """What a verifier made of the fast model's answers, in a sentence."""
     alone: ModelUsage | None = None
     """What the slow model does alone: counted where its answer was measured, else estimated."""
     fast_step_seconds: float | None = None
@@ -99,6 +101,7 @@ class Report:
             "verified_tokens": self.verified_tokens,
             "guarantee": None if self.claim is None else str(self.claim),
             "guarantee_holds": None if self.claim is None else self.claim.holds,
+            "selection": self.selection,
             "advice": self.advice,
         }
 
@@ -114,6 +117,8 @@ class Report:
         from .layout import page
 
         notes = [] if self.claim is None else [(f"Guarantee of the policy: {self.claim}.", "")]
+        if self.selection is not None:
+            notes.append((self.selection, ""))
         notes.append((self.fsgen["note"], "dim"))
         if self.advice is not None:
             notes.append((self.advice, "bold"))
@@ -145,6 +150,7 @@ def make_report(
     degraded: str | None,
     claim: Claim | None,
     default_policy: bool,
+    selection: Selection | None = None,
 ) -> Report:
     """The report of an answer, against the slow model's own where that was ``measured``, else an estimate.
 
@@ -173,11 +179,22 @@ def make_report(
         degraded=degraded,
         verified_tokens=sum(token.verified for token in tokens),
         claim=claim,
+        selection=None if selection is None else _selected(selection),
         alone=alone,
         fast_step_seconds=fast.step_seconds if fast else None,
         slow_step_seconds=slow.step_seconds if slow else None,
         advice=_advice(policy, tokens) if default_policy and not usage.escalations else None,
         auditable=slow is None or slow.gives_rows,
+    )
+
+
+def _selected(selection: Selection) -> str:
+    """Which of the fast model's answers stands, or that none does, and by what scores."""
+    count = len(selection.candidates)
+    scores = ", ".join("none" if c.score is None else f"{c.score:.3g}" for c in selection.candidates)
+    which = "None" if selection.chosen is None else f"Number {selection.chosen + 1}"
+    return (
+        f"{which} of the fast model's {count} answer{'s' * (count != 1)} stands: {selection.reason} (scores: {scores})."
     )
 
 

@@ -27,20 +27,21 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 # --- exports -------------------------------------------------------------------------------------
 
 EXPORTS = {
-    "REST", "BackendError", "CalibrationError", "CheckerFailed", "Claim", "Comparison", "ConfigurationError",
-    "Constraint", "Context", "Decision", "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest",
-    "Ledger", "Mask", "Message", "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage",
-    "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost", "Policy", "PolicyFileError", "Prices",
-    "PromptTooLong", "QueueFull", "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "RewindWarning",
-    "Router", "RouterClosed", "Signals", "SlowAloneWarning", "SmallExtentWarning", "Span", "StreamEvent",
-    "SwappedModelsWarning", "SystemMessageWarning", "TextDelta", "TextPart", "Token", "TokenClass",
-    "UnsteadyMachineWarning", "Usage", "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
+    "REST", "BackendError", "CalibrationError", "Candidate", "CheckerFailed", "Claim", "Comparison",
+    "ConfigurationError", "Constraint", "Context", "Decision", "Draft", "Finished", "ForkedProcess", "FsgenError",
+    "Generation", "InvalidRequest", "Ledger", "Mask", "Message", "ModelCard", "ModelFileCorrupt", "ModelLoadError",
+    "ModelNotFound", "ModelUsage", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost", "Policy",
+    "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "ReasoningDelta", "Report", "RequestKeywords",
+    "RequestOptions", "RewindWarning", "Router", "RouterClosed", "Selection", "Signals", "SlowAloneWarning",
+    "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning", "SystemMessageWarning", "TextDelta",
+    "TextPart", "Token", "TokenClass", "UnsteadyMachineWarning", "Usage", "Verifier", "VerifierFailed",
+    "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
-    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "Budget", "Capped", "Every", "Guarantee", "Learned",
-    "MissedEstimate", "Never", "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning", "Random", "SpanRule",
-    "Threshold", "audit_of", "check_pair", "check_prompt", "estimate_missed", "fingerprint", "guarantee_of",
-    "load_policy", "make_policy", "promote", "save_policy",
+    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "BestOf", "Budget", "Capped", "Check", "Every", "Guarantee",
+    "Learned", "MissedEstimate", "Never", "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning", "Random",
+    "Score", "SpanRule", "Threshold", "Vote", "audit_of", "check_pair", "check_prompt", "estimate_missed",
+    "fingerprint", "guarantee_of", "load_policy", "make_policy", "promote", "save_policy",
 }  # fmt: skip
 METHOD_EXPORTS = {
     "DEFAULT_DRAFT_LEN", "FSGEN_SETTINGS", "SHORT_FORMS", "Contrast", "Proxy", "Replace", "Verify", "make_method",
