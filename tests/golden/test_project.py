@@ -178,7 +178,7 @@ def test_log_events_are_the_documented_ones() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "report",
+    "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "money", "report",
     "generation", "decode", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
     "requests", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
     "study", "cli",

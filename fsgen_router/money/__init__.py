@@ -1,0 +1,27 @@
+"""Money: price tables, what a call costs and when it pays, and budgets that are asked before it is made.
+
+A file is one of these: ``table`` (prices, and where they come from), ``arithmetic`` (what they make of tokens),
+``budget`` (caps that several requests may share), ``terms`` (what one request is held to).
+"""
+
+from .arithmetic import LEAST_CACHED, CallCost, cost_of, local_bill, margin_usd, over_slow_only
+from .budget import Budget, Purse, Spending
+from .table import PRICES_VARIABLE, PriceTable, known_prices, parse_prices
+from .terms import Terms
+
+__all__ = [
+    "LEAST_CACHED",
+    "PRICES_VARIABLE",
+    "Budget",
+    "CallCost",
+    "PriceTable",
+    "Purse",
+    "Spending",
+    "Terms",
+    "cost_of",
+    "known_prices",
+    "local_bill",
+    "margin_usd",
+    "over_slow_only",
+    "parse_prices",
+]
