@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         VocabularyMismatch,
     )
     from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
+    from .money import Budget
     from .pairing import (
         RewindWarning,
         SlowAloneWarning,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
         UnsteadyMachineWarning,
         VocabularyWarning,
     )
-    from .records import Claim, ModelCard, ModelUsage, Prices, Span, Token, Usage
+    from .records import Claim, MachinePrice, ModelCard, ModelUsage, Prices, Span, Token, Usage
     from .report import Comparison, Report
     from .router import Router
     from .rows.reading import Mask
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 __all__ = [
     "REST",
     "BackendError",
+    "Budget",
     "CalibrationError",
     "CheckerFailed",
     "Claim",
@@ -81,6 +83,7 @@ __all__ = [
     "Generation",
     "InvalidRequest",
     "Ledger",
+    "MachinePrice",
     "Mask",
     "Message",
     "ModelCard",
@@ -150,6 +153,7 @@ _HOMES = {
         "RouterClosed",
         "VocabularyMismatch",
     ),
+    "money": ("Budget",),
     "pairing": (
         "RewindWarning",
         "SlowAloneWarning",
@@ -159,7 +163,7 @@ _HOMES = {
         "VocabularyWarning",
     ),
     "generation": ("Finished", "Generation", "ReasoningDelta", "StreamEvent", "TextDelta"),
-    "records": ("Claim", "ModelCard", "ModelUsage", "Prices", "Span", "Token", "Usage"),
+    "records": ("Claim", "MachinePrice", "ModelCard", "ModelUsage", "Prices", "Span", "Token", "Usage"),
     "report": ("Comparison", "Report"),
     "router": ("Router",),
     "rows.reading": ("Mask",),
@@ -169,7 +173,7 @@ _HOMES = {
 }
 """Which module each name comes from: it is loaded when the name is first used (PEP 562)."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_ROOMS = {"adapters", "calibration", "costs", "errors", "evaluation", "policies", "reference"}
+_ROOMS = {"adapters", "calibration", "costs", "errors", "evaluation", "money", "policies", "reference"}
 
 
 def __getattr__(name: str) -> Any:

@@ -306,7 +306,7 @@ class Prices:
     def __str__(self) -> str:
         named = [(name.replace("_", " "), getattr(self, name)) for name in PRICED]
         listed = ", ".join(f"{name} {value:g}" for name, value in named if value is not None)
-        said = ", ".join(filter(None, (self.source, self.date and self.date.isoformat())))
+        said = ", ".join([*([self.source] if self.source else []), *([self.date.isoformat()] if self.date else [])])
         return f"US dollars per million tokens: {listed}" + (f" ({said})" if said else "")
 
 

@@ -14,6 +14,7 @@ from fsgen_router.support.logs import log, warn
 from ..streaming import Patience
 from .connection import Connection
 from .errors import EndpointError
+from .metering import enter_probe
 from .options import OpenAIOptions
 from .replies import count_of
 from .requests import DIALECTS, NO_OTHER, Dialect, fields
@@ -22,6 +23,7 @@ from .responses import Reader
 _PROBE = {"role": "user", "content": "Write the letter a."}
 _PARTIAL = {"role": "assistant", "content": "a"}
 _BLOCK = "<think>\n\n</think>\n\n"
+_PROBE_TOKENS = 16  # about, where an endpoint does not count them
 _RAW_TOKENS = 2  # that begin and end a text; a chat template adds more
 
 
@@ -139,6 +141,7 @@ class Probes:
                     raise
                 continue
             self._streamed = streamed
+            enter_probe(request, usage, _PROBE_TOKENS)
             return count_of(usage, "prompt_tokens")
         raise _Refused
 

@@ -154,10 +154,13 @@ def count_call(core: Core, end: TextEnd, *, prompt: int, written: int, thought: 
 
 
 def count_left(core: Core) -> None:
-    """Enter a call that is given up in the middle: nobody says what it costs, and it is billed all the same."""
+    """Enter a call that is left in the middle: nobody says what it costs, and it is billed all the same.
+
+    One that nothing was heard of is its adapter's to enter, which knows whether it was sent.
+    """
     state = core.state
     heard = f"{state.span_text}{state.span_reasoning}"
-    if not heard and all(purpose != "text" for _, purpose, _ in state.jobs.values()):
+    if not heard:
         return
     guessed = -(-len(heard.encode()) // 4)
     state.usage.billed.add(
@@ -169,7 +172,7 @@ def settle(core: Core) -> None:
     """Enter in the caps what the slow model has cost this request by now."""
     usage = core.state.usage
     usage.billed.add(core.meter.taken())
-    if not core.terms.holds:
+    if core.terms.purse.empty:
         return
     remote = core.request.text is not None
     usd = cost_usd(core) or 0.0
@@ -186,6 +189,8 @@ def cost_usd(core: Core) -> float | None:
         return None
     if core.request.text is not None:
         return cost_of(usage.billed, prices)
+    if core.request.alone:  # it sits in the fast seat
+        return cost_of(local_bill(usage.fast, written=usage.tokens, calls=1), prices) if usage.tokens else 0.0
     calls = usage.escalations if usage.slow.forwards else 0
     return cost_of(local_bill(usage.slow, written=usage.slow_tokens, calls=calls), prices)
 

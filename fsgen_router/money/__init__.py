@@ -4,7 +4,7 @@ A file is one of these: ``table`` (prices, and where they come from), ``arithmet
 ``budget`` (caps that several requests may share), ``terms`` (what one request is held to).
 """
 
-from .arithmetic import LEAST_CACHED, CallCost, cost_of, local_bill, margin_usd, over_slow_only
+from .arithmetic import LEAST_CACHED, CallCost, SmallCalls, cost_of, local_bill, margin_usd, small_calls
 from .budget import Budget, Purse, Spending
 from .table import PRICES_VARIABLE, PriceTable, known_prices, parse_prices
 from .terms import Terms
@@ -16,12 +16,13 @@ __all__ = [
     "CallCost",
     "PriceTable",
     "Purse",
+    "SmallCalls",
     "Spending",
     "Terms",
     "cost_of",
     "known_prices",
     "local_bill",
     "margin_usd",
-    "over_slow_only",
     "parse_prices",
+    "small_calls",
 ]

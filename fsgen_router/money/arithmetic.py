@@ -70,20 +70,43 @@ class CallCost:
         return int(left / self.token_usd + 1e-9) if self.token_usd else (1 << 30 if left >= 0 else 0)
 
 
-def over_slow_only(
-    prices: Prices, *, rate: float, extent: int, prompt: int, answer: int, max_calls: int | None = None
-) -> tuple[float, float]:
-    """How many times the slow model's own answer it costs to ask for ``extent`` tokens at a share ``rate`` of decisions.
+@dataclass(frozen=True, slots=True)
+class SmallCalls:
+    """An answer by many small calls against the slow model's own: tokens that all calls read, and what both cost."""
 
-    Returns that, and the number of calls. Escalations come after (1 - rate) / rate tokens of the fast model on average,
-    and each call reads the whole text so far: at the price of cached input what an earlier one has read or written,
-    where that is long enough for a vendor's cache, and else at the full one.
+    calls: float
+    read: float
+    written: float
+    read_usd: float
+    usd: float
+    alone_usd: float
+
+    @property
+    def over_slow_only(self) -> float:
+        return self.usd / self.alone_usd if self.alone_usd else 1.0
+
+
+def small_calls(
+    prices: Prices, *, rate: float, extent: int, prompt: int, answer: int, max_calls: int | None = None
+) -> SmallCalls:
+    """What it is expected to cost to ask for ``extent`` tokens at a share ``rate`` of the fast model's decisions.
+
+    Escalations come after (1 - rate) / rate tokens of the fast model on average, and each call reads the whole text so
+    far: at the price of cached input what an earlier one has read or written, where that is long enough for a vendor's
+    cache (:data:`LEAST_CACHED`), and else at the full one.
     """
     cycle = (1.0 - rate) / rate + extent
     calls = answer / cycle if max_calls is None else min(answer / cycle, max_calls)
     again = max(calls - 1.0, 0.0) * prompt + calls * max(calls - 1.0, 0.0) / 2.0 * cycle
     fresh = prompt + calls * (cycle - extent)
     cached = prompt + answer >= LEAST_CACHED
-    read = fresh * prices.of_cache_write + again * prices.of_cached if cached else (fresh + again) * prices.input
-    alone = prompt * prices.input + answer * prices.output
-    return ((read + calls * extent * prices.output) / alone if alone else 1.0), calls
+    read_usd = fresh * prices.of_cache_write + again * prices.of_cached if cached else (fresh + again) * prices.input
+    written = calls * extent
+    return SmallCalls(
+        calls=calls,
+        read=fresh + again,
+        written=written,
+        read_usd=read_usd / 1e6,
+        usd=(read_usd + written * prices.output) / 1e6,
+        alone_usd=(prompt * prices.input + answer * prices.output) / 1e6,
+    )

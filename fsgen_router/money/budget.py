@@ -117,13 +117,32 @@ _NAMES = {"usd": "US dollars", "slow_calls": "slow calls", "slow_tokens": "slow 
 class Purse:
     """One request's hand in the budgets that it is under. One thread at a time."""
 
-    def __init__(self, budgets: Sequence[Budget]) -> None:
-        self._budgets = tuple(budgets)
+    def __init__(self, budgets: Sequence[Budget], *, holds: bool = True) -> None:
+        self._budgets, self._holds = tuple(budgets), holds
         self._reserved = self._entered = _NONE
+
+    def under(self, *budgets: Budget) -> Purse:
+        """Another one, under these too."""
+        return Purse((*self._budgets, *budgets))
+
+    def open(self) -> Purse:
+        """Another one, whose spending is entered and never refused."""
+        return Purse(self._budgets, holds=False)
 
     @property
     def capped(self) -> bool:
-        return bool(self._budgets)
+        """Whether a call may be refused."""
+        return self._holds and bool(self._budgets)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to be entered anywhere."""
+        return not self._budgets
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a cap leaves nothing."""
+        return any(budget.left(kind) <= 0 for budget in self._budgets for kind in _KINDS)
 
     def caps(self, kind: str) -> bool:
         return any(budget.caps(kind) for budget in self._budgets)

@@ -53,9 +53,9 @@ class PriceTable:
             text = path.read_text(encoding="utf-8")
             found = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
         except OSError as error:
-            raise ConfigurationError(f"no price table at {path}: {error.strerror}", hint=_EXAMPLE) from None
+            raise ConfigurationError(f"{path} is no table of prices: {error.strerror}", hint=_EXAMPLE) from None
         except ValueError as error:
-            raise ConfigurationError(f"the price table {path} cannot be read: {error}", hint=_EXAMPLE) from None
+            raise ConfigurationError(f"the table of prices {path} cannot be read: {error}", hint=_EXAMPLE) from None
         return cls.of(found, str(path))
 
     @classmethod

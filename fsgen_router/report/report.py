@@ -132,7 +132,7 @@ class Report:
             return f"Prices of {self.slow_name}, {self.prices}."
         if self.prices is None and not self.auditable:
             return (
-                f"No price known of {self.slow_name}, so its bill is unknown: give prices= (Prices, or a table's path), "
+                f"No price known of {self.slow_name}, so its bill is unknown: give prices= (Prices, or a table), "
                 f"or set {PRICES_VARIABLE}."
             )
         return None
