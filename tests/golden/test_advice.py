@@ -31,11 +31,8 @@ MODELS = {name for model in (LlamaCppOptions, TransformersOptions, OpenAIOptions
 def test_whose_an_option_is_is_known() -> None:
     """The lists that hints are made from are those of the real parts."""
     assert set(options.OF_ROUTER) | {"seed"} == ROUTER
-    assert set(options.OF_REQUEST) == set(RequestOptions.model_fields) - {
-        "budget",
-        "policy",
-        "method",
-    }  # the Router's first
+    first_the_routers = {"budget", "policy", "method"}
+    assert set(options.OF_REQUEST) == set(RequestOptions.model_fields) - first_the_routers
     assert set(options.OF_MODEL) == MODELS - {"chat_template_kwargs"}  # a request's first
     assert set(options._ELSEWHERE.values()) <= {*options.OF_REQUEST, *options.OF_MODEL}
 
