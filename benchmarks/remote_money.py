@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from endpoints import real_server  # the same server that tests run against
 
 PRICES = Prices(input=1.0, output=5.0, cached_input=0.05)
-THRESHOLDS = (0.2, 0.4, 0.7, 1.0, 1.4)
+THRESHOLDS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.4)
 SPANS = (8, 16, 32)
 LEVELS = (0.5, 0.8, 0.95)
 TARIFFS = ("no cache", "prefix cache")
