@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
-import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,9 +27,9 @@ ASKED = "ab7"
 
 
 def letters(ids: Any) -> np.ndarray:
-    """Writes a, b and c without end."""
+    """Writes a, b and a comma without end."""
     row = np.zeros(N_VOCAB, np.float32)
-    row[(len(ids) + sum(ids[-3:])) % 3] = 5.0
+    row[(0, 1, 6)[(len(ids) + sum(ids[-3:])) % 3]] = 5.0
     return row
 
 
@@ -308,10 +309,8 @@ def test_few_tokens_at_a_time_are_refused_with_the_arithmetic() -> None:
             router.with_policy(policy)
 
 
-def test_who_says_at_any_price_is_not_refused_and_without_prices_one_is_warned(
-    recwarn: pytest.WarningsRecorder,
-) -> None:
-    with Router(fast(), says("a"), policy="every:3", prices=PRICES, at_any_price=True) as router:
+def test_who_says_at_any_price_is_not_refused(recwarn: pytest.WarningsRecorder) -> None:
+    with Router(fast(), endless(), policy="every:3", prices=PRICES, at_any_price=True) as router:
         assert router.complete(ASKED, max_tokens=9).usage.round_trips >= 2
     assert not recwarn.list
     with pytest.warns(SmallExtentWarning):
@@ -331,7 +330,7 @@ def test_another_call_has_to_be_worth_its_price() -> None:
         assert usage.round_trips == len(endpoint.requests) > 1
         starts = [s.start for s in answer.spans if s.source == "slow"]
         prompt = usage.prompt_tokens
-        for before, start in zip(starts, starts[1:], strict=False):
+        for before, start in itertools.pairwise(starts):
             fresh, sent = start - before - 8, prompt + before
             assert margin_usd(PRICES, fresh=fresh, sent=sent, written=8, found=0.0) >= 0
             assert margin_usd(PRICES, fresh=fresh - 1, sent=sent, written=8, found=0.0) < 0
@@ -344,7 +343,7 @@ def test_another_call_has_to_be_worth_its_price() -> None:
     # Without it each second token asks.
     with Router(fast(), endless(), policy="every:2,span=8", prices=PRICES, at_any_price=True) as router:
         dear = router.complete(ASKED, max_tokens=200)
-    assert dear.usage.round_trips > 3 * usage.round_trips
+    assert dear.usage.round_trips > 2 * usage.round_trips
     assert dear.report().money_usd.routed > answer.report().money_usd.routed  # type: ignore[operator]
 
 
@@ -352,7 +351,9 @@ def test_a_cache_that_was_seen_to_work_makes_calls_cheaper() -> None:
     """The Router learns by the endpoint's own counts what share of a prompt is found again."""
     counts = {}
     for cached in (0, 2990):
-        with Router(fast(), Counting(["7"] * 8, prompt=3000, cached=cached), prices=PRICES, policy="never") as router:
+        with Router(
+            fast(), Counting(itertools.repeat("7"), prompt=3000, cached=cached), prices=PRICES, policy="never"
+        ) as router:
             policy = "every:2,span=8"
             answers = [router.complete(ASKED, policy=policy, max_tokens=400) for _ in range(3)]
             counts[cached] = sum(answer.usage.round_trips for answer in answers[1:])
@@ -459,16 +460,13 @@ def test_near_the_cap_the_rest_is_handed_over_where_that_costs_no_more_than_span
 @pytest.mark.parametrize("batching", [False, True])
 def test_a_budget_is_shared_and_never_overspent(batching: bool) -> None:
     """Eight threads at once: what calls under way may cost is set aside, so no remainder is spent twice."""
+
+    def slowly(request: Continuation) -> Iterator[str]:
+        time.sleep(0.02)  # calls overlap
+        yield from itertools.repeat("7")
+
     for limit in ({"slow_calls": 5}, {"usd": 0.0015}, {"slow_tokens": 150}):
         budget = Budget(**limit)
-        barrier = threading.Semaphore(0)
-
-        def slowly(request: Continuation) -> Iterator[str]:
-            for at in range(request.max_tokens):
-                if at == 0:
-                    barrier.acquire(timeout=0.05)  # calls overlap
-                yield "7"
-
         endpoint = ScriptedTextModel(slowly, name="slow@host")
         model = ScriptedModel(letters, tokenizer(), n_seq=8)
         with (
@@ -589,6 +587,7 @@ def test_probes_and_tries_that_came_to_nothing_are_billed(monkeypatch: pytest.Mo
             )
         elif next(broken):
             asked.send(streamed(done=False))
+            raise ConnectionAbortedError
         else:
             usage = {"prompt_tokens": 40, "completion_tokens": 2, "prompt_tokens_details": {"cache_write_tokens": 8}}
             asked.send(streamed(chat_chunk("7"), chat_chunk(None, "stop"), {"choices": [], "usage": usage}))
@@ -665,7 +664,7 @@ def test_a_share_of_requests_is_also_asked_whole() -> None:
 
     options: dict[str, Any] = {"policy": "never", "prices": PRICES, "seed": 4}
     with Router(fast(), says("7", "b"), baseline_share=0.5, checker=checker, **options) as router:
-        answers = [router.complete(f"{ASKED}{n % 10}", max_tokens=9) for n in range(40)]
+        answers = [router.complete(f"{ASKED}{'ab7,'[n % 4] * (n // 4)}", max_tokens=9) for n in range(40)]
         savings, drawn = router.ledger.savings, [answer for answer in answers if answer.baseline is not None]
         assert 8 <= len(drawn) == savings.requests <= 32
         assert {answer.report().money_usd.baseline for answer in drawn} == {"measured"}
