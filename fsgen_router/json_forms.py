@@ -121,6 +121,7 @@ class UsageJson(TypedDict):
     reasoning_tokens: int
     round_trips: int
     billed: BilledJson
+    prompt_cached: int
     declined: int
     audited: bool
     audit_positions: int

@@ -140,7 +140,9 @@ class Usage:
 
     All of them are billed and waited for; a call that failed before its first text is not."""
     billed: Billed = field(default_factory=Billed)
-    """What an endpoint bills for this request: its calls, and what else was sent for them (probes, failed tries)."""
+    """What an endpoint bills for this request: its calls, and what else was sent meanwhile (probes, failed tries)."""
+    prompt_cached: int = 0
+    """Tokens of the first call's prompt that an endpoint's cache held: what the slow model alone would have found."""
     declined: int = 0
     """Escalations that the policy wanted, and that a cap or their price forbade."""
     audited: bool = False

@@ -17,17 +17,18 @@ from typing import Any, Generic, Never, Self, TypeAlias, TypeVar, Unpack, overlo
 
 from . import reference, requests
 from .config import RequestKeywords, RequestOptions
+from .contracts.billing import Billed
 from .contracts.methods import Method
 from .contracts.models import TokenModel
 from .contracts.policy import Ledger, Policy
-from .contracts.text_models import reads_tokens
+from .contracts.text_models import TextEnd, reads_tokens
 from .costs import THOROUGH, PairCost, measure_steps
 from .costs.measuring import Progress
 from .decode import Emit, Engine, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
 from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
 from .methods import make_method
-from .money import Budget, PriceTable, Purse, Terms, known_prices
+from .money import Budget, PriceTable, Purse, Spending, Terms, cost_of, known_prices
 from .pairing import REFERENCE_PAIR, Pairing, is_reference_pair, warn_of_swapped
 from .records import MachinePrice, ModelCard, Prices, Role
 from .resolve import make_model
@@ -42,6 +43,8 @@ from .text.messages import Message, require_messages, require_text
 from .text.vocabulary import SharedVocabulary
 
 MAX_WAITING = 1024
+PROBE_TOKENS = 16
+"""What a probe's prompt is taken to hold where an endpoint does not count it."""
 Checker: TypeAlias = Callable[[Generation], bool | float]
 """Says how good an answer is."""
 T = TypeVar("T")
@@ -679,6 +682,7 @@ class Router:
             self._steps["slow"].extend(alone.state.step_seconds["fast"] if self._pair.local_slow else ())
             baseline = alone.generation
         assert engine.generation is not None
+        self._bill_probes(engine)
         answer = replace(
             engine.generation,
             request_id=engine.request.id,
@@ -715,6 +719,30 @@ class Router:
                     reason=generation.degraded,
                 )
         return answer
+
+    def _bill_probes(self, engine: Engine) -> None:
+        """What an endpoint was asked beside all requests since the last answer, in this one's bill and the totals."""
+        taken: Callable[[], list[TextEnd]] | None = getattr(self.slow, "take_probe_usage", None)
+        billed = Billed()
+        for end in [] if taken is None else taken():
+            billed.add(
+                Billed.of(
+                    "probe",
+                    prompt=end.prompt_tokens,
+                    written=end.completion_tokens,
+                    cached=end.cached_tokens,
+                    cache_write=end.cache_write_tokens,
+                    guessed_prompt=PROBE_TOKENS,
+                    guessed_written=1,
+                )
+            )
+        if not billed.requests:
+            return
+        prices = engine.terms.prices
+        usd = None if prices is None else cost_of(billed, prices)
+        engine.state.usage.billed.add(billed)
+        self.ledger.bill(billed, usd)
+        engine.terms.purse.enter(Spending(usd or 0.0))
 
     def _enter_savings(self, answer: Generation, baseline: Generation) -> None:
         """What an answer and the slow model's own cost, and how good both are, into the ledger."""

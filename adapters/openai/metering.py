@@ -1,4 +1,4 @@
-"""What is billed beside a call that was heard of: probes, and tries that came to nothing."""
+"""What is billed beside a call that was heard of: tries that came to nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import httpx2
 from fsgen_router.contracts.billing import Billed
 from fsgen_router.contracts.text_models import Continuation, TextEvent
 
-from .replies import text_end
 from .requests import estimate_tokens
 
 
@@ -52,21 +51,3 @@ def guessed_prompt(request: Continuation) -> int:
     """Tokens of all that a call sends, guessed: the endpoint has not said."""
     texts = [request.prompt or "", request.answer, *(message["content"] for message in request.messages or ())]
     return sum(map(estimate_tokens, texts))
-
-
-def enter_probe(request: Continuation, usage: object, guess: int) -> None:
-    """Enter a probe by what its reply counted, else one token behind a prompt of about ``guess``."""
-    if request.meter is not None:
-        end = text_end("length", usage)
-        request.meter.enter(
-            Billed.of(
-                "probe",
-                prompt=end.prompt_tokens,
-                written=end.completion_tokens,
-                cached=end.cached_tokens,
-                cache_write=end.cache_write_tokens,
-                reasoning=end.reasoning_tokens,
-                guessed_prompt=guess,
-                guessed_written=1,
-            )
-        )

@@ -61,6 +61,10 @@ class OpenAIModel:
     def n_ctx(self) -> int | None:
         return self.options.n_ctx
 
+    def take_probe_usage(self) -> list[TextEnd]:
+        """What the endpoint counted for probes since this was last asked, an entry for each: they are billed too."""
+        return self._probes.take_spent()
+
     def vendor_prices(self) -> Prices | None:
         """What the package genai-prices knows of this model at its vendor's address; None where it knows nothing."""
         return vendor_prices(self._endpoint)

@@ -8,22 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
-from fsgen_router.contracts.text_models import Continuation, TextCapabilities, WrappedPromptWarning
+from fsgen_router.contracts.text_models import Continuation, TextCapabilities, TextEnd, WrappedPromptWarning
 from fsgen_router.support.logs import log, warn
 
 from ..streaming import Patience
 from .connection import Connection
 from .errors import EndpointError
-from .metering import enter_probe
 from .options import OpenAIOptions
-from .replies import count_of
+from .replies import count_of, text_end
 from .requests import DIALECTS, NO_OTHER, Dialect, fields
 from .responses import Reader
 
 _PROBE = {"role": "user", "content": "Write the letter a."}
 _PARTIAL = {"role": "assistant", "content": "a"}
 _BLOCK = "<think>\n\n</think>\n\n"
-_PROBE_TOKENS = 16  # about, where an endpoint does not count them
 _RAW_TOKENS = 2  # that begin and end a text; a chat template adds more
 
 
@@ -38,6 +36,14 @@ class Probes:
         """By the template's variables, which may change how a partial answer is taken."""
         self._wrapping: bool | None = None
         self._streamed: bool | None = None
+        self._counting = threading.Lock()
+        self._spent: list[TextEnd] = []
+
+    def take_spent(self) -> list[TextEnd]:
+        """What the endpoint counted for probes since this was last asked."""
+        with self._counting:
+            spent, self._spent = self._spent, []
+        return spent
 
     @property
     def capabilities(self) -> TextCapabilities:
@@ -141,7 +147,8 @@ class Probes:
                     raise
                 continue
             self._streamed = streamed
-            enter_probe(request, usage, _PROBE_TOKENS)
+            with self._counting:
+                self._spent.append(text_end("length", usage))
             return count_of(usage, "prompt_tokens")
         raise _Refused
 

@@ -82,7 +82,7 @@ class Billed:
 
 
 class Meter:
-    """Where an adapter enters what it sends beside the call itself: probes, and tries that came to nothing.
+    """Where an adapter enters what it sends beside the call itself: tries that came to nothing.
 
     The call's own usage comes with its end. Safe from any thread, also after the request is over.
     """

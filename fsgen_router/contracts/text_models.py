@@ -44,7 +44,7 @@ class Continuation:
     warp: Warp = GREEDY
     seed: int | None = None
     meter: Meter | None = field(default=None, compare=False, repr=False)
-    """Takes what is billed beside this call: probes for it, and tries of which nothing was heard."""
+    """Takes what is billed beside this call: tries of which nothing was heard."""
     # A request's stop strings are no part of it, though an endpoint may be paid for the few tokens behind one until its
     # call is cancelled. It would take the string off and say "stop", as where the model itself came to its end: nobody
     # could tell how the answer ended, and a string at once would look like an endpoint that has nothing to say. Servers
@@ -89,6 +89,10 @@ class TextModel(Protocol):
 
     After a fork, :meth:`stream` raises :class:`~fsgen_router.errors.ForkedProcess` in the child, and
     :meth:`shutdown` does nothing.
+
+    A model may know ``prices`` (what its own options say) and ``vendor_prices()`` (what its vendor asks), both
+    :class:`~fsgen_router.Prices` or None. ``take_probe_usage()`` gives what probes were billed since it was last
+    called: a :class:`TextEnd` for each.
     """
 
     @property

@@ -145,7 +145,10 @@ def count_call(core: Core, end: TextEnd, *, prompt: int, written: int, thought: 
     )
     state = core.state
     sent = called.input + called.cached_input + called.cache_write
-    if (before := state.last_call[0]) and end.prompt_tokens:
+    if not state.last_call[0]:
+        state.usage.prompt_cached = called.cached_input
+    elif end.prompt_tokens:
+        before = state.last_call[0]
         found = min(called.cached_input, before)
         core.ledger.revise(_CACHE, lambda seen: (seen[0] + found, seen[1] + before), (0, 0))
     state.last_call = sent, called.output + called.reasoning

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from ..contracts.billing import Billed
@@ -100,10 +100,16 @@ def compare_money(
         return Comparison(None, None, "unknown")
     # The slow model's own answer, of one call: from an endpoint in its own count.
     if measured is not None and measured.billed.requests:
-        own = measured.billed
+        own = _first_alone(measured.billed, usage)
     else:
         own = local_bill(alone, written=usage.tokens if measured is None else measured.tokens, calls=1)
     return Comparison(cost_of(billed, slow.prices), cost_of(own, slow.prices), kind)
+
+
+def _first_alone(billed: Billed, usage: Usage) -> Billed:
+    """A baseline's bill without what its endpoint's cache holds only because the routed answer came before it."""
+    left = max(billed.cached_input - usage.prompt_cached, 0) if usage.billed.calls else 0
+    return replace(billed, cached_input=billed.cached_input - left, input=billed.input + left)
 
 
 def compare_machines(
