@@ -76,10 +76,8 @@ with (
     print(f"routed      ${savings.usd:.6f}, {right} right")
     print(f"slow alone  ${savings.slow_usd:.6f}, {alone_right} right")
     print(f"saved       {savings.saving:.1%}")
+    print(f"The server bills ${ledger.cost_usd:.6f} for both, {billed.calls} calls: {billed.input} tokens of input,")
     print(
-        f"The server's bill for both is ${ledger.cost_usd:.6f}, for {billed.calls} calls: {billed.input} tokens of input,"
-    )
-    print(
-        f"{billed.cached_input} from its cache and {billed.output} of output, of which {billed.estimated} are estimates."
+        f"{billed.cached_input} from its cache, {billed.output} of output, of which {billed.estimated} are estimates."
     )
     print(f"{ledger.declined} escalations were not worth their price.")
