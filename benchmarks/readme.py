@@ -180,7 +180,7 @@ def remote_money() -> str:
             lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Temperature 0, answers of {found['answer_tokens']:.0f} tokens of the slow model's. Thresholds on the entropy, "
+        f"Temperature 0, answers of {found['answer_tokens']:.0f} tokens of the slow model's. Thresholds on entropy, "
         "crossings interpolated inside each bootstrap draw, paired by prompt. `benchmarks/remote_money.py`, seed "
         f"{found['seed']}, {found['date']}.",
     ]
