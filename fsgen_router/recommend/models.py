@@ -86,7 +86,16 @@ class Models:
                     warnings.simplefilter("ignore", SwappedModelsWarning)
                 fast, slow = (self.loaded[seat] for seat in seats)
                 prices = self._prices if seats[1] == "slow" else None
-                router = Router(fast, slow, policy="never", method="replace", seed=self._seed, prices=prices)
+                # Each mode is measured, also one that its price forbids.
+                router = Router(
+                    fast,
+                    slow,
+                    policy="never",
+                    method="replace",
+                    seed=self._seed,
+                    prices=prices,
+                    at_any_price=True,
+                )
             self._routers[seats] = router
         return self._routers[seats]
 
