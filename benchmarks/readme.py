@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "figures.md"
 PAIR = HERE.parent / "examples" / "reference_pair"
+METHODS = HERE.parent / "docs" / "methods.md"
 RECOMMEND = HERE.parent / "docs" / "recommend.md"
 
 
@@ -113,8 +114,21 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def _default(found: dict[str, Any]) -> str:
+    """What a pair's default took and was expected to take, over the slow model alone."""
+    chosen, alone = (
+        next(p for p in found["points"] if (p["policy"], p["method"]) == tuple(wanted))
+        for wanted in (found["default"], ("always,span=rest", "replace"))
+    )
+    return (
+        f"`{chosen['policy']}` with `{chosen['method']}`, which took {ratio(chosen['over_slow_alone'])} of the slow "
+        f"model's own seconds ({chosen['expected_seconds'] / alone['expected_seconds']:.2f} expected) over "
+        f"{found['prompts']} problems"
+    )
+
+
 def cost_model() -> str:
-    found, default = load("cost_model"), load("cost_model_default")
+    found, default, distant = (load(f"cost_model{name}") for name in ("", "_default", "_distance_default"))
     lines = [
         "Seconds that the cost model expects, given each run's own rates, over those that it took, on a real pair "
         f"({' and '.join(f'`{name}`' for name in found['pair'])}, {found['threads']} threads on {found['machine']}):",
@@ -128,19 +142,14 @@ def cost_model() -> str:
             f"| `{point['policy']}` | `{point['method']}` | {point['escalation']:.1%} | {accepted} | "
             f"{point['expected_over_measured']:.3f} | {ratio(point['over_slow_alone'])} |"
         )
-    chosen, alone = (
-        next(p for p in default["points"] if (p["policy"], p["method"]) == tuple(wanted))
-        for wanted in (default["default"], ("always,span=rest", "replace"))
-    )
     lines += [
         "",
         f"{found['prompts']} problems of GSM8K, at most {found['max_tokens']} tokens, points interleaved; the table of "
         "forwards was measured between the prompts.",
         "",
-        f"The default that follows from the costs measured when the Router is made, `{chosen['policy']}` with "
-        f"`{chosen['method']}`, took {ratio(chosen['over_slow_alone'])} of the slow model's own seconds "
-        f"({chosen['expected_seconds'] / alone['expected_seconds']:.2f} expected) over {default['prompts']} problems, "
-        f"at most {default['max_tokens']} tokens, 95% bootstrap interval by prompt. `benchmarks/cost_model.py`, "
+        f"The default that follows from the costs measured when the Router is made, {_default(default)}. On a pair "
+        f"with more distance (0.5B over a tenth of it, random weights) it is {_default(distant)}. At most "
+        f"{default['max_tokens']} tokens, 95% bootstrap interval by prompt. `benchmarks/cost_model.py --default`, "
         f"temperature 0, {default['date']}.",
     ]
     return "\n".join(lines)
@@ -510,6 +519,29 @@ def recommend() -> str:
     return "\n".join(lines)
 
 
+def method_step() -> str:
+    found = load("method_step")
+
+    def cell(name: str) -> str:
+        one = found["us_per_step"].get(name)
+        return "" if one is None else f"{one['median']:,.0f} [{one['low']:,.0f}, {one['high']:,.0f}]"
+
+    lines = ["| µs a step | greedy | sampled |", "|---|---|---|"]
+    lines += [
+        f"| {name if name.startswith('fast') else f'`{name}`'} | {cell(name)} | {cell(f'{name}, sampled')} |"
+        for name in found["us_per_step"]
+        if not name.endswith("sampled")
+    ]
+    lines += [
+        "",
+        f"Rows of {found['n_vocab']:,} random logits, the models' forwards left out: the fast model's row alone, and "
+        "with all that a method reads and chooses at an escalation (`replace` draws its token where the row is read). "
+        f"Median of {found['blocks']} blocks in turns and its 95% bootstrap interval. `benchmarks/method_step.py`, "
+        f"seed {found['seed']}, {found['date']}, {found['machine']}.",
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "reference_pair": (README, reference_pair),
     "speed": (README, speed),
@@ -523,6 +555,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "remote_money": (README, remote_money),
     "card": (PAIR / "MODEL_CARD.md", card),
     "recommend": (RECOMMEND, recommend),
+    "method_step": (METHODS, method_step),
 }
 
 

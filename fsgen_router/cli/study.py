@@ -33,6 +33,14 @@ def study(
             rich_help_panel="Output",
         ),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Pairs that run side by side, each in a process of its own: for small models, on several cores.",
+        ),
+    ] = 1,
     as_json: o.Json = False,
 ) -> None:
     """Measure how often a slow model changes a fast one's tokens, where, and what that is worth.
@@ -49,11 +57,13 @@ def study(
       fsgen-router study examples/study.toml
 
       fsgen-router study study.toml --out results --json
+
+      fsgen-router study examples/study_family.toml --jobs 2
     """
     config = st.read_study(file)
     target = check_folder(folder if folder is not None else Path(f"{file.stem}-results"))
     with stage_bars() as bars:
-        done = st.run_study(config, work=target / "work", progress=bars)
+        done = st.run_study(config, work=target / "work", jobs=jobs, progress=bars)
         bars.begin("results", 1)
         written = st.write_results(done, target)
     if as_json:

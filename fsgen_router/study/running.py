@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import re
+import signal
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,24 +87,60 @@ class _Models:
         return f"{string}{'&' if '?' in rest else '?'}n_seq={self._concurrency}"
 
 
-def run_study(config: StudyConfig, *, work: str | Path, progress: Progress | None = None) -> Study:
+def run_study(config: StudyConfig, *, work: str | Path, jobs: int = 1, progress: Progress | None = None) -> Study:
     """Run every cell, or read from the folder ``work`` what an earlier run finished.
 
-    A cell that fails says why in its ``error``, and the others go on: a missing model, a file of prompts that is
-    wrong, too few tokens. Raises :class:`CalibrationError` where ``work`` cannot be written.
+    ``jobs`` pairs run side by side, each in a process of its own with its own models: for small models, which this
+    package's own work in one thread holds up. (A script that asks for several needs Python's usual guard,
+    ``if __name__ == "__main__"``.) A cell that fails says why in its ``error``, and the others go on: a
+    missing model, a file of prompts that is wrong, too few tokens. Raises :class:`CalibrationError` where ``work``
+    cannot be written, and :class:`ConfigurationError` for less than one job.
     """
+    pairs = config.all_pairs()
+    if jobs < 1:
+        raise ConfigurationError(f"{jobs} jobs", hint="at least 1: pairs that run side by side")
+    progress = progress or Silent()
+    if min(jobs, len(pairs)) > 1:
+        return Study(config, tuple(_side_by_side(config, len(pairs), Path(work), jobs, progress)))
     cells: list[CellResult] = []
     models = _Models(config.concurrency)
     try:
-        for number, pair in enumerate(pairs := config.all_pairs(), 1):
-            named = [config.model(label) for label in (pair.fast, pair.slow, *([pair.tuned] if pair.tuned else []))]
-            runner = _PairRunner(
-                config, pair, named, models, Path(work), progress or Silent(), f"pair {number}/{len(pairs)}"
-            )
-            cells += runner.run()
+        for number, pair in enumerate(pairs, 1):
+            cells += _PairRunner(config, pair, models, Path(work), progress, f"pair {number}/{len(pairs)}").run()
     finally:
         models.keep([])
     return Study(config, tuple(cells))
+
+
+def _side_by_side(config: StudyConfig, pairs: int, work: Path, jobs: int, progress: Progress) -> list[CellResult]:
+    """The cells of all pairs in their order, from processes. An interruption ends them; what is finished is kept."""
+    # A process that was forked would have its parent's threads' locks and none of their threads.
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+    try:
+        progress.begin(f"{pairs} pairs, {jobs} at a time", pairs)
+        running = [pool.submit(_one_pair, config, number, work) for number in range(pairs)]
+        for _ in as_completed(running):
+            progress.advance(1)
+        found = [cell for pair in running for cell in pair.result()]
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
+    return found
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _one_pair(config: StudyConfig, number: int, work: Path) -> list[CellResult]:
+    models = _Models(config.concurrency)
+    try:
+        return _PairRunner(config, config.all_pairs()[number], models, work, Silent(), "").run()
+    finally:
+        models.keep([])
 
 
 class _PairRunner:
@@ -111,13 +150,13 @@ class _PairRunner:
         self,
         config: StudyConfig,
         pair: PairSpec,
-        named: Sequence[ModelSpec],
         models: _Models,
         work: Path,
         progress: Progress,
         title: str,
     ) -> None:
-        self.config, self.pair, self.named = config, pair, named
+        self.config, self.pair = config, pair
+        self.named = [config.model(label) for label in (pair.fast, pair.slow, *([pair.tuned] if pair.tuned else []))]
         self._models, self._work, self._progress, self._title = models, work, progress, title
         self._without: Exception | None = None  # why the tuned model is missing
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from fsgen_router import Router, reference
 from fsgen_router.cli import app
 from fsgen_router.contracts.models import TokenModel
+from fsgen_router.errors import CalibrationError, ConfigurationError
 from fsgen_router.evaluation import reference_items, run_baselines, run_items
 from fsgen_router.law import read_table
 from fsgen_router.study import probe_pair, run_study
@@ -132,6 +133,17 @@ def test_cells_that_fail_fail_alone(work: Path, tmp_path: Path) -> None:
     assert "line 1" in (by_name["broken"].error or "")
     assert "nowhere.jsonl cannot be read" in (by_name["missing"].error or "")
     assert "6 tokens in 2 answers are too few for a rate (min_tokens = 20)" in (by_name["short"].error or "")
+    # In processes of their own the pairs come to the same.
+    progress = Stops()
+    beside = run_study(study.config, work=tmp_path / "beside", jobs=2, progress=progress)
+    assert [cell.to_dict() for cell in beside.cells] == [cell.to_dict() for cell in study.cells]
+    assert (progress.stages, progress.done) == ([("2 pairs, 2 at a time", 2)], 2)
+    # What cannot be kept ends all of them, with the reason.
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CalibrationError, match="file"):
+        run_study(study.config, work=tmp_path / "file" / "work", jobs=2)
+    with pytest.raises(ConfigurationError, match="0 jobs"):
+        run_study(study.config, work=work, jobs=0)
 
 
 def test_the_command_writes_a_table_and_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
