@@ -324,24 +324,26 @@ class MachinePrice:
     price of its energy. Raises :class:`ConfigurationError` for what is negative or no number.
     """
 
-    usd_per_hour: float = 0.0
+    usd_per_hour: float | None = None
     watts: float | None = None
     usd_per_kwh: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("usd_per_hour", "watts", "usd_per_kwh"):
             value: object = getattr(self, name)
-            if value is None and name != "usd_per_hour":
+            if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
                 raise ConfigurationError(f"{name}={value!r}", hint="a number, at least 0")
         if self.usd_per_kwh is not None and self.watts is None:
             raise ConfigurationError("usd_per_kwh without watts", hint="say what power the machine takes: watts=")
 
-    def usd(self, seconds: float) -> float:
-        """US dollars for so many seconds."""
-        energy = self.watts * self.usd_per_kwh / 1000.0 if self.watts and self.usd_per_kwh else 0.0
-        return (self.usd_per_hour + energy) * seconds / 3600.0
+    def usd(self, seconds: float) -> float | None:
+        """US dollars for so many seconds; None where neither rent nor energy has a price."""
+        if self.usd_per_hour is None and self.usd_per_kwh is None:
+            return None
+        energy = (self.watts or 0.0) * (self.usd_per_kwh or 0.0) / 1000.0
+        return ((self.usd_per_hour or 0.0) + energy) * seconds / 3600.0
 
     def joules(self, seconds: float) -> float | None:
         """Energy of so many seconds; None where no power was given."""

@@ -101,7 +101,7 @@ def make_engine(
 
 def _held_to(terms: Terms, options: RequestOptions, slow: str) -> Terms:
     """A Router's terms with a request's own caps. Raises :class:`InvalidRequest` for money that nobody can count."""
-    if options.max_cost_usd and terms.prices is None and terms.machine is None:
+    if options.max_cost_usd and not terms.countable:
         raise InvalidRequest(
             f"max_cost_usd={options.max_cost_usd:g}, and no price known of {slow}",
             hint="give the Router prices=, or cap max_slow_calls or max_slow_tokens",

@@ -284,9 +284,12 @@ class Router:
             raise ConfigurationError(
                 f"prices={prices!r}", hint="a Prices object, in US dollars per million tokens, or a price table's path"
             )
-        known = known_prices(self.slow, prices)
-        self._require_countable(known, self.budget, self.machine)
-        self._prices = known
+        before, self._prices = self._prices, known_prices(self.slow, prices)
+        try:
+            self._require_countable(self.budget)
+        except ConfigurationError:
+            self._prices = before
+            raise
 
     @property
     def budget(self) -> Budget | None:
@@ -298,7 +301,7 @@ class Router:
         if not isinstance(budget, Budget | None):
             raise ConfigurationError(f"budget={budget!r}", hint="a Budget object, such as Budget(usd=1.0), or None")
         if "_pair" in self.__dict__:
-            self._require_countable(self.prices, budget, self.machine)
+            self._require_countable(budget)
         self._budget = budget
 
     @property
@@ -343,15 +346,11 @@ class Router:
             raise ConfigurationError(f"checker={checker!r}", hint="a function of an answer (a Generation), or None")
         self._checker = checker
 
-    def _require_countable(
-        self,
-        prices: Prices | None,
-        budget: Budget | None,
-        machine: MachinePrice | Mapping[Role, MachinePrice] | None,
-    ) -> None:
+    def _require_countable(self, budget: Budget | None) -> None:
         """Refuse a budget of money where nobody knows what the slow model costs."""
-        priced = prices is not None or (self._pair.local_slow is not None and machine is not None)
-        if budget is not None and budget.caps("usd") and not priced:
+        if budget is None or not budget.caps("usd"):
+            return
+        if budget.left("usd") > 0 and not Terms(prices=self.prices, machine=self._machine_of("slow")).countable:
             raise ConfigurationError(
                 f"{budget!r}, and no price known of {self.slow.name}",
                 hint="give prices=, or a budget of slow_calls, slow_tokens or seconds",
@@ -603,7 +602,7 @@ class Router:
         costs = self._pair.costs
         if costs is None or (costs.watts is None and costs.usd_per_hour is None):
             return None
-        return MachinePrice(usd_per_hour=costs.usd_per_hour or 0.0, watts=costs.watts)
+        return MachinePrice(usd_per_hour=costs.usd_per_hour, watts=costs.watts)
 
     # --- running them ---
 

@@ -116,7 +116,7 @@ def _worst(core: Core, call: CallCost | None, tokens: int) -> Spending:
     seconds = (_token_seconds(core) or 0.0) * tokens
     usd = 0.0 if call is None else call.usd(tokens)
     if core.terms.machine is not None:
-        usd += core.terms.machine.usd(seconds)
+        usd += core.terms.machine.usd(seconds) or 0.0
     return Spending(usd, 1, tokens, seconds)
 
 
@@ -180,7 +180,7 @@ def settle(core: Core) -> None:
     remote = core.request.text is not None
     usd = cost_usd(core) or 0.0
     if core.terms.machine is not None and not remote:
-        usd += core.terms.machine.usd(usage.slow.seconds)
+        usd += core.terms.machine.usd(usage.slow.seconds) or 0.0
     tokens = usage.slow.decode if remote else usage.slow_tokens
     core.terms.purse.settle(Spending(usd, usage.escalations, tokens, usage.slow.seconds))
 

@@ -25,6 +25,11 @@ class Terms:
     bill_to: Ledger | None = None
 
     @property
+    def countable(self) -> bool:
+        """Whether anybody knows what the slow model costs."""
+        return self.prices is not None or (self.machine is not None and self.machine.usd(0.0) is not None)
+
+    @property
     def holds(self) -> bool:
         """Whether an escalation may be declined at all."""
         return self.purse.capped or (self.gate and self.prices is not None)

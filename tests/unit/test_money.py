@@ -92,7 +92,7 @@ def test_prices_that_no_list_has_are_refused(wrong: dict[str, Any], words: str) 
     [
         {"usd_per_hour": -1.0},
         {"watts": float("nan")},
-        {"usd_per_hour": None},
+        {"usd_per_hour": "1"},
         {"usd_per_kwh": 0.3},  # of how much power?
     ],
 )
@@ -626,6 +626,8 @@ def test_what_is_heard_of_when_a_request_is_over_is_billed_to_the_router() -> No
 
 def test_seconds_of_local_models_cost_what_their_machine_does() -> None:
     rented = MachinePrice(usd_per_hour=3.6, watts=200.0, usd_per_kwh=0.36)
+    powered = MachinePrice(watts=200.0)  # whose energy nobody priced
+    assert (powered.usd(10.0), powered.joules(10.0)) == (None, 2000.0)
     assert rented.usd(10.0) == pytest.approx(10 * 3.6 / 3600 + 10 * 200 / 3.6e6 * 0.36)
     models = pair(3)
     with Router(models.fast, models.slow, policy="every:3", method="replace", machine=rented) as router:
