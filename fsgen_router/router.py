@@ -750,7 +750,7 @@ class Router:
             try:
                 verdicts = float(self.checker(answer)), float(self.checker(baseline))
             except Exception as error:  # the caller's: the answer stands whatever it says
-                log.warning("checker_failed", request_id=answer.request_id, why=repr(error))
+                log.warning("checker_failed", request_id=answer.request_id, why=type(error).__name__)
         with holding(self.ledger.lock):
             savings = self.ledger.savings
             savings.requests += 1

@@ -37,8 +37,12 @@ def vendor_prices(endpoint: Endpoint) -> Prices | None:
     None for an address or a model that it does not know: a name alone says nothing of what another host asks. Where a
     price grows with the prompt's length it is that of short ones, and the source says so.
     """
-    from genai_prices import __version__, data_snapshot
-
+    if endpoint.loopback:
+        return None
+    try:
+        from genai_prices import __version__, data_snapshot
+    except ImportError as error:
+        raise ImportError("the openai backend needs the extra 'openai': pip install 'fsgen-router[openai]'") from error
     now = datetime.datetime.now(datetime.UTC)
     try:
         found = data_snapshot.get_snapshot().find_provider_model(endpoint.model, None, None, endpoint.url)

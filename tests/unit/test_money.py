@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -236,6 +237,10 @@ def test_a_vendors_list_is_asked_for_its_own_address_alone(monkeypatch: pytest.M
     assert known.source.startswith("genai-prices ")
     for where in ("gpt-4o-mini@http://127.0.0.1:9/v1", "gpt-4o-mini@https://elsewhere.example/v1", "none-such"):
         assert known_prices(OpenAIModel(where, api_key_env="" if "@" in where else "OPENAI_API_KEY")) is None
+    monkeypatch.setitem(sys.modules, "genai_prices", None)
+    assert known_prices(OpenAIModel("gpt-4o-mini@http://127.0.0.1:9/v1", api_key_env="")) is None
+    with pytest.raises(ImportError, match=r"fsgen-router\[openai\]"):
+        known_prices(OpenAIModel("gpt-4o-mini"))
     own = OpenAIModel("gpt-4o-mini", prices='{"input": 7, "output": 9}')
     assert known_prices(own) == Prices(7, 9)
     with pytest.raises(ConfigurationError, match="no price of output"):
