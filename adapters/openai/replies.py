@@ -125,7 +125,7 @@ def text_end(reason: Literal["stop", "length"], usage: object) -> TextEnd:
             written, thought = written + beyond, beyond
         elif thought is not None and thought > written:
             written += thought
-    return TextEnd(reason, prompt, cached, written, thought, put)
+    return TextEnd(reason, prompt, cached, written, thought, cache_write_tokens=put)
 
 
 def _first_count(usage: object, *paths: tuple[str, ...]) -> int | None:

@@ -59,7 +59,7 @@ class Counting(ScriptedTextModel):
         for event in super().stream(request):
             if isinstance(event, TextEnd):
                 written = (event.completion_tokens or 0) + thought
-                event = TextEnd(event.finish_reason, prompt, cached, written, thought, put)
+                event = TextEnd(event.finish_reason, prompt, cached, written, thought, cache_write_tokens=put)
             yield event
 
 
