@@ -155,6 +155,47 @@ def cost_model() -> str:
     return "\n".join(lines)
 
 
+def remote_money() -> str:
+    """What quality costs before an endpoint that bills tokens, against whole-query routing."""
+    found = load("remote_money")
+    prices, ways = found["prices"], found["at_quality"]
+
+    def times(record: dict[str, Any], name: str) -> str:
+        value, interval = record[name], record[f"{name}_interval"]
+        if value is None:
+            return "not reached"
+        return f"{value:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+    lines = [
+        f"{found['n']} held-out problems, the slow model behind llama-cpp-python's own server on loopback; the fast "
+        f"model answers {percent(found['fast'], 'accuracy')} of them for nothing, the slow one "
+        f"{percent(found['slow'], 'accuracy')}. Prices of {prices['input']:g} : {prices['cached_input']:g} : "
+        f"{prices['output']:g} for input, cached input and output. What it costs to recover a share of that gap, over "
+        "the slow model alone; in brackets 95% intervals:",
+    ]
+    for tariff, label in (
+        ("no cache", "every call's prompt at the full price of input"),
+        ("prefix cache", "with a cache that finds what an earlier call of the answer read or wrote"),
+    ):
+        lines += [
+            "",
+            f"| {label} | 50% of the gap | 80% | 95% | 95%, over whole queries by mean entropy |",
+            "|---|---|---|---|---|",
+        ]
+        for name, levels in ways[tariff].items():
+            cells = [times(levels[level], "over_slow_only") for level in ("0.5", "0.8", "0.95")]
+            itself = name.endswith("by mean entropy")
+            cells.append("1" if itself else times(levels["0.95"], "over_whole_queries"))
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Temperature 0, answers of {found['answer_tokens']:.0f} tokens of the slow model's. Thresholds on entropy, "
+        "crossings interpolated inside each bootstrap draw, paired by prompt. `benchmarks/remote_money.py`, seed "
+        f"{found['seed']}, {found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def verification() -> str:
     figures = load("reference_pair")
     found, lossless = figures["verify"], load("lossless")
@@ -553,6 +594,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "learned": (README, learned),
     "certified": (README, certified),
     "prompt_check": (README, prompt_check),
+    "remote_money": (README, remote_money),
     "card": (PAIR / "MODEL_CARD.md", card),
     "recommend": (RECOMMEND, recommend),
     "method_step": (METHODS, method_step),

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         VocabularyMismatch,
     )
     from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
+    from .money import Budget
     from .pairing import (
         RewindWarning,
         SlowAloneWarning,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
         UnsteadyMachineWarning,
         VocabularyWarning,
     )
-    from .records import Candidate, Claim, ModelCard, ModelUsage, Prices, Selection, Span, Token, Usage
+    from .records import Candidate, Claim, MachinePrice, ModelCard, ModelUsage, Prices, Selection, Span, Token, Usage
     from .report import Comparison, Report
     from .router import Router
     from .rows.reading import Mask
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 __all__ = [
     "REST",
     "BackendError",
+    "Budget",
     "CalibrationError",
     "Candidate",
     "CheckerFailed",
@@ -85,6 +87,7 @@ __all__ = [
     "Generation",
     "InvalidRequest",
     "Ledger",
+    "MachinePrice",
     "Mask",
     "Message",
     "ModelCard",
@@ -159,6 +162,7 @@ _HOMES = {
         "VerifierFailed",
         "VocabularyMismatch",
     ),
+    "money": ("Budget",),
     "pairing": (
         "RewindWarning",
         "SlowAloneWarning",
@@ -168,7 +172,18 @@ _HOMES = {
         "VocabularyWarning",
     ),
     "generation": ("Finished", "Generation", "ReasoningDelta", "StreamEvent", "TextDelta"),
-    "records": ("Candidate", "Claim", "ModelCard", "ModelUsage", "Prices", "Selection", "Span", "Token", "Usage"),
+    "records": (
+        "Candidate",
+        "Claim",
+        "MachinePrice",
+        "ModelCard",
+        "ModelUsage",
+        "Prices",
+        "Selection",
+        "Span",
+        "Token",
+        "Usage",
+    ),
     "report": ("Comparison", "Report"),
     "router": ("Router",),
     "rows.reading": ("Mask",),
@@ -178,7 +193,7 @@ _HOMES = {
 }
 """Which module each name comes from: it is loaded when the name is first used (PEP 562)."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_ROOMS = {"adapters", "calibration", "costs", "errors", "evaluation", "policies", "reference"}
+_ROOMS = {"adapters", "calibration", "costs", "errors", "evaluation", "money", "policies", "reference"}
 
 
 def __getattr__(name: str) -> Any:

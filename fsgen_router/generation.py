@@ -23,7 +23,7 @@ class Generation:
     policy: str
     method: str
     degraded: str | None = None
-    """Why the slow model was given up in mid-answer; None when all went well."""
+    """Why the slow model was given up in mid-answer, or which cap kept it from being asked; None when all went well."""
     reasoning: str = ""
     """What the slow model thought before it wrote, as far as its endpoint shows that: no part of ``text``."""
     default_policy: bool = False

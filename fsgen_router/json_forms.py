@@ -92,6 +92,32 @@ class ModelUsageJson(TypedDict):
     seconds: float
 
 
+class BilledJson(TypedDict):
+    """What an endpoint bills: tokens by kind (``estimated`` of them counted here), and requests."""
+
+    input: int
+    cached_input: int
+    cache_write: int
+    output: int
+    reasoning: int
+    estimated: int
+    calls: int
+    probes: int
+    failed: int
+
+
+class PricesJson(TypedDict):
+    """:class:`~fsgen_router.Prices`, in US dollars per million tokens; ``date`` as YYYY-MM-DD."""
+
+    input: float
+    cached_input: float | None
+    cache_write: float | None
+    output: float
+    reasoning: float | None
+    source: str
+    date: str | None
+
+
 class UsageJson(TypedDict):
     """:class:`~fsgen_router.Usage`: counters, and the rates made of them (null where undefined)."""
 
@@ -111,6 +137,9 @@ class UsageJson(TypedDict):
     bonus_tokens: int
     reasoning_tokens: int
     round_trips: int
+    billed: BilledJson
+    prompt_cached: int
+    declined: int
     audited: bool
     audit_positions: int
     audit_seconds: float
@@ -151,6 +180,11 @@ class ReportJson(TypedDict):
     seconds: ComparisonJson
     flops: ComparisonJson
     money_usd: ComparisonJson
+    local_usd: ComparisonJson
+    local_joules: ComparisonJson
+    billed: BilledJson | None
+    """What the slow model's prices apply to; null where there is nothing to bill."""
+    prices: PricesJson | None
     usage: UsageJson
     losses: dict[str, str]
     """One sentence for each of the four in which routing cost more."""

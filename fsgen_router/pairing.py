@@ -24,10 +24,11 @@ from .costs import (
     choose_remote,
     disagreement,
 )
-from .costs.choosing import LEAST_GAIN
+from .costs.choosing import ANSWER_TOKENS, LEAST_GAIN, PROMPT_TOKENS, RATE
 from .costs.measuring import Progress, measure_forwards
 from .errors import ConfigurationError
 from .methods import Proxy, Replace, Verify, make_method
+from .money import small_calls
 from .records import Prices, Role
 from .rows.reading import Alignment
 from .run.drivers import Models
@@ -137,12 +138,18 @@ class Pairing:
     # --- what goes with it ---
 
     def choose(
-        self, policy: Policy | None, method: Method | None, prices: Prices | None = None
+        self,
+        policy: Policy | None,
+        method: Method | None,
+        prices: Prices | None = None,
+        *,
+        at_any_price: bool = False,
     ) -> tuple[Policy, Method]:
         """A policy and a method, or this pair's defaults; refuses what the pair cannot do.
 
         Where neither is given they follow from what the models' forwards cost here, and in front of an endpoint from
-        its ``prices``, where those are given.
+        its ``prices``, where those are given. Few tokens at a time, which lose by its prices, are refused, unless
+        ``at_any_price``.
         """
         from .policies import Capped, check_pair, make_policy
 
@@ -155,8 +162,11 @@ class Pairing:
         self._require_rows(method)
         if self.local_slow is None:
             policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
-            if self._first_time("extent", policy.name):
-                _warn_of_small_extents(policy, self.slow.name)
+            if prices is None:
+                if self._first_time("extent", policy.name):
+                    _warn_of_small_extents(policy, self.slow.name)
+            elif not at_any_price:
+                _require_worth(policy, method, self.slow.name, prices)
         else:
             policy = policy or make_policy(DEFAULT_POLICY)
             if method.rule is not None and self.rereads and self._first_time("rewind", method.name):
@@ -430,15 +440,47 @@ def warn_of_swapped(fast: TokenModel, slow: AnyModel) -> None:
         )
 
 
-def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:
-    """Per token, an endpoint is paid for the whole text so far at every call, and few go on with it exactly."""
+def _small_extent(policy: Policy) -> tuple[int, int | None] | None:
+    """What a policy asks an endpoint for, where that is few tokens at a time, and how often at most."""
     from .policies import BestOf, Capped
 
+    most: int | None = None
     while isinstance(policy, Capped | BestOf):
+        if isinstance(policy, Capped) and policy.max_calls is not None:
+            most = policy.max_calls if most is None else min(most, policy.max_calls)
         policy = policy.inner if isinstance(policy, Capped) else policy.fallback
     extent: int | None = getattr(policy, "extent", None)
-    if extent is None or extent == REST or extent >= SMALL_EXTENT:
+    return None if extent is None or extent == REST or extent >= SMALL_EXTENT else (extent, most)
+
+
+def _require_worth(policy: Policy, method: Method, endpoint: str, prices: Prices) -> None:
+    """Refuse few tokens at a time where that is expected to cost more than the slow model alone, with the figures."""
+    small = _small_extent(policy)
+    if small is None:
         return
+    extent, most = small
+    mode = Mode.of(policy, method)
+    rate = 1.0 / mode.interval if mode.who == "every" else mode.rate or RATE
+    found = small_calls(prices, rate=rate, extent=extent, prompt=PROMPT_TOKENS, answer=ANSWER_TOKENS, max_calls=most)
+    if found.over_slow_only <= 1.0:
+        return
+    raise ConfigurationError(
+        f"{policy.name} asks {endpoint} for {extent} token{'s' * (extent != 1)} at a time, which is expected to cost "
+        f"{found.over_slow_only:.1f} times the slow model alone: an answer of {ANSWER_TOKENS} tokens to a prompt of "
+        f"{PROMPT_TOKENS} takes {found.calls:.0f} calls (at {rate:.0%} of the decisions), which read {found.read:,.0f} "
+        f"tokens, the whole text so far each, for ${found.read_usd:.6f} and write {found.written:.0f} at "
+        f"${prices.output:g} a million: ${found.usd:.6f}. The slow model alone reads {PROMPT_TOKENS} at "
+        f"${prices.input:g} and writes {ANSWER_TOKENS}: ${found.alone_usd:.6f}",
+        hint=f"add ,span={4 * SMALL_EXTENT} or ,span=rest to the policy; Router(at_any_price=True) asks all the same",
+    )
+
+
+def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:
+    """Per token, an endpoint is paid for the whole text so far at every call, and few go on with it exactly."""
+    small = _small_extent(policy)
+    if small is None:
+        return
+    extent = small[0]
     warn(
         SmallExtentWarning,
         f"{policy.name} asks {endpoint} for {extent} token{'s' * (extent != 1)} at a time, and every call reads the "

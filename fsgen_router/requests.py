@@ -17,6 +17,7 @@ from .contracts.tokenizer import Tokenizer
 from .decode import BestOfEngine, Engine, Request, TextPrompt
 from .errors import InvalidRequest, PromptTooLong
 from .methods import Replace
+from .money import Budget, Terms
 from .pairing import Pairing
 from .records import Claim, Role
 from .rows.reading import hashed_uniform
@@ -71,6 +72,7 @@ def make_engine(
     ledger: Ledger,
     audit: float,
     read_ahead: int,
+    terms: Terms,
 ) -> Engine:
     """The engine of a request, whose answer is audited with the probability ``audit``."""
     from .policies import Capped, Never, check_prompt
@@ -101,6 +103,7 @@ def make_engine(
         ledger=ledger,
         alignments=pair.alignments(),
         read_ahead=read_ahead,
+        terms=_held_to(terms, options, pair.slow.name),
     )
 
 
@@ -113,9 +116,24 @@ def _best_of(policy: Policy) -> BestOf | None:
     return policy if isinstance(policy, BestOf) else None
 
 
-def make_baseline(pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, *, seed: int) -> Engine:
+def _held_to(terms: Terms, options: RequestOptions, slow: str) -> Terms:
+    """A Router's terms with a request's own caps. Raises :class:`InvalidRequest` for money that nobody can count."""
+    if options.max_cost_usd and not terms.countable:
+        raise InvalidRequest(
+            f"max_cost_usd={options.max_cost_usd:g}, and no price known of {slow}",
+            hint="give the Router prices=, or cap max_slow_calls or max_slow_tokens",
+        )
+    budgets = [] if options.budget is None else [options.budget]
+    if options.max_cost_usd is not None or options.max_seconds is not None:
+        budgets.append(Budget(usd=options.max_cost_usd, seconds=options.max_seconds))
+    return replace(terms, purse=terms.purse.under(*budgets))
+
+
+def make_baseline(
+    pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, *, seed: int, terms: Terms
+) -> Engine:
     """The slow model alone: the same engine with it in the fast seat, never escalating; or, where it gives
-    text, everything handed over to it."""
+    text, everything handed over to it. It is under no cap, and what it costs is entered in those of ``terms``."""
     from .policies import Always, Never
 
     local = pair.local_slow
@@ -128,7 +146,13 @@ def make_baseline(pair: Pairing, text: TextPrompt, prompts: Prompts, options: Re
         contexts={"fast": local.n_ctx if local else pair.fast.n_ctx},
         ledger=Ledger(),
         alignments=pair.alignments(pair.seat_alone),
+        terms=replace(terms, gate=False, purse=terms.purse.open()),
     )
+
+
+def draws_baseline(prompts: Prompts, seed: int, ledger: Ledger, share: float) -> bool:
+    """Whether a request is among the ``share`` that is also asked of the slow model whole."""
+    return share > 0 and hashed_uniform(seed, _key(prompts), ledger.requests, "baseline") < share
 
 
 def _make_request(
@@ -180,6 +204,7 @@ def claim_of(engine: Engine, ledger: Ledger) -> Claim | None:
         "it may end at stop tokens": bool(request.stop_ids),
         "the answer was cut off": engine.generation.finish_reason in ("length", "context"),
         "the slow model failed": state.degraded is not None,
+        "a cap": bool(state.usage.declined) and "a cap" not in claim.reasons,
     }
     return claim.but(*(reason for reason, found in against.items() if found))
 

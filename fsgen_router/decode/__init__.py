@@ -7,6 +7,7 @@ request         what is asked: prompts, limits, masks
 commands        what an engine asks of its driver, and the events that come back
 state           what is known of a request
 core            what every act uses: reads, works and their counters
+spending        what the slow model costs: decided before it is asked, entered behind it
 commit          tokens that cannot be taken back; where an answer ends
 escalation      the slow model has the word: a method's rows are gathered, its token stands
 drafts          the fast model's tokens that are held back, for a rule to judge

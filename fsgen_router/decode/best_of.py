@@ -25,6 +25,7 @@ from ..contracts.text_models import TextEnd
 from ..contracts.verifier import Selecting
 from ..errors import FsgenError, RouterClosed
 from ..methods import Replace
+from ..money import Terms
 from ..records import Selection, Token
 from ..rows.reading import Alignment
 from . import ending, failure
@@ -54,6 +55,7 @@ class BestOfEngine(Engine):
         ledger: Ledger,
         alignments: Mapping[Role, Alignment | None] = MappingProxyType({}),
         read_ahead: int = 0,
+        terms: Terms | None = None,
     ) -> None:
         super().__init__(
             request,
@@ -64,6 +66,7 @@ class BestOfEngine(Engine):
             ledger=ledger,
             alignments=alignments,
             read_ahead=read_ahead,
+            terms=terms,
         )
         self.best_of, self._judge, self._writer, self._contexts = best_of, best_of.judge, writer, contexts
         self.lanes = 1

@@ -9,6 +9,7 @@ from .commands import Cancel, Chunk, Command, Emit
 from .commit import commit, ends
 from .core import Core
 from .proposal import hand_back
+from .spending import count_call
 
 MAX_SILENT_CALLS = 2
 """Calls without text after which an endpoint that is asked for spans is given up."""
@@ -27,6 +28,7 @@ def ask(core: Core) -> list[Command]:
         max_tokens=_limit(core),
         warp=core.request.warp,
         seed=core.request.seed,
+        meter=core.meter,
     )
     return [core.begin("slow", wanted, "text")]
 
@@ -155,6 +157,7 @@ def _count_call(core: Core, end: TextEnd, position: int, written: int) -> None:
     slow.prefill += prompt - cached
     slow.decode += written
     slow.forwards += written
+    count_call(core, end, prompt=prompt, written=written, thought=thought)
 
 
 def _why_silent(end: TextEnd, thought: int, limit: int) -> str:

@@ -10,12 +10,14 @@ from types import MappingProxyType
 
 import numpy as np
 
+from ..contracts.billing import Meter
 from ..contracts.methods import Method
 from ..contracts.models import Opened, Role, Work
 from ..contracts.policy import Context, Ledger, Policy, hands_over, reads_hidden
 from ..contracts.text_models import Continuation
 from ..errors import ConfigurationError
 from ..generation import Generation
+from ..money import Terms
 from ..rows.acceptance import Check
 from ..rows.reading import FORBIDDEN, Alignment, Floats, Mask, Read, choose_token, hashed_uniform
 from ..rows.signals import TOP_K
@@ -30,7 +32,7 @@ class Core:
 
     ``contexts`` holds each model's context length in tokens, ``alignments`` what makes a model's rows ones of the
     vocabulary, where its own is another. With ``read_ahead`` n > 0 the slow model reads whenever n tokens wait for it,
-    while the fast one goes on: worth it where they run on different devices.
+    while the fast one goes on: worth it where they run on different devices. ``terms`` are what escalations may cost.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Core:
         ledger: Ledger,
         alignments: Mapping[Role, Alignment | None] = MappingProxyType({}),
         read_ahead: int = 0,
+        terms: Terms | None = None,
     ) -> None:
         if policy.asks:
             _require_rows(method, request)
         self.request, self.policy, self.method = request, policy, method
         self.alignments = alignments
         self.vocabulary, self.ledger = vocabulary, ledger
+        self.terms, self.meter = terms or Terms(), Meter()
         self.read_ahead = read_ahead if policy.asks and request.text is None else 0
         self.reads_hidden = reads_hidden(policy)
         # Where a method reads the fast model too, that is asked all the same.

@@ -24,9 +24,11 @@ be under way (the slow model may read ahead while the fast one writes); a job's 
 
 from __future__ import annotations
 
+from ..contracts.billing import Meter
 from ..contracts.models import Opened, Role
 from ..contracts.policy import Ledger
 from ..contracts.text_models import TextEnd
+from ..money import Terms
 from ..rows.reading import Row
 from . import audit, continuation, ending, escalation, failure, forced, proposal, read_ahead, verification
 from .commands import Chunk, Command, Done, Event, Returned
@@ -102,10 +104,11 @@ class Engine(Core):
         ending.settle(self)
 
     def fork(self, request: Request | None = None) -> Engine:
-        """An engine that goes on from here on its own: its sequences open anew, its ledger is its own."""
+        """An engine that goes on from here on its own: its sequences open anew, its ledger is its own, without caps."""
         twin = object.__new__(Engine)
         twin.__dict__.update(self.__dict__)
         twin.request, twin.ledger = request or self.request, Ledger()
+        twin.terms, twin.meter = Terms(), Meter()
         twin.state = self.state.copy()
         twin.state.readers = {role: Reader() for role in self.state.readers}
         twin.state.jobs = {}

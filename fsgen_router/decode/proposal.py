@@ -13,14 +13,18 @@ from .commit import piece, release
 from .core import Core
 from .drafts import check_of, place
 from .escalation import escalate
+from .spending import admitted
 from .state import Proposal
 
 
 def hand_over(core: Core) -> None:
     """Give the whole answer to the slow model, where nothing that the fast one says could change that."""
     if core.hands_over and not core.state.answer and core.state.span_left == 0 and core.state.degraded is None:
-        core.state.usage.decisions += 1
-        escalate(core, Decision(True, REST, reason="handed over"))
+        decision = admitted(core, Decision(True, REST, reason="handed over"))
+        core.hands_over = decision.escalate
+        if decision.escalate:
+            core.state.usage.decisions += 1
+            escalate(core, decision)
 
 
 def ask(core: Core) -> list[Command]:
@@ -47,6 +51,7 @@ def proposed(core: Core, row: Row) -> list[Command]:
     state.policy, decision = core.policy.decide(state.policy, signals, core.context())
     if decision.escalate and core.request.text is not None and not state.text.complete:
         decision = dataclasses.replace(decision, escalate=False, reason="inside a character")
+    decision = admitted(core, decision)
     proposal = Proposal(row, signals.without_hidden(), decision)
     state.usage.decisions += 1
     if not decision.escalate:

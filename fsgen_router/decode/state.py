@@ -82,6 +82,10 @@ class EngineState:
     silences: list[str] = field(default_factory=list)
     """Of each call of an endpoint that ended without text, why."""
     last_escalation: int = -1
+    last_call: tuple[int, int] = (0, 0)
+    """Tokens that an endpoint read and wrote in its last call, in its own count."""
+    limited: str | None = None
+    """The cap that first declined an escalation."""
     finish: FinishReason | None = None
     closed: bool = False
     """Whether the answer's text and the policy are done with: what is left then changes neither."""

@@ -90,7 +90,14 @@ class Models:
                 prices = self._prices if seats[1] == "slow" else None
                 tuned = self.loaded.get("tuned") if seats == ("fast", "slow") else None
                 router = Router(
-                    fast, slow, tuned=tuned, policy="never", method="replace", seed=self._seed, prices=prices
+                    fast,
+                    slow,
+                    tuned=tuned,
+                    policy="never",
+                    method="replace",
+                    seed=self._seed,
+                    prices=prices,
+                    at_any_price=True,  # each mode is measured, also one that its price forbids
                 )
             self._routers[seats] = router
         return self._routers[seats]

@@ -5,7 +5,7 @@ Events: ``answered``, ``degraded``, ``context_beyond_training``, ``endpoint_retr
 ``swapped_models``, ``system_merged``, ``default_mode`` and ``slow_alone`` (what a pair runs with where nothing was
 named), ``costs_unmeasured``, ``costs_unsteady``, ``costs_unread``, ``costs_unkept``, ``vocabulary`` (ids that one model
 lacks or types otherwise), ``reread`` (a method takes drafts back, a model cannot), ``rows_full`` (a trie of rows has
-reached its limit and keeps no more).
+reached its limit and keeps no more), ``checker_failed`` (a caller's checker raised).
 
 ``answered`` and ``degraded`` have their request's ``request_id`` and the names of both models. Prompts and keys are
 never in any event.

@@ -29,6 +29,7 @@ MODULES = (
     "fsgen_router.json_forms",
     "fsgen_router.law",
     "fsgen_router.methods",
+    "fsgen_router.money",
     "fsgen_router.policies",
     "fsgen_router.recommend",
     "fsgen_router.reference",

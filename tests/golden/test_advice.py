@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import scripted_pairs
 import typer
 
-from fsgen_router import InvalidRequest, RequestOptions, Router
+from fsgen_router import Budget, InvalidRequest, MachinePrice, Prices, RequestOptions, Router
 from fsgen_router.adapters.llama_cpp import LlamaCppOptions
 from fsgen_router.adapters.openai import OpenAIOptions
 from fsgen_router.adapters.transformers import TransformersOptions
@@ -30,7 +31,8 @@ MODELS = {name for model in (LlamaCppOptions, TransformersOptions, OpenAIOptions
 def test_whose_an_option_is_is_known() -> None:
     """The lists that hints are made from are those of the real parts."""
     assert set(options.OF_ROUTER) | {"seed"} == ROUTER
-    assert set(options.OF_REQUEST) == set(RequestOptions.model_fields) - {"policy", "method"}  # the Router's first
+    first_the_routers = {"budget", "policy", "method"}
+    assert set(options.OF_REQUEST) == set(RequestOptions.model_fields) - first_the_routers
     assert set(options.OF_MODEL) == MODELS - {"chat_template_kwargs"}  # a request's first
     assert set(options._ELSEWHERE.values()) <= {*options.OF_REQUEST, *options.OF_MODEL}
 
@@ -94,6 +96,8 @@ def commands(group: typer.core.TyperGroup) -> Iterator[str]:
 
 def test_advice_names_options_that_exist() -> None:
     known = ROUTER | MODELS | set(RequestOptions.model_fields) | set(CalibrationOptions.model_fields)
+    known |= {field.name for record in (Prices, MachinePrice) for field in dataclasses.fields(record)}
+    known |= set(inspect.signature(Budget).parameters)
     # Of certify(), of a method's and of a policy's short forms.
     known |= {"at", "bound", "draft_len", "else", "span", "window"}
     others = {"CMAKE_ARGS", "DGGML_CUDA", "DGGML_METAL", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "errors"}
