@@ -63,7 +63,7 @@ class SpanJson(TypedDict):
 
 
 class ModelUsageJson(TypedDict):
-    """One model's counters: tokens, but for ``forwards`` and ``seconds``."""
+    """One model's counters: tokens, but for ``forwards``, ``calls`` and ``seconds``."""
 
     prefill: int
     cached: int
@@ -72,6 +72,7 @@ class ModelUsageJson(TypedDict):
     ahead: int
     reread: int
     forwards: int
+    calls: int
     seconds: float
 
 

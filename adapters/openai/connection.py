@@ -47,7 +47,11 @@ class Connection:
         self._client.close()
 
     def ask(
-        self, path: str, body: Mapping[str, Any] | None, patience: Patience, read: Callable[[httpx2.Response], Iterator[T]]
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        patience: Patience,
+        read: Callable[[httpx2.Response], Iterator[T]],
     ) -> Generator[T]:
         """Send a request until its first item has come, at most as often as allowed; then the rest of it.
 
@@ -81,7 +85,11 @@ class Connection:
             yield from rest
 
     def _send(
-        self, path: str, body: Mapping[str, Any] | None, patience: Patience, read: Callable[[httpx2.Response], Iterator[T]]
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        patience: Patience,
+        read: Callable[[httpx2.Response], Iterator[T]],
     ) -> Generator[T]:
         if patience.ended:
             raise late(self.name)

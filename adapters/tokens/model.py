@@ -95,7 +95,9 @@ class TokensModel:
         most = told - 1 if isinstance(told, int) and told > 1 else None
         wanted = self.options.n_ctx or most
         if wanted is None:
-            raise ConfigurationError(f"{self.name} does not say how many tokens it holds", hint="name them: ?n_ctx=8192")
+            raise ConfigurationError(
+                f"{self.name} does not say how many tokens it holds", hint="name them: ?n_ctx=8192"
+            )
         if most is not None and wanted > most:
             raise ConfigurationError(f"n_ctx={wanted} is more than {self.name} holds", hint=f"n_ctx={most} at most")
         return wanted

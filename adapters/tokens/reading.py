@@ -38,7 +38,9 @@ def reduce_best(best: Best, read: Read, n_vocab: int) -> Row:
     :class:`Unknown` for a token that has to be asked for, and :class:`BackendError` for what no server tells.
     """
     if read.full or read.hidden or read.mask is not None:
-        raise BackendError("a server tells the best tokens of a row: no whole row, no hidden state, none that is masked")
+        raise BackendError(
+            "a server tells the best tokens of a row: no whole row, no hidden state, none that is masked"
+        )
     if not best.logprobs[0] > NO_LOGPROB:
         return UNREADABLE
     best = _aligned(best, read.alignment, n_vocab)

@@ -78,8 +78,8 @@ class TokenModel(Protocol):
     """A model that reads token ids and gives reduced rows of logits: a local one, or one behind a server that does.
 
     One with a method ``take_vocabulary(tokenizer, name)`` has no tokenizer of its own before it is given another
-    model's. Calls are safe from several threads; a local model serialises its own forwards. After a fork, :meth:`open` and
-    :meth:`forward` raise :class:`~fsgen_router.errors.ForkedProcess` in the child, and :meth:`close` and
+    model's. Calls are safe from several threads; a local model serialises its own forwards. After a fork, :meth:`open`
+    and :meth:`forward` raise :class:`~fsgen_router.errors.ForkedProcess` in the child, and :meth:`close` and
     :meth:`shutdown` do nothing. A model that is dropped frees its memory like one that is shut down.
     """
 

@@ -425,13 +425,13 @@ def _split(job: _Job, size: int) -> tuple[Work, list[int]]:
     return part, [slot for slot, _, _ in now]
 
 
-class StreamWorker:
-    """Threads that wait for an endpoint, one for each stream under way.
+class CallWorker:
+    """Threads that wait for an endpoint or a server, one for each call under way: what they do side by side is theirs.
 
     Not a pool's: the interpreter would wait for them at its end, and an endpoint may hang.
     """
 
-    def __init__(self, model: TextModel, name: str) -> None:
+    def __init__(self, model: AnyModel, name: str) -> None:
         self._model, self._name = model, name
         self._lock = threading.Lock()
         self._under_way: dict[threading.Thread, tuple[int, Client]] = {}
@@ -544,8 +544,8 @@ class Workers:
             return self._started[role]
 
     def _make(self, model: AnyModel, name: str) -> Worker:
-        if not reads_tokens(model):
-            return StreamWorker(cast(TextModel, model), name)
+        if not reads_tokens(model) or model.capabilities.remote:
+            return CallWorker(model, name)
         return BatchWorker(model, name, thread=_thread_of(model, self._models.values()), pair=self._pair)
 
     def close(self, deadline: float | None = None) -> None:
