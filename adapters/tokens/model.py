@@ -16,6 +16,7 @@ from fsgen_router.rows.reading import Read, Row
 from fsgen_router.support.logs import log
 from fsgen_router.support.options import checked
 
+from ..openai.errors import EndpointError
 from ..sequences import SequencePool
 from .dialects import Best, NoRows, Question, Reply
 from .options import TokensKeywords, TokensOptions
@@ -48,9 +49,9 @@ class _Asked:
         self.cached: int | None = None
 
     def count(self, reply: Reply) -> None:
-        if not self.calls:
-            self.cached = reply.cached
         self.calls += 1
+        if self.calls == 1:  # what is asked for again, without the cache, is read again
+            self.cached = reply.cached
         self.written += len(reply.written)
 
 
@@ -234,11 +235,21 @@ class TokensModel:
         return not self.spoken.reports_cached
 
     def _reply(self, question: Question, wanted: set[int], asked: _Asked) -> Reply:
-        """A reply that has the rows that are wanted; where the prefix cache held some, another one without it."""
+        """A reply that has the rows that are wanted; where the prefix cache held some, another one without it.
+
+        So, too, where a reply fails: vLLM writes what its memory happens to hold for rows that it has not computed,
+        and refuses its own reply where that is no number.
+        """
         for attempt in (question, replace(question, fresh=True)):
             try:
                 reply = self._server.rows(self.spoken.dialect, attempt)
-            except NoRows:
+            except (EndpointError, NoRows) as error:
+                if not attempt.fresh and attempt.of_prompt and (isinstance(error, NoRows) or error.bad_request):
+                    asked.calls += 1
+                    log.info("rows_cached", model=self.name, cached=None, first=question.first)
+                    continue
+                if isinstance(error, EndpointError):
+                    raise
                 raise BackendError(f"{self.name} sent a reply without rows", hint="was it started anew?") from None
             asked.count(reply)
             trusted = attempt.fresh or reply.cached is not None or not question.of_prompt
