@@ -1,7 +1,7 @@
 """Drafts verified over HTTP on an unmodified vLLM server: text against the slow model's own, and what it takes.
 
 For each GSM8K problem, in turns: the server's own greedy text in one call (plain HTTP, none of this package's code),
-``every:K`` with ``verify:exact`` against the server, and, for every ``--in-process-every`` th problem, the same pair with
+``every:K`` with ``verify:exact`` against the server, and, for one problem in ``--in-process-every``, the same pair with
 the slow model's files loaded here through transformers. Token for token, ``different`` texts are listed with the gap
 between the server's two best tokens where they part: a tie, where kernels for one token and for many round differently.
 

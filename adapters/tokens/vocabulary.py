@@ -130,7 +130,7 @@ def _compare(server: Server, tokenizer: Tokenizer, name: str) -> frozenset[int]:
                 raise VocabularyMismatch(
                     f"{name} and {server.name} have different vocabularies: id {token} is {ours!r} in {name} and "
                     f"{theirs!r} in {server.name}",
-                    hint="serve a model of the fast one's family: token-level routing needs ids that mean the same bytes",
+                    hint="serve a model of its family: token-level routing needs ids that mean the same bytes",
                 )
     if len(lacking) > len(meant) // 2:
         raise VocabularyMismatch(f"{server.name} tells no text of {len(lacking)} ids of {name}", hint=_SAID_TO_BE)
@@ -139,8 +139,8 @@ def _compare(server: Server, tokenizer: Tokenizer, name: str) -> frozenset[int]:
         if ours != theirs:
             at = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if len(set(pair)) > 1), 0)
             raise VocabularyMismatch(
-                f"{name} and {server.name} cut a text differently: {text!r} is {ours[at : at + 3]} from token {at} on in "
-                f"{name} and {theirs[at : at + 3]} in {server.name}",
+                f"{name} and {server.name} cut a text differently: {text!r} is {ours[at : at + 3]} from token {at} on "
+                f"in {name} and {theirs[at : at + 3]} in {server.name}",
                 hint=_SAID_TO_BE,
             )
     return frozenset(lacking)

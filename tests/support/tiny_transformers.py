@@ -138,3 +138,17 @@ def saved(architecture: str) -> Path:
     make_model(architecture).save_pretrained(folder)
     byte_level().save_pretrained(folder)
     return folder
+
+
+@cache
+def altered(architecture: str, noise: float) -> Path:
+    """The model of :func:`saved` with noise on its weights, relative to their size: it mostly chooses the same."""
+    folder = _root() / f"{architecture}-{noise:g}"
+    model = make_model(architecture)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += noise * weight.std().nan_to_num() * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    byte_level().save_pretrained(folder)
+    return folder
