@@ -20,7 +20,7 @@ from ..openai.errors import EndpointError
 from ..sequences import SequencePool
 from .dialects import Best, NoRows, Question, Reply
 from .options import TokensKeywords, TokensOptions
-from .reading import Unknown, best_needed, reduce_best
+from .reading import TooFew, Unknown, best_needed, reduce_best
 from .server import Server
 from .vocabulary import ServedTokenizer, compare
 
@@ -190,9 +190,17 @@ class TokensModel:
 
     def _reduce(self, rows: dict[int, Best], ids: Sequence[int], position: int, read: Read, asked: _Asked) -> Row:
         """What is read of a row; tokens that are not among its best are asked for one by one."""
+        most = self.spoken.top_k
         while True:
             try:
                 return reduce_best(rows[position], read, self.tokenizer.n_vocab)
+            except TooFew:
+                if len(rows[position].ids) >= most:
+                    raise BackendError(
+                        f"{self.name}: the {most} best tokens of a row are none of this vocabulary"
+                    ) from None
+                question = Question(ids, position, most, most, fresh=self._fresh)
+                rows[position] = self._reply(question, {position}, asked).rows[position]
             except Unknown as one:
                 # It is told of a token that stands behind.
                 question = Question([*ids[: position + 1], one.token], position, 1, 1, fresh=self._fresh)

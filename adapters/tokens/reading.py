@@ -23,6 +23,10 @@ class Unknown(Exception):
         self.token = token
 
 
+class TooFew(Exception):
+    """None of the best tokens that are known is one that may be written."""
+
+
 def best_needed(read: Read) -> int:
     """How many of a row's best tokens tell what a read asks: one where only its choice and the next token count.
 
@@ -35,7 +39,8 @@ def reduce_best(best: Best, read: Read, n_vocab: int) -> Row:
     """Read what is known of a row, as ``reduce_row`` reads a whole one.
 
     Its logits are taken to be the log-probabilities, so the log-partition is 0; the entropy is NaN. Raises
-    :class:`Unknown` for a token that has to be asked for, and :class:`BackendError` for what no server tells.
+    :class:`Unknown` for a token that has to be asked for, :class:`TooFew` where more have to be, and
+    :class:`BackendError` for what no server tells.
     """
     if read.full or read.hidden or read.mask is not None:
         raise BackendError(
@@ -83,11 +88,10 @@ def _aligned(best: Best, alignment: Alignment | None, n_vocab: int) -> Best:
     if len(kept) == len(told) and ends.isdisjoint(told):
         return best
     rest = 1.0 - sum(math.exp(told[token]) for token in told if token not in kept)
-    if not kept or rest <= 0.0:
-        raise BackendError("none of the best tokens of a row is one that both models have", hint="raise top_k")
-    moved = {token: logprob - math.log(rest) for token, logprob in kept.items()}
-    known = {*best.ids, *(() if alignment is None or ends.isdisjoint(told) else (alignment.end,))}
-    return Best.of(moved.items(), sum(token in known for token in moved))
+    count = sum(logprob >= best.logprobs[-1] for logprob in kept.values())  # no token that is not known is likelier
+    if not count or rest <= 0.0:
+        raise TooFew
+    return Best.of([(token, logprob - math.log(rest)) for token, logprob in kept.items()], count)
 
 
 def _draw(best: Best, read: Read, uniform: float) -> int:
