@@ -18,7 +18,7 @@ class TokensKeywords(TypedDict, total=False):
     n_seq: int
     n_ctx: int | None
     n_params: int | None
-    top_k: int
+    n_best: int
     ahead: int
     vocabulary: Literal["checked", "trusted"]
     tokenizer: str | None
@@ -44,7 +44,7 @@ class TokensOptions(BaseModel):
         default=None, ge=16, description="tokens that one request can hold; None: what the server's model card says"
     )
     n_params: int | None = Field(default=None, ge=1, description="parameters, which no server tells; for reports")
-    top_k: int = Field(
+    n_best: int = Field(
         default=20, ge=1, le=1024, description="best tokens of a row to ask for at most; servers allow 20 unless told"
     )
     ahead: int = Field(

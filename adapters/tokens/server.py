@@ -137,7 +137,7 @@ class Server:
         )
 
     def _try(self, dialect: Dialect) -> Spoken | None:
-        for top_k in dict.fromkeys((self._options.top_k, *(k for k in _FEWER if k < self._options.top_k))):
+        for top_k in dict.fromkeys((self._options.n_best, *(k for k in _FEWER if k < self._options.n_best))):
             try:
                 reply = self.rows(dialect, Question(_PROBE, 0, top_k, top_k))
             except EndpointError as error:

@@ -1,7 +1,8 @@
 """Log events with stable names and fields, and the warnings that go with some of them.
 
 Events: ``answered``, ``degraded``, ``context_beyond_training``, ``endpoint_retry``, ``endpoint_parameter``,
-``prefill_probed``, ``completions_probed``, ``prompts_wrapped``, ``policy_pair``, ``policy_drift``, ``small_extent``,
+``endpoint_rows`` (how a server is asked for rows), ``rows_cached`` (a server's cache held rows that were wanted: they
+are asked for again), ``template_unchecked``, ``prefill_probed``, ``completions_probed``, ``prompts_wrapped``, ``policy_pair``, ``policy_drift``, ``small_extent``,
 ``swapped_models``, ``system_merged``, ``default_mode`` and ``slow_alone`` (what a pair runs with where nothing was
 named), ``costs_unmeasured``, ``costs_unsteady``, ``costs_unread``, ``costs_unkept``, ``vocabulary`` (ids that one model
 lacks or types otherwise), ``reread`` (a method takes drafts back, a model cannot), ``rows_full`` (a trie of rows has

@@ -15,6 +15,7 @@ import typer
 from fsgen_router import InvalidRequest, RequestOptions, Router
 from fsgen_router.adapters.llama_cpp import LlamaCppOptions
 from fsgen_router.adapters.openai import OpenAIOptions
+from fsgen_router.adapters.tokens import TokensOptions
 from fsgen_router.adapters.transformers import TransformersOptions
 from fsgen_router.calibration import CalibrationOptions
 from fsgen_router.cli import app
@@ -24,7 +25,8 @@ from fsgen_router.support import options
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for path in (ROOT / room).rglob("*.py"))
 ROUTER = set(inspect.signature(Router).parameters)
-MODELS = {name for model in (LlamaCppOptions, TransformersOptions, OpenAIOptions) for name in model.model_fields}
+BACKENDS = (LlamaCppOptions, TransformersOptions, OpenAIOptions, TokensOptions)
+MODELS = {name for model in BACKENDS for name in model.model_fields}
 
 
 def test_whose_an_option_is_is_known() -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from fsgen_router import RequestKeywords, RequestOptions
 from fsgen_router.adapters.llama_cpp import LlamaCppKeywords, LlamaCppOptions
 from fsgen_router.adapters.openai import OpenAIKeywords, OpenAIOptions
+from fsgen_router.adapters.tokens import TokensKeywords, TokensOptions
 from fsgen_router.adapters.transformers import TransformersKeywords, TransformersOptions
 
 PROGRAM = """
