@@ -95,6 +95,7 @@ def test_what_is_right_passes_and_what_is_wrong_does_not(tmp_path: Path) -> None
         (RequestKeywords, RequestOptions),
         (LlamaCppKeywords, LlamaCppOptions),
         (OpenAIKeywords, OpenAIOptions),
+        (TokensKeywords, TokensOptions),
         (TransformersKeywords, TransformersOptions),
     ],
 )
