@@ -488,7 +488,7 @@ def _warn_of_rereading(method: Method, names: Sequence[str]) -> None:
 
 def look_swapped(fast: TokenModel, slow: AnyModel) -> bool:
     """Whether the slow model is the smaller one. A vocabulary that is padded otherwise makes a few percent."""
-    return slow.n_params is not None and slow.n_params < 0.9 * fast.n_params
+    return slow.n_params is not None and slow.n_params < 0.9 * (fast.n_params or 0)
 
 
 def warn_of_swapped(fast: TokenModel, slow: AnyModel) -> None:

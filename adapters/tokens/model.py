@@ -197,7 +197,7 @@ class TokensModel:
             except TooFew:
                 if len(rows[position].ids) >= most:
                     raise BackendError(
-                        f"{self.name}: the {most} best tokens of a row are none of this vocabulary"
+                        f"too few of the {most} best tokens that {self.name} tells are of the fast model's vocabulary"
                     ) from None
                 question = Question(ids, position, most, most, fresh=self._fresh)
                 rows[position] = self._reply(question, {position}, asked).rows[position]

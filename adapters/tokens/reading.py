@@ -24,7 +24,7 @@ class Unknown(Exception):
 
 
 class TooFew(Exception):
-    """None of the best tokens that are known is one that may be written."""
+    """Of the best tokens that are known too few may be written: none, or fewer than are drawn from."""
 
 
 def best_needed(read: Read) -> int:
@@ -96,11 +96,10 @@ def _aligned(best: Best, alignment: Alignment | None, n_vocab: int) -> Best:
 
 def _draw(best: Best, read: Read, uniform: float) -> int:
     """A token from the ``top_k`` best. More of them would have to be known for another way to draw."""
-    if not 1 <= read.warp.top_k <= len(best.ids):
-        raise BackendError(
-            f"{len(best.ids)} tokens of a row are known, and to draw from more needs it whole",
-            hint=f"temperature=0, or top_k={len(best.ids)} at most",
-        )
+    if not read.warp.top_k:
+        raise BackendError("a server tells the best tokens of a row, and to draw needs it whole", hint="set top_k")
+    if read.warp.top_k > len(best.ids):
+        raise TooFew
     at, probabilities = warped(np.array(best.logprobs), read.warp)
     return best.ids[draw(at, probabilities, uniform)]
 

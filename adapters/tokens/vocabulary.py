@@ -135,12 +135,12 @@ def _compare(server: Server, tokenizer: Tokenizer, name: str) -> frozenset[int]:
     if len(lacking) > len(meant) // 2:
         raise VocabularyMismatch(f"{server.name} tells no text of {len(lacking)} ids of {name}", hint=_SAID_TO_BE)
     for text in _TEXTS:
-        ours, theirs = tokenizer.encode(text, add_bos=False), server.tokenize(text)
-        if ours != theirs:
-            at = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if len(set(pair)) > 1), 0)
+        our_ids, their_ids = tokenizer.encode(text, add_bos=False), server.tokenize(text)
+        if our_ids != their_ids:
+            at = next((at for at, (one, other) in enumerate(zip(our_ids, their_ids, strict=False)) if one != other), 0)
             raise VocabularyMismatch(
-                f"{name} and {server.name} cut a text differently: {text!r} is {ours[at : at + 3]} from token {at} on "
-                f"in {name} and {theirs[at : at + 3]} in {server.name}",
+                f"{name} and {server.name} cut a text differently: {text!r} is {our_ids[at : at + 3]} from token {at} on "
+                f"in {name} and {their_ids[at : at + 3]} in {server.name}",
                 hint=_SAID_TO_BE,
             )
     return frozenset(lacking)
