@@ -139,8 +139,8 @@ def _compare(server: Server, tokenizer: Tokenizer, name: str) -> frozenset[int]:
         if our_ids != their_ids:
             at = next((at for at, (one, other) in enumerate(zip(our_ids, their_ids, strict=False)) if one != other), 0)
             raise VocabularyMismatch(
-                f"{name} and {server.name} cut a text differently: {text!r} is {our_ids[at : at + 3]} from token {at} on "
-                f"in {name} and {their_ids[at : at + 3]} in {server.name}",
+                f"{name} and {server.name} cut a text differently: {text!r} is {our_ids[at : at + 3]} from token {at} "
+                f"on in {name} and {their_ids[at : at + 3]} in {server.name}",
                 hint=_SAID_TO_BE,
             )
     return frozenset(lacking)
