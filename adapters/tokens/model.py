@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TypeVar, Unpack, cast
@@ -42,16 +44,14 @@ class _Ahead:
 
 
 class _Asked:
-    """What one work had asked: calls, what the server's prefix cache held at the first of them, tokens written."""
+    """What one work had asked: calls, tokens that the server read for them and did not find in its cache, and wrote."""
 
     def __init__(self) -> None:
-        self.calls = self.written = 0
-        self.cached: int | None = None
+        self.calls = self.read = self.written = 0
 
-    def count(self, reply: Reply) -> None:
+    def count(self, question: Question, reply: Reply) -> None:
         self.calls += 1
-        if self.calls == 1:  # what is asked for again, without the cache, is read again
-            self.cached = reply.cached
+        self.read += len(question.ids) - (reply.cached or 0)
         self.written += len(reply.written)
 
 
@@ -73,6 +73,7 @@ class TokensModel:
         self._tokenizer: Tokenizer | None = None
         self._pool: SequencePool | None = None
         self._ahead: dict[int, _Ahead] = {}
+        self._under_way: weakref.WeakSet[Future[Rows]] = weakref.WeakSet()
         try:
             card = self._server.card()
             self._root = str(card.get("root") or "")
@@ -156,7 +157,12 @@ class TokensModel:
 
     def shutdown(self) -> None:
         """Close connections; calls under way end with a :class:`BackendError`."""
+        if self._server.home.left:
+            return
         self._server.close()
+        for outcome in list(self._under_way):
+            with suppress(InvalidStateError):
+                outcome.set_exception(BackendError(f"{self.name} was shut down"))
 
     # --- forward ---
 
@@ -171,11 +177,23 @@ class TokensModel:
                 raise BackendError("a sequence has two works in one forward")
             for work in works:
                 pool.extend(work.sequence, work.ids)
-            return cast(list[list[Row]], _side_by_side([partial(self._run, work) for work in works]))
+            return cast(list[list[Row]], self._side_by_side([partial(self._run, work) for work in works]))
         except BaseException:
             for work in works:
                 pool.forget(work.sequence)
             raise
+
+    def _side_by_side(self, calls: Sequence[Callable[[], Rows]]) -> list[Rows]:
+        """What they give, each on a thread of its own, which is not waited for when the model is shut down."""
+        outcomes: list[Future[Rows]] = [Future() for _ in calls]
+        self._under_way.update(outcomes)
+        for call, outcome in zip(calls, outcomes, strict=True):
+            threading.Thread(target=_fulfil, args=(call, outcome), name="fsgen-call", daemon=True).start()
+        failures = [outcome.exception() for outcome in outcomes]  # all have ended then
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        return [outcome.result() for outcome in outcomes]
 
     def _run(self, work: Work) -> Rows:
         ids = list(self._sequences.held(work.sequence))
@@ -184,7 +202,7 @@ class TokensModel:
         for position, read in reads:
             found.append(self._reduce(rows, ids, position, read, asked))
         if asked.calls:
-            found.reread = max(work.keep - (asked.cached or 0), 0)
+            found.reread = max(asked.read - len(work.ids), 0)
         found.calls, found.written = asked.calls, asked.written
         return found
 
@@ -259,7 +277,7 @@ class TokensModel:
                 if isinstance(error, EndpointError):
                     raise
                 raise BackendError(f"{self.name} sent a reply without rows", hint="was it started anew?") from None
-            asked.count(reply)
+            asked.count(attempt, reply)
             trusted = attempt.fresh or reply.cached is not None or not question.of_prompt
             if trusted and wanted <= reply.rows.keys():
                 return reply
@@ -278,22 +296,9 @@ def _of_the_next(reads: Sequence[tuple[int, Read]], ids: Sequence[int]) -> bool:
     )
 
 
-def _side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """What they give, each on a thread of its own but for the first. Not a pool's: one may hang for long."""
-    outcomes: list[Future[T]] = [Future() for _ in calls]
-    for call, outcome in [*zip(calls, outcomes, strict=True)][1:]:
-        threading.Thread(target=_fulfil, args=(call, outcome), name="fsgen-call", daemon=True).start()
-    if calls:
-        _fulfil(calls[0], outcomes[0])
-    failures = [outcome.exception() for outcome in outcomes]  # all have ended then
-    for failure in failures:
-        if failure is not None:
-            raise failure
-    return [outcome.result() for outcome in outcomes]
-
-
 def _fulfil(call: Callable[[], T], outcome: Future[T]) -> None:
-    try:
-        outcome.set_result(call())
-    except BaseException as error:
-        outcome.set_exception(error)
+    with suppress(InvalidStateError):  # the model was shut down meanwhile
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)

@@ -143,11 +143,11 @@ class Server:
             except EndpointError as error:
                 if error.status in (404, 405, 501):
                     return None
-                if not error.bad_request:
-                    raise
-                if "logprobs" in error.message:
+                if error.bad_request and "logprobs" in error.message:
                     continue  # more than it allows
-                return None
+                if error.bad_request or error.status == 500:  # some take no ids, and fail over them
+                    return None
+                raise
             except NoRows:
                 return None
             told = min(len(row.ids) for row in reply.rows.values())

@@ -24,9 +24,9 @@ _TEXTS = (
 )
 """What both have to cut alike: bytes that are a part of a character show in no text of one token."""
 _CONVERSATION: tuple[Turn, ...] = (
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "It is 4."},
-    {"role": "user", "content": "And 3 + 3?"},
+    {"role": "user", "content": "Count to four."},
+    {"role": "assistant", "content": "1 2 3 4"},
+    {"role": "user", "content": "And back again."},
 )
 _SAID_TO_BE = "the same ids all the same? ?vocabulary=trusted; or name its files: ?tokenizer=folder"
 

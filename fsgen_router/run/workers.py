@@ -419,7 +419,8 @@ def _split(job: _Job, size: int) -> tuple[Work, list[int]]:
         return left, job.slots
     now = [(slot, at, read) for slot, (at, read) in zip(job.slots, left.reads, strict=True) if at < size]
     later = [(slot, at - size, read) for slot, (at, read) in zip(job.slots, left.reads, strict=True) if at >= size]
-    job.left = Work(left.sequence, left.keep + size, left.ids[size:], [(at, read) for _, at, read in later])
+    rest = [(at, read) for _, at, read in later]
+    job.left = Work(left.sequence, left.keep + size, left.ids[size:], rest, left.more)
     job.slots = [slot for slot, _, _ in later]
     part = Work(left.sequence, left.keep, left.ids[:size], [(at, read) for _, at, read in now])
     return part, [slot for slot, _, _ in now]
