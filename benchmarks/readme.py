@@ -495,8 +495,8 @@ def http_verify() -> str:
             f"{ratio(figures['http_to_in_process'])} |",
             "",
             f"SmolLM2-135M on an unmodified {figures['server']}, on {figures['machine']}, beside other work; the file "
-            f"of 4 bits that its weights were made of writes the drafts, through llama.cpp. GSM8K prompts, temperature 0; "
-            f"in process through transformers on {figures['paired_with_in_process']} of them. "
+            f"of 4 bits that its weights were made of writes the drafts, through llama.cpp. GSM8K, temperature 0; in "
+            f"process through transformers on {figures['paired_with_in_process']} of them. "
             f"`benchmarks/http_verify.py`, seed {figures['seed']}, 95% bootstrap interval, {figures['date']}.",
         ]
     )
