@@ -270,7 +270,8 @@ class TokensModel:
             try:
                 reply = self._server.rows(self.spoken.dialect, attempt)
             except (EndpointError, NoRows) as error:
-                if not attempt.fresh and attempt.of_prompt and (isinstance(error, NoRows) or error.bad_request):
+                refused = isinstance(error, NoRows) or error.bad_request or error.status == 500
+                if refused and not attempt.fresh and attempt.of_prompt:
                     asked.calls += 1
                     log.info("rows_cached", model=self.name, cached=None, first=question.first)
                     continue
