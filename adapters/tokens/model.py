@@ -44,7 +44,10 @@ class _Ahead:
 
 
 class _Asked:
-    """What one work had asked: calls, tokens that the server read for them and did not find in its cache, and wrote."""
+    """What one work had asked: calls, tokens that the server read for them and did not find in its cache, and wrote.
+
+    Of a call that it refused nobody knows how much it read.
+    """
 
     def __init__(self) -> None:
         self.calls = self.read = self.written = 0

@@ -109,7 +109,7 @@ def test_every_method_writes_as_beside_the_model_itself(
     slow = model_of(server, api=api)
     with Router(fast, slow, **JUDGED) as served, Router(fast, here, **JUDGED) as local:
         alone = texts(local, policy="always,span=rest", method="replace")
-        for policy, method in RULES:
+        for policy, method in RULES if api == "generate" else RULES[::6]:  # one of each sort elsewhere
             wanted = texts(local, policy=policy, method=method)
             assert texts(served, policy=policy, method=method) == wanted, (policy, method)
             if method in ("verify:exact", "verify:speculative"):
@@ -498,7 +498,7 @@ def test_servers_of_text_are_told_apart(tmp_path: Path) -> None:
         endpoints.real_server(tmp_path, {"slow": reference.path("slow")}) as server,
         pytest.raises(ConfigurationError, match=r"gives no rows for token ids.*use openai:slow@http://.*/v1"),
     ):
-        TokensModel(f"slow@{server.url}")
+        TokensModel(f"slow@{server.url}", max_retries=0)
 
 
 def test_wrong_servers_names_and_keys(serve: Callable[..., TokenServer], monkeypatch: pytest.MonkeyPatch) -> None:

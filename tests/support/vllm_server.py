@@ -79,7 +79,7 @@ def counters(url: str) -> dict[str, float]:
     return found
 
 
-def make_pair(folder: Path, texts: list[str], *, noise: float = 0.05) -> tuple[Path, Path]:
+def make_pair(folder: Path, texts: list[str], *, noise: float = 0.01) -> tuple[Path, Path]:
     """A slow model of random weights (heads of 64 dimensions, which vLLM's kernels for CPUs want) and a fast one that
     is the same with noise on them, with a BPE of 2,048 tokens that is trained on ``texts``."""
     tokenizer = Tokenizer(models.BPE())

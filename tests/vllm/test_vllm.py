@@ -112,7 +112,9 @@ def test_text_is_the_slow_models_own(slow: TokensModel, fast: TransformersModel,
         usages = [answer.usage.slow for answer in answers]
         read = sum(usage.positions for usage in usages)
         if slow.spoken.dialect.name == "generate":
-            assert read == spent["prompt_tokens_total"] - spent["prompt_tokens_cached_total"]
+            # Of a reply that the server refused to itself nobody knows how much it read for it.
+            computed = spent["prompt_tokens_total"] - spent["prompt_tokens_cached_total"]
+            assert 0.95 * computed <= read <= computed
             assert spent["prompt_tokens_cached_total"] > 0.3 * spent["prompt_tokens_total"]
         tokens, calls = sum(len(answer.tokens) for answer in answers), sum(usage.calls for usage in usages)
         assert tokens > 4 * calls
