@@ -184,7 +184,7 @@ def summarise(args: argparse.Namespace, done: list[dict[str, Any]]) -> None:
         "http_verify",
         {
             "server": "vllm 0.32.0 for CPUs, float32, block size 32, one thread",
-            "fast": args.fast.rpartition("/")[2],
+            "fast": args.fast.rpartition("/")[2].partition("?")[0],
             "slow": args.slow.name,
             "seed": SEED,
             "prompts": len(done),

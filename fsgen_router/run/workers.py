@@ -426,8 +426,8 @@ def _split(job: _Job, size: int) -> tuple[Work, list[int]]:
     return part, [slot for slot, _, _ in now]
 
 
-class CallWorker:
-    """Threads that wait for an endpoint or a server, one for each call under way: what they do side by side is theirs.
+class StreamWorker:
+    """Threads that wait for an endpoint, one for each stream under way; or for a server, one for each call for rows.
 
     Not a pool's: the interpreter would wait for them at its end, and an endpoint may hang.
     """
@@ -546,7 +546,7 @@ class Workers:
 
     def _make(self, model: AnyModel, name: str) -> Worker:
         if not reads_tokens(model) or model.capabilities.remote:
-            return CallWorker(model, name)
+            return StreamWorker(model, name)
         return BatchWorker(model, name, thread=_thread_of(model, self._models.values()), pair=self._pair)
 
     def close(self, deadline: float | None = None) -> None:
