@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import warnings
@@ -242,6 +243,22 @@ def test_conversations_are_under_way_at_once(fast: TransformersModel, serve: Cal
         opened = [slow.open([]).sequence for _ in range(3)]
         rows = slow.forward([Work(sequence, 0, [10, 11, 12 + sequence], [(2, Read())]) for sequence in opened])
         assert len(rows) == server.most_at_once == 3
+    slow.shutdown()
+
+
+async def test_coroutines_and_reading_ahead_change_no_text(
+    fast: TransformersModel, serve: Callable[..., TokenServer]
+) -> None:
+    server = serve()
+    slow = model_of(server)
+    with Router(fast, slow, policy="entropy>1.5,span=16", method="replace") as router:
+        expected = [router.complete(prompt, max_tokens=32).text for prompt in PROMPTS]
+        found = await asyncio.gather(*(router.acomplete(prompt, max_tokens=32) for prompt in PROMPTS))
+        assert [answer.text for answer in found] == expected
+        router.read_ahead = 6
+        found = [router.complete(prompt, max_tokens=32) for prompt in PROMPTS]
+        assert [answer.text for answer in found] == expected
+        assert sum(answer.usage.slow.ahead for answer in found) > 0
     slow.shutdown()
 
 
