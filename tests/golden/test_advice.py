@@ -96,7 +96,8 @@ def commands(group: typer.core.TyperGroup) -> Iterator[str]:
 
 def test_advice_names_options_that_exist() -> None:
     known = ROUTER | MODELS | set(RequestOptions.model_fields) | set(CalibrationOptions.model_fields)
-    known |= {"at", "bound", "draft_len", "span", "window"}  # of certify(), of a method's and a policy's short forms
+    # Of certify(), of a method's and a policy's short forms.
+    known |= {"at", "bound", "draft_len", "near_best", "span", "token", "window"}
     others = {"CMAKE_ARGS", "DGGML_CUDA", "DGGML_METAL", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "errors"}
     flags = set(commands(typer.main.get_command(app)))
     flags |= {
@@ -105,7 +106,9 @@ def test_advice_names_options_that_exist() -> None:
         "--no-deps",
         "--preload",
         "--merge",
-    }  # pip's, gunicorn's, llama.cpp's
+        "--enable-scale-out",
+        "--enable-prompt-tokens-details",
+    }  # pip's, gunicorn's, llama.cpp's, vLLM's
     seen = 0
     for where, text in advice():
         for name in re.findall(r"\b([A-Za-z_]+)=", text):
