@@ -251,7 +251,7 @@ async def test_coroutines_and_reading_ahead_change_no_text(
 ) -> None:
     server = serve()
     slow = model_of(server)
-    with Router(fast, slow, policy="entropy>1.5,span=16", method="replace") as router:
+    with Router(fast, slow, policy="every:16,span=16", method="replace") as router:
         expected = [router.complete(prompt, max_tokens=32).text for prompt in PROMPTS]
         found = await asyncio.gather(*(router.acomplete(prompt, max_tokens=32) for prompt in PROMPTS))
         assert [answer.text for answer in found] == expected
