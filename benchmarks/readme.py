@@ -583,6 +583,39 @@ def _certified_score(found: dict[str, Any]) -> str:
     return f"{what} certifies `{found['policy']}`: on the problems above its mean loss is {regret}."
 
 
+def http_verify() -> str:
+    figures = load("http_verify")
+    different, gaps = figures["different"], [one["gap_nats"] for one in figures["partings"]]
+    texts = f"on all {figures['prompts']} prompts"
+    if different:
+        texts = (
+            f"on {figures['prompts'] - different} of {figures['prompts']} prompts; where they part, the server's two "
+            f"best tokens lie {max(gaps):.2g} nats apart at most"
+        )
+    return "\n".join(
+        [
+            f"`every:{figures['interval']}` with `verify:exact`, token for token the text that the server writes "
+            f"alone: {texts}.",
+            "",
+            "| verification over HTTP | |",
+            "|---|---|",
+            f"| calls per answer of at most {figures['max_tokens']} tokens | {figures['calls_per_answer']:.2f} |",
+            f"| tokens per call | {figures['tokens_per_call']:.1f} |",
+            f"| prompt tokens sent that the server's cache held, by its own counters | "
+            f"{figures['cached_share_of_prompt_tokens']:.0%} |",
+            f"| tokens/s, over HTTP and in process, median | {figures['http_tokens_per_second_there']:.1f}, "
+            f"{figures['in_process_tokens_per_second']:.1f} |",
+            f"| tokens/s over HTTP against in process, the same problems in turns | "
+            f"{ratio(figures['http_to_in_process'])} |",
+            "",
+            f"SmolLM2-135M on an unmodified {figures['server']}, on {figures['machine']}, beside other work; the file "
+            f"of 4 bits that its weights were made of writes the drafts, through llama.cpp. GSM8K, temperature 0; in "
+            f"process through transformers on {figures['paired_with_in_process']} of them. "
+            f"`benchmarks/http_verify.py`, seed {figures['seed']}, 95% bootstrap interval, {figures['date']}.",
+        ]
+    )
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "best_of_k": (README, best_of_k),
     "reference_pair": (README, reference_pair),
@@ -596,6 +629,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "prompt_check": (README, prompt_check),
     "remote_money": (README, remote_money),
     "card": (PAIR / "MODEL_CARD.md", card),
+    "http_verify": (README, http_verify),
     "recommend": (RECOMMEND, recommend),
     "method_step": (METHODS, method_step),
 }

@@ -80,7 +80,7 @@ class SelectionJson(TypedDict):
 
 
 class ModelUsageJson(TypedDict):
-    """One model's counters: tokens, but for ``forwards`` and ``seconds``."""
+    """One model's counters: tokens, but for ``forwards``, ``calls`` and ``seconds``."""
 
     prefill: int
     cached: int
@@ -89,6 +89,7 @@ class ModelUsageJson(TypedDict):
     ahead: int
     reread: int
     forwards: int
+    calls: int
     seconds: float
 
 

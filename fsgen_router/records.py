@@ -111,9 +111,10 @@ class ModelUsage:
     ``prefill``: prompt tokens read; ``cached``: tokens that were still in the KV cache when the
     sequence was opened, and of use; ``decode``: answer tokens read in a step for the row behind them;
     ``catchup``: other answer tokens read; ``reread``: prompt and answer tokens read again, since the model
-    could not go back to before them (``Capabilities.rewind``); ``ahead``: those of all these read while the other
-    model went on writing; ``forwards``: sequential steps, which someone waited for; ``seconds``: measured in all of
-    them.
+    could not go back to before them (``Capabilities.rewind``), or its server's prefix cache did not hold them;
+    ``ahead``: those of all these read while the other model went on writing; ``forwards``: sequential steps, which
+    someone waited for; ``calls``: requests to a server that gives rows for token ids, which takes several steps in one;
+    ``seconds``: measured in all of them.
     """
 
     prefill: int = 0
@@ -123,6 +124,7 @@ class ModelUsage:
     reread: int = 0
     ahead: int = 0
     forwards: int = 0
+    calls: int = 0
     seconds: float = 0.0
 
     @property

@@ -77,6 +77,7 @@ def make_engine(
     """The engine of a request, whose answer is audited with the probability ``audit``."""
     from .policies import Capped, Never, check_prompt
 
+    _require_known(pair, options, method)
     best_of = _best_of(policy)
     policy = check_prompt(
         policy if best_of is None else best_of.fallback,
@@ -175,6 +176,32 @@ def _make_request(
         stop_ids=options.stop_ids(pair.vocabulary.n_vocab),
         constraint=options.make_constraint(pair.vocabulary.n_vocab),
     )
+
+
+def _require_known(pair: Pairing, options: RequestOptions, method: Method) -> None:
+    """Refuse what needs a slow model's whole row, where a server tells the best tokens of it."""
+    known = None if pair.local_slow is None else pair.local_slow.capabilities.top_k
+    if known is None:
+        return
+    if options.logit_bias or options.constraint is not None:
+        raise InvalidRequest(
+            f"{pair.slow.name} tells the {known} best tokens of a row, so it can be neither biased nor constrained",
+            hint="leave logit_bias and constraint out",
+        )
+    warp = options.warp
+    if warp.greedy:
+        return
+    if method.rule is not None and method.rule.needs_fast_row:
+        raise InvalidRequest(
+            f"{pair.slow.name} tells the {known} best tokens of a row, and {method.name} compares whole rows where "
+            "tokens are drawn",
+            hint="temperature=0, or the method replace or verify:exact",
+        )
+    if not 1 <= warp.top_k <= known:
+        raise InvalidRequest(
+            f"{pair.slow.name} tells the {known} best tokens of a row, so no token can be drawn from more of them",
+            hint=f"temperature=0, or top_k={known} at most",
+        )
 
 
 def _key(prompts: Prompts) -> str:

@@ -215,11 +215,11 @@ class Router:
             self._pair.require_auditor(self.audit)
             if batching is None:
                 # Beside an endpoint also for one request at a time: a call that hangs keeps no caller's thread.
-                batching = self._pair.n_seq > 1 or self._pair.local_slow is None
+                batching = self._pair.n_seq > 1 or self._pair.slow_is_remote
             self._batching = bool(read_ahead) or batching
             self._workers = Workers(self._pair.models)
             self._pair.run_forwards = self._run_forwards = _where_forwards_run(
-                self._workers, "slow" if self._pair.local_slow else "fast", batching=self._batching
+                self._workers, "fast" if self._pair.slow_is_remote else "slow", batching=self._batching
             )
             self.prices = prices
             self._policy, self._method = self._choose(wanted_policy, wanted_method)

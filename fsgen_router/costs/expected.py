@@ -262,7 +262,7 @@ class _Walk:
 
     def _alone(self, model: ForwardCost) -> float:
         first = model.seconds(self._prompt, self._sequences)
-        return first + (self._answer - 1) * model.seconds(1, self._sequences)
+        return first + (self._answer - 1) * model.span_step(self._sequences)
 
     def _asked(self, gap: int, unread: int) -> float:
         """The slow model's forward at an escalation, behind ``unread`` tokens and ``gap`` of the fast model's."""
@@ -301,7 +301,7 @@ class _Walk:
 
     def _routed(self) -> float:
         """E[seconds], by recursion over the tokens that are left, from the end of the answer to its beginning."""
-        length, step, slow_step = self._answer, self._fast(1), self._slow.seconds(1, self._sequences)
+        length, step, slow_step = self._answer, self._fast(1), self._slow.span_step(self._sequences)
         extent = length if self._mode.extent == REST else self._mode.extent
         # Of m tokens left behind one of the slow model's, with the fast model's next read taken as a step.
         values = np.zeros(length + 1)

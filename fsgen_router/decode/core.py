@@ -12,7 +12,7 @@ import numpy as np
 
 from ..contracts.billing import Meter
 from ..contracts.methods import Method
-from ..contracts.models import Opened, Role, Work
+from ..contracts.models import Opened, Role, Rows, Work
 from ..contracts.policy import Context, Ledger, Policy, hands_over, reads_hidden
 from ..contracts.text_models import Continuation
 from ..errors import ConfigurationError
@@ -183,14 +183,18 @@ class Core:
         jobs = self.state.jobs
         return bool(jobs) and any(job[0] == role for job in jobs.values())
 
-    def read(self, role: Role, read: Read, purpose: Purpose) -> Start:
-        """Let a model read all that it has not seen, and read the last row."""
+    def read(self, role: Role, read: Read, purpose: Purpose, *, more: int = 0) -> Start:
+        """Let a model read all that it has not seen, and read the last row; ``more`` tokens of its own may follow."""
         reader = self.state.readers[role]
         if reader.sequence < 0:
             return self.open(role)
         keep = min(reader.seen, self.length(role) - 1)
         ids = self.ids(role, keep)
-        return self.work(role, keep, ids, [(len(ids) - 1, read)], purpose)
+        return self.work(role, keep, ids, [(len(ids) - 1, read)], purpose, more=more)
+
+    def left(self, wanted: int) -> int:
+        """How many of so many tokens the answer has room for behind the next one."""
+        return max(min(wanted, min(self.request.max_tokens, self.room) - len(self.state.answer)) - 1, 0)
 
     def open(self, role: Role, purpose: Purpose = "open") -> Start:
         return self.begin(role, Open(self.ids(role, 0)), purpose)
@@ -203,7 +207,14 @@ class Core:
         reader.seen = min(kept, self.length(role) - 1)
 
     def work(
-        self, role: Role, keep: int, ids: Sequence[int], reads: Sequence[tuple[int, Read]], purpose: Purpose
+        self,
+        role: Role,
+        keep: int,
+        ids: Sequence[int],
+        reads: Sequence[tuple[int, Read]],
+        purpose: Purpose,
+        *,
+        more: int = 0,
     ) -> Start:
         """Keep so many tokens, append ``ids``, read: begun and counted."""
         counters, reader = self.state.usage.of(role), self.state.readers[role]
@@ -220,7 +231,7 @@ class Core:
                 counters.decode += 1
                 counters.catchup += len(ids) - in_prompt - 1
         reader.seen = keep + len(ids)
-        return self.begin(role, Work(reader.sequence, keep, ids, reads), purpose)
+        return self.begin(role, Work(reader.sequence, keep, ids, reads, more), purpose)
 
     def begin(self, role: Role, work: Open | Work | Continuation, purpose: Purpose) -> Start:
         job = self.state.next_job
@@ -238,6 +249,11 @@ class Core:
         counters = state.usage.of(role)
         counters.seconds += done.seconds
         counters.reread += done.reread
+        if isinstance(done.result, Rows) and done.result.calls is not None:
+            counters.calls += done.result.calls
+            if done.result.written > 1:  # what they take alone; of a single one most is the way there
+                state.step_seconds[role].append(done.seconds / done.result.written)
+            size = 0
         if done.job == state.readers[role].first_job:  # what it read again was of no use in the KV cache
             counters.cached -= done.reread
         if size == 1 and purpose != "ahead" and not done.chunked and not done.reread:

@@ -39,7 +39,9 @@ def ask(core: Core) -> list[Command]:
         full=whole and "fast" in core.whole_rows,
         hidden=whole and core.reads_hidden,
     )
-    return [core.read("fast", read, "propose")]
+    # A model that is in this seat alone, as in a baseline, writes all that follows.
+    more = 0 if core.policy.asks else core.left(core.request.max_tokens)
+    return [core.read("fast", read, "propose", more=more)]
 
 
 def proposed(core: Core, row: Row) -> list[Command]:

@@ -137,6 +137,9 @@ def rates_table(usage: Usage, *, verified_tokens: int, auditable: bool) -> Table
         ("disagreement_rate", differing),
     ):
         table.add_row(name, shown(getattr(usage, name), percent), meaning)
+    again = "tokens, by the slow model, which cannot go back"
+    if usage.slow.calls:
+        again = "tokens, by the slow model, that its server's cache did not hold or did not tell of"
     for name, count, meaning in (
         ("round trips", usage.round_trips, "calls that the endpoint answered"),
         ("reasoning tokens", usage.reasoning_tokens, "written and billed, but no part of the answer"),
@@ -148,7 +151,8 @@ def rates_table(usage: Usage, *, verified_tokens: int, auditable: bool) -> Table
         ("declined", usage.declined, "escalations that a cap or their price forbade"),
         ("discarded drafts", usage.discarded_tokens, "corrected, or behind a correction"),
         ("read ahead", usage.slow.ahead, "tokens that it read while the fast one went on"),
-        ("read again", usage.slow.reread, "tokens, by the slow model, which cannot go back"),
+        ("calls", usage.slow.calls, "requests to the slow model's server"),
+        ("read again", usage.slow.reread, again),
         ("read again, fast", usage.fast.reread, "tokens, by the fast model, which cannot go back"),
     ):
         if count:

@@ -21,6 +21,7 @@ MODULES = (
     "fsgen_router.adapters.llama_cpp",
     "fsgen_router.adapters.openai",
     "fsgen_router.adapters.scripted",
+    "fsgen_router.adapters.tokens",
     "fsgen_router.adapters.transformers",
     "fsgen_router.calibration",
     "fsgen_router.costs",

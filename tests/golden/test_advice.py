@@ -16,6 +16,7 @@ import typer
 from fsgen_router import Budget, InvalidRequest, MachinePrice, Prices, RequestOptions, Router
 from fsgen_router.adapters.llama_cpp import LlamaCppOptions
 from fsgen_router.adapters.openai import OpenAIOptions
+from fsgen_router.adapters.tokens import TokensOptions
 from fsgen_router.adapters.transformers import TransformersOptions
 from fsgen_router.calibration import CalibrationOptions
 from fsgen_router.cli import app
@@ -25,7 +26,8 @@ from fsgen_router.support import options
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for path in (ROOT / room).rglob("*.py"))
 ROUTER = set(inspect.signature(Router).parameters)
-MODELS = {name for model in (LlamaCppOptions, TransformersOptions, OpenAIOptions) for name in model.model_fields}
+BACKENDS = (LlamaCppOptions, TransformersOptions, OpenAIOptions, TokensOptions)
+MODELS = {name for model in BACKENDS for name in model.model_fields}
 
 
 def test_whose_an_option_is_is_known() -> None:
@@ -99,7 +101,7 @@ def test_advice_names_options_that_exist() -> None:
     known |= {field.name for record in (Prices, MachinePrice) for field in dataclasses.fields(record)}
     known |= set(inspect.signature(Budget).parameters)
     # Of certify(), of a method's and of a policy's short forms.
-    known |= {"at", "bound", "draft_len", "else", "span", "window"}
+    known |= {"at", "bound", "draft_len", "else", "near_best", "span", "token", "window"}
     others = {"CMAKE_ARGS", "DGGML_CUDA", "DGGML_METAL", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "errors"}
     flags = set(commands(typer.main.get_command(app)))
     flags |= {
@@ -108,7 +110,9 @@ def test_advice_names_options_that_exist() -> None:
         "--no-deps",
         "--preload",
         "--merge",
-    }  # pip's, gunicorn's, llama.cpp's
+        "--enable-scale-out",
+        "--enable-prompt-tokens-details",
+    }  # pip's, gunicorn's, llama.cpp's, vLLM's
     seen = 0
     for where, text in advice():
         for name in re.findall(r"\b([A-Za-z_]+)=", text):

@@ -208,6 +208,7 @@ AT_IMPORT = {
     "adapters/openai/errors.py": {"httpx2", "tenacity"},
     "adapters/openai/metering.py": {"httpx2"},
     "adapters/openai/responses.py": {"httpx2"},
+    "adapters/tokens/server.py": {"httpx2"},
     "adapters/transformers/__init__.py": {
         *("accelerate", "gguf", "huggingface_hub", "jinja2", "psutil", "tokenizers", "torch", "transformers"),
     },
@@ -370,6 +371,7 @@ def test_importing_the_package_loads_no_backend() -> None:
         ("jinja2", "transformers", "transformers:folder"),
         ("httpx2", "openai", "openai:name@https://host/v1"),
         ("tenacity", "openai", "openai:name@https://host/v1"),
+        ("httpx2", "openai", "tokens:name@http://host:8000"),
     ],
 )
 def test_a_missing_extra_is_named(missing: str, extra: str, model: str) -> None:
