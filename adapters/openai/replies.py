@@ -46,6 +46,7 @@ class _Choice(BaseModel):
     message: _Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
+    logprobs: Any = None
 
     @property
     def _parts(self) -> dict[str, _Delta]:
@@ -114,7 +115,7 @@ def count_of(usage: object, *path: str) -> int | None:
 
 def text_end(reason: Literal["stop", "length"], usage: object) -> TextEnd:
     prompt, written = count_of(usage, "prompt_tokens"), count_of(usage, "completion_tokens")
-    cached = _first_count(usage, ("prompt_tokens_details", "cached_tokens"), ("prompt_cache_hit_tokens",))
+    cached = cached_of(usage)
     thought = _first_count(usage, ("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",))
     if prompt is not None and written is not None:
         # Some vendors leave reasoning out of what was written, and count it in the total alone.
@@ -124,6 +125,10 @@ def text_end(reason: Literal["stop", "length"], usage: object) -> TextEnd:
         elif thought is not None and thought > written:
             written += thought
     return TextEnd(reason, prompt, cached, written, thought)
+
+
+def cached_of(usage: object) -> int | None:
+    return _first_count(usage, ("prompt_tokens_details", "cached_tokens"), ("prompt_cache_hit_tokens",))
 
 
 def _first_count(usage: object, *paths: tuple[str, ...]) -> int | None:
