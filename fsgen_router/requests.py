@@ -6,12 +6,13 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 from .config import RequestOptions
 from .contracts.methods import Method
 from .contracts.policy import REST, Ledger, Policy
-from .contracts.text_models import reads_tokens
+from .contracts.text_models import TextModel, reads_tokens, unready
 from .contracts.tokenizer import Tokenizer
 from .decode import Engine, Request, TextPrompt
 from .errors import InvalidRequest, PromptTooLong
@@ -93,6 +94,7 @@ def make_engine(
         ledger=ledger,
         alignments=pair.alignments(),
         read_ahead=read_ahead,
+        ready=None if pair.local_slow else partial(unready, cast(TextModel, pair.slow)),
     )
 
 

@@ -86,6 +86,8 @@ class EngineState:
     closed: bool = False
     """Whether the answer's text and the policy are done with: what is left then changes neither."""
     degraded: str | None = None
+    fault: str | None = None
+    """Why, in words that may be logged."""
     usage: Usage = field(default_factory=Usage)
 
     def copy(self) -> EngineState:
