@@ -263,13 +263,13 @@ def test_comments_are_no_tokens(said: bytes, option: str, words: str) -> None:
 
 def test_a_slow_first_token_is_waited_for_longer_than_the_next() -> None:
     def script(asked: Asked) -> None:
-        time.sleep(0.6)
+        time.sleep(0.3)
         asked.send(STREAM_HEAD)
-        time.sleep(0.6)
+        time.sleep(0.3)
         asked.send(streamed(chat_chunk("x"), chat_chunk(None, "stop"))[len(STREAM_HEAD) :])
 
     with scripted_server(script) as server:
-        model = OpenAIModel(f"m@{server.url}", max_retries=0, first_token_timeout_seconds=60, read_timeout_seconds=0.3)
+        model = OpenAIModel(f"m@{server.url}", max_retries=0, first_token_timeout_seconds=60, read_timeout_seconds=0.1)
         assert ask(model)[0] == "x"
 
 
@@ -551,7 +551,8 @@ def test_no_event_holds_a_prompt_or_a_key(fast_model: TokenModel, monkeypatch: p
     with structlog.testing.capture_logs() as logged, scripted_server(complains) as server:
         structlog.configure()
         for name in ("500", "401", "429", "stream"):
-            slow = [f"openai:{model}@{server.url}?max_retries=1&probe=first" for model in (name, "503")]
+            tries = int(name == "500")  # each pauses
+            slow = [f"openai:{model}@{server.url}?max_retries={tries}&probe=first" for model in (name, "503")]
             with Router(fast_model, slow, policy="every:2,span=4") as router:
                 for prompt in (router.complete, lambda text, **more: router.chat(
                     [{"role": "user", "content": text}], **more)):  # fmt: skip

@@ -34,7 +34,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
 
 
 def test_the_same_texts_as_at_home(native: RealServer, fast_model: TokenModel) -> None:
-    items = list(world.problems("calibration", 4))
+    items = list(world.problems("calibration", 3))
     with (
         Router(fast_model, f"openai:slow@{native.url}?probe=first", policy="every:6,span=4") as remote,
         Router(method="replace", policy="every:6,span=4") as home,
