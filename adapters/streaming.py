@@ -17,14 +17,29 @@ from fsgen_router.text.vocabulary import REASONING_MARKS
 # --- one call ------------------------------------------------------------------------------------
 
 
+class Waiting:
+    """One try of a call: by when its next token has to come, and what came of that."""
+
+    def __init__(self, seconds: float) -> None:
+        self.due = time.monotonic() + seconds
+        self.spoke = self.overdue = False
+
+    def heard(self, seconds: float) -> None:
+        """A token came; the next one has to come within ``seconds``."""
+        self.spoke, self.due = True, time.monotonic() + seconds
+
+
 class Patience:
     """How long a call may take, and whether anybody still waits for it."""
 
     def __init__(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
         self.closed = threading.Event()
+        self.closed_in_time = False
+        """Whether it was left before its deadline."""
         self._lock = threading.RLock()  # a call may be collected, and so closed, in the middle of anything
         self._cut: Callable[[], object] | None = None
+        self._waiting: Waiting | None = None
 
     @property
     def left(self) -> float:
@@ -34,6 +49,11 @@ class Patience:
     @property
     def ended(self) -> bool:
         return self.closed.is_set() or time.monotonic() >= self.deadline
+
+    def begin(self, seconds: float) -> Waiting:
+        """A try begins, whose first token has to come within ``seconds``."""
+        self._waiting = Waiting(seconds)
+        return self._waiting
 
     @contextmanager
     def cutting(self, cut: Callable[[], object]) -> Iterator[None]:
@@ -46,11 +66,33 @@ class Patience:
             with self._lock:
                 self._cut = None
 
+    @property
+    def next_look(self) -> float:
+        """Seconds until something may be overdue."""
+        waiting = self._waiting
+        due = None if waiting is None or waiting.overdue else waiting.due
+        if due is None:  # none is under way, or this one was ended
+            return min(self.left, _LOOK_SECONDS)
+        return min(self.left, max(due - time.monotonic(), _LEAST_SECONDS))
+
+    def look(self) -> None:
+        """End the try whose next token is overdue. What that means is for the thread to say that made it."""
+        with self._lock:
+            waiting = self._waiting
+            if waiting is not None and self._cut is not None and time.monotonic() >= waiting.due:
+                waiting.overdue = True
+                self._cut()
+
     def close(self) -> None:
+        self.closed_in_time = self.closed_in_time or time.monotonic() < self.deadline
         self.closed.set()
         with self._lock:
             if self._cut is not None:
                 self._cut()
+
+
+_LOOK_SECONDS, _LEAST_SECONDS = 1.0, 0.02
+"""How often a call that waits looks whether its tries are overdue, where nothing says when that may be."""
 
 
 class Call(Generator[TextEvent, None, None]):
@@ -88,16 +130,23 @@ class Call(Generator[TextEvent, None, None]):
         raise reason or StopIteration
 
     def _next(self) -> TextEvent | Exception | None:
-        try:
-            return self._inbox.get(timeout=self._patience.left)
-        except queue.Empty:
-            return late(self._name)
+        while True:
+            try:
+                return self._inbox.get(timeout=self._patience.next_look)
+            except queue.Empty:
+                if self._patience.ended:
+                    return late(self._name)
+                self._patience.look()
 
     def throw(
         self, kind: type[BaseException] | BaseException, value: object = None, traceback: TracebackType | None = None, /
     ) -> TextEvent:
         self.close()
         raise kind
+
+    def cancel(self) -> None:
+        """:meth:`close`, under the name by which a stream says that another thread may end it."""
+        self.close()
 
     def close(self, reason: Exception | None = None) -> None:
         """End the request. Who waits or asks for the next event gets ``reason``, or the end of the stream."""

@@ -287,6 +287,8 @@ def many() -> str:
     batching, soak, ahead = load("batching"), load("soak"), load("read_ahead")
     turns, single = load("turns"), load("turns_single")
     memory = soak["memory_mib"]
+    faults = load("faults")
+    outcomes = faults["outcomes"]
     speed = batching["tokens_per_second"]
     lines = [
         f"{batching['requests']} requests at once in Qwen2.5-0.5B's shape (random weights, 8 bits, "
@@ -322,6 +324,14 @@ def many() -> str:
         f"cancelled, {soak['different_from_the_solo_run']} differed from their solo run; "
         f"{memory['after_the_first_tenth']:.0f} MiB of memory after the first tenth, {memory['at_the_end']:.0f} at "
         f"the end (`benchmarks/soak.py`, {soak['pair']}, {soak['date']}).",
+        "",
+        f"{faults['runs']:,} requests to an endpoint on loopback, {faults['fault_share']:.0%} of whose calls went "
+        f"wrong (resets, stalls, streams that were cut or malformed, 429 and 5xx; {faults['calls']:,} calls), "
+        f"{faults['at_once']} at once, threads and coroutines mixed: {outcomes['whole']} answers were whole at once, "
+        f"{outcomes['tried again and whole']} after another try, {outcomes['degraded']} went on without the slow model "
+        f"and said so, {outcomes['left half-way']} were left half-way; {faults['wrong']} had lost or doubled a byte, "
+        f"or were counted wrongly, and no connection or thread was left (`benchmarks/faults.py`, seed "
+        f"{faults['seed']}, {faults['pair']}, {faults['date']}).",
         "",
         f"Read-ahead where both models share the cores (0.5B and a tenth of it, the slow one writes every "
         f"{ahead['interval']}th token): {ratio(ahead['off_one_thread_over_on'])} of the speed without it at one thread "

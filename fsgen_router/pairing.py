@@ -72,7 +72,7 @@ class SwappedModelsWarning(UserWarning):
     """The slow model has clearly fewer parameters than the fast one: the two are probably named the wrong way round."""
 
 
-def is_reference_pair(fast: AnyModel | str, slow: AnyModel | str) -> bool:
+def is_reference_pair(fast: object, slow: object) -> bool:
     """Whether both are the embedded pair's, with options or without."""
     return all(
         isinstance(model, str) and model.partition("?")[0] == name

@@ -7,12 +7,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from .config import RequestOptions
 from .contracts.methods import Method
 from .contracts.policy import REST, Ledger, Policy
-from .contracts.text_models import reads_tokens
+from .contracts.text_models import TextModel, reads_tokens, unready
 from .contracts.tokenizer import Tokenizer
 from .decode import BestOfEngine, Engine, Request, TextPrompt
 from .errors import InvalidRequest, PromptTooLong
@@ -105,6 +105,7 @@ def make_engine(
         alignments=pair.alignments(),
         read_ahead=read_ahead,
         terms=_held_to(terms, options, pair.slow.name),
+        ready=None if pair.local_slow else partial(unready, cast(TextModel, pair.slow)),
     )
 
 

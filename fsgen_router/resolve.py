@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
@@ -64,12 +64,20 @@ EXAMPLES = (
 )
 
 
-def make_model(model: TokenModel | TextModel | str) -> TokenModel | TextModel:
-    """A model from an object or a string; :class:`ConfigurationError` lists what exists."""
+def make_model(
+    model: TokenModel | TextModel | str | Sequence[TokenModel | TextModel | str],
+) -> TokenModel | TextModel:
+    """A model from an object or a string; :class:`ConfigurationError` lists what exists.
+
+    A list is one of endpoints, each of which is asked where those before it fail.
+    """
+    if isinstance(model, list | tuple):
+        return _make_fallbacks(model)
     if not isinstance(model, str):
-        if isinstance(model, type) or not (reads_tokens(model) or callable(getattr(model, "stream", None))):
+        made = cast(TokenModel | TextModel, model)
+        if isinstance(model, type) or not (reads_tokens(made) or callable(getattr(made, "stream", None))):
             raise ConfigurationError(f"{model!r} is not a model", hint=f"pass a string like {EXAMPLES[0]!r}")
-        return model
+        return made
     backend, colon, rest = model.partition(":")
     if not colon or backend not in BACKENDS:
         close = difflib.get_close_matches(backend, BACKENDS, 1)
@@ -85,3 +93,21 @@ def make_model(model: TokenModel | TextModel | str) -> TokenModel | TextModel:
     except ValueError:
         raise ConfigurationError(f"{query!r} in model {model!r} is not option=value&option=value") from None
     return BACKENDS[backend](where, options)
+
+
+def _make_fallbacks(models: Sequence[TokenModel | TextModel | str]) -> TokenModel | TextModel:
+    from .adapters.fallbacks import Fallbacks
+
+    if len(models) == 1:
+        return make_model(models[0])
+    made: list[TextModel] = []
+    owned: list[TextModel] = []
+    try:
+        for model in models:
+            made.append(cast(TextModel, make_model(model)))
+            owned += made[-1:] if isinstance(model, str) else []
+        return Fallbacks(made, owned=owned)
+    except BaseException:
+        for model in owned:
+            model.shutdown()
+        raise

@@ -116,6 +116,8 @@ class Router:
 
     A slow model behind an endpoint gives text and no rows: by default it is handed the rest of an
     answer once, when the fast model has been uncertain for a while; with ``prices`` it is what is cheapest by them.
+    ``slow`` may be a list of endpoints: each is asked where those before it fail or are down. What an endpoint can do
+    is found out beside the fast model's writing, which goes on alone meanwhile.
 
     Every method may be called from several threads, and from coroutines at the same time. With
     ``batching`` what all live requests want of a model goes into one forward (None: where both models
@@ -165,7 +167,7 @@ class Router:
     def __init__(
         self,
         fast: AnyModel | str | None = None,
-        slow: AnyModel | str | None = None,
+        slow: AnyModel | str | Sequence[AnyModel | str] | None = None,
         *,
         tuned: AnyModel | str | None = None,
         policy: Policy | str | Path | None = None,
@@ -233,9 +235,9 @@ class Router:
         self._measuring = threading.Lock()
         self._steps: dict[Role, deque[float]] = {role: deque(maxlen=256) for role in self._pair.models}
 
-    def _load(self, model: AnyModel | str) -> AnyModel:
+    def _load(self, model: AnyModel | str | Sequence[AnyModel | str]) -> AnyModel:
         loaded = make_model(model)
-        if isinstance(model, str):
+        if loaded is not model and not (isinstance(model, list | tuple) and loaded in model):
             self._owned.append(loaded)
         return loaded
 
@@ -709,17 +711,17 @@ class Router:
             slow_forwards=answer.usage.slow_forwards,
             escalation_rate=answer.usage.escalation_rate,
             finish_reason=answer.finish_reason,
-            degraded=answer.degraded,
+            degraded=engine.state.fault or answer.degraded,
         )
-        for generation in (answer, baseline):
-            if generation is not None and generation.degraded is not None:
+        for run, generation in ((engine, answer), (alone, baseline)):
+            if run is not None and generation is not None and generation.degraded is not None:
                 log.warning(
                     "degraded",
                     request_id=answer.request_id,
                     fast=self.fast.name,
                     slow=self.slow.name,
                     model=self.slow.name,
-                    reason=generation.degraded,
+                    reason=run.state.fault or generation.degraded,
                 )
         return answer
 

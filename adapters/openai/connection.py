@@ -15,6 +15,7 @@ from fsgen_router.support.logs import log
 from fsgen_router.support.waiting import Home
 
 from ..streaming import Patience, late
+from .breaker import breaker_of
 from .endpoint import Endpoint, read_key
 from .errors import EndpointError, is_retryable, mapped, refusal, wait_seconds
 from .options import OpenAIOptions
@@ -27,6 +28,7 @@ class Connection:
 
     def __init__(self, endpoint: Endpoint, options: OpenAIOptions) -> None:
         self.name, self.home = endpoint.name, Home()
+        self.breaker = breaker_of(endpoint)
         self._endpoint, self._options = endpoint, options
         self.key = read_key(endpoint, options)
         headers = {"Accept-Encoding": "identity", "Accept": "text/event-stream, application/json"}
@@ -37,6 +39,8 @@ class Connection:
             follow_redirects=False,  # the key goes to the host that was named and to no other
             limits=httpx2.Limits(max_keepalive_connections=16),
             trust_env=not endpoint.loopback,
+            # Which, unlike proxies, are the environment's on loopback too (SSL_CERT_FILE).
+            verify=httpx2.create_ssl_context() if endpoint.encrypted else True,
         )
         weakref.finalize(self, _close, self._client, self.home)  # for a model that is dropped without shutdown()
         # Found out on the way, and then remembered.
@@ -52,11 +56,18 @@ class Connection:
         body: Mapping[str, Any] | None,
         patience: Patience,
         read: Callable[[httpx2.Response], Iterator[T]],
+        *,
+        trial: bool = False,
+        tries: int | None = None,
     ) -> Generator[T]:
         """Send a request until its first item has come, at most as often as allowed; then the rest of it.
 
-        Without a ``body`` it is a GET.
+        Without a ``body`` it is a GET. Refused while the endpoint's breaker is open, but for a ``trial``: nobody's
+        answer waits for that, and if it fails after all tries, the endpoint is down. With ``tries`` of its own it is a
+        question that may make a server stumble, which says nothing of others.
         """
+        if not trial and (refused := self.breaker.refusal()) is not None:
+            raise refused
 
         def start() -> tuple[T, Generator[T]]:
             while True:
@@ -66,12 +77,14 @@ class Connection:
                     return next(items), items
                 except EndpointError as error:
                     if sent is None or not self._adapt(error, sent):
+                        if not trial:
+                            self._judge(error, patience, spoke=False)
                         raise
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_retryable),
             stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(self._options.max_retries + 1),
+                tenacity.stop_after_attempt(tries or self._options.max_retries + 1),
                 tenacity.stop_before_delay(patience.left),
             ),
             wait=wait_seconds,
@@ -79,10 +92,37 @@ class Connection:
             before_sleep=self._log_retry,
             reraise=True,
         )
-        first, rest = retrying(start)
+        try:
+            first, rest = retrying(start)
+        except EndpointError as error:
+            if trial and tries is None:
+                self._judge(error, patience, spoke=False, trial=True)
+            told = bool(error.retry_after_seconds and self._options.breaker_failures)
+            if told and tries is None and not patience.closed.is_set():
+                self.breaker.hold(error)
+            raise
         with closing(rest):
-            yield first
-            yield from rest
+            try:
+                yield first
+                yield from rest
+            except EndpointError as error:
+                self._judge(error, patience, spoke=True)
+                raise
+        self.breaker.succeed()
+
+    def _judge(self, error: EndpointError, patience: Patience, *, spoke: bool, trial: bool = False) -> None:
+        """Whether an error says that the endpoint is down, or that it is up."""
+        if patience.ended and (spoke or patience.closed_in_time):
+            return  # we left it
+        options = self._options
+        if error.fault:
+            self.breaker.fail(
+                error,
+                limit=min(options.breaker_failures, 1) if trial else options.breaker_failures,
+                seconds=options.breaker_seconds,
+            )
+        elif error.status is not None and error.status != 429:
+            self.breaker.succeed()
 
     def _send(
         self,
@@ -96,19 +136,25 @@ class Connection:
         # Beyond the deadline by a little, so that it is the deadline that is reported.
         options, left = self._options, patience.left + 1.0
         timeout = httpx2.Timeout(
-            min(options.read_timeout_seconds, left), connect=min(options.connect_timeout_seconds, left)
+            min(options.first_token_seconds, left), connect=min(options.connect_timeout_seconds, left)
         )
         url = self._endpoint.url + path
         method, sent = ("GET", None) if body is None else ("POST", {"model": self._endpoint.model, **body})
+        waiting = patience.begin(options.first_token_seconds)
         with (
-            mapped(self.name, options),
+            mapped(self.name, options, waiting),
             self._client.stream(method, url, json=sent, timeout=timeout) as response,
         ):
             try:
                 if response.status_code != 200:
                     raise refusal(response, path, self.name, key=self.key, options=options)
+                # From here on it is who waits for the tokens that says how long: comments come in between.
+                longest = max(options.first_token_seconds, options.read_timeout_seconds)
+                response.request.extensions["timeout"]["read"] = min(longest, patience.left + 1.0)
                 with patience.cutting(lambda: _cut(response)):
-                    yield from read(response)
+                    for item in read(response):
+                        waiting.heard(options.read_timeout_seconds)
+                        yield item
             finally:
                 if self._client.is_closed:
                     # It was still connecting at close(): the pool, which has forgotten it, would leave it open.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import httpx2
 import tenacity
 from pydantic import SecretStr
 
+from fsgen_router.contracts.text_models import TextEnd
 from fsgen_router.errors import BackendError
 
 from .options import OpenAIOptions
@@ -21,23 +24,35 @@ from .options import OpenAIOptions
 NOT_AN_API = "does the URL point at an OpenAI-compatible API (it mostly ends in /v1)?"
 _MAX_ERROR_BYTES = 2**14
 
+E = TypeVar("E", bound=BaseException)
+
 
 class EndpointError(BackendError):
-    """An endpoint's refusal or failure: its HTTP ``status`` if there was one, and what may follow."""
+    """An endpoint's refusal or failure: its HTTP ``status`` if there was one, and what may follow.
+
+    ``said`` is what it said about it, at the end of the message: it may repeat the prompt, so log events have what is
+    ``plain``. ``retryable``: the same may work at once. ``fault``: the endpoint is to blame, not the request.
+    ``end`` is what it had counted by then, if it said so.
+    """
 
     def __init__(
         self,
         message: str,
         *,
+        said: str = "",
         hint: str | None = None,
         status: int | None = None,
         retryable: bool = False,
+        fault: bool | None = None,
         retry_after_seconds: float | None = None,
         body: str = "",
         parameter: object = None,
     ) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(f"{message}: {said}" if said else message, hint=hint)
+        self.plain = message
         self.status, self.retryable, self.retry_after_seconds = status, retryable, retry_after_seconds
+        self.fault = retryable if fault is None else fault
+        self.end: TextEnd | None = None
         self._body, self._parameter = body, parameter
 
     @property
@@ -66,6 +81,8 @@ def wait_seconds(state: tenacity.RetryCallState) -> float:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds, from a header that holds seconds or a date (RFC 9110, 10.2.3)."""
+    if (exact := headers.get("retry-after-ms", "").strip()).isdecimal():  # OpenAI's own, beside the other
+        return float(exact) / 1000
     value = headers.get("retry-after", "").strip()
     if value.isdecimal():
         return float(value)
@@ -79,32 +96,88 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 @contextmanager
-def mapped(name: str, options: OpenAIOptions) -> Iterator[None]:
-    """The HTTP library's exceptions as ours."""
+def mapped(name: str, options: OpenAIOptions, waiting: Waiting) -> Iterator[None]:
+    """The HTTP library's exceptions as ours. ``waiting`` tells which wait one of them ended."""
     try:
         yield
-    except httpx2.ConnectTimeout:
-        raise EndpointError(
+    except (httpx2.HTTPError, EndpointError) as error:
+        if not waiting.overdue and isinstance(error, EndpointError):
+            raise
+        raise with_end(_failure(error, name, options, waiting), getattr(error, "end", None)) from None
+    except (httpx2.InvalidURL, RuntimeError) as error:  # RuntimeError: shut down meanwhile
+        raise EndpointError(f"the request to {name} failed: {type(error).__name__}: {error}") from None
+
+
+def with_end(error: E, end: TextEnd | None) -> E:
+    """An error that holds what the endpoint had counted when it failed."""
+    error.end = end  # type: ignore[attr-defined]
+    return error
+
+
+class Waiting(Protocol):
+    """What is known of a wait for an endpoint."""
+
+    @property
+    def spoke(self) -> bool:
+        """Whether a token has come."""
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it was ended because the next token did not come in time."""
+
+
+def _failure(error: Exception, name: str, options: OpenAIOptions, waiting: Waiting) -> EndpointError:
+    if isinstance(error, httpx2.ConnectTimeout):
+        # The system has sent several packets meanwhile: another try would only take as long.
+        return EndpointError(
             f"{name} could not be reached within {options.connect_timeout_seconds:g} s",
             hint="is the server up and the URL right?",
+            fault=True,
+        )
+    if waiting.overdue or isinstance(error, httpx2.TimeoutException):
+        return _silence(name, options, spoke=waiting.spoke)
+    if isinstance(error, httpx2.ConnectError):
+        return _unreached(error, name)
+    if isinstance(error, httpx2.SSEError):
+        return EndpointError(f"{name} sent no usable event stream", said=str(error), hint=NOT_AN_API, fault=True)
+    if isinstance(error, httpx2.NetworkError | httpx2.RemoteProtocolError):
+        return EndpointError(f"the connection to {name} broke", said=str(error), retryable=True)
+    return EndpointError(f"the request to {name} failed: {type(error).__name__}: {error}")
+
+
+def _silence(name: str, options: OpenAIOptions, *, spoke: bool) -> EndpointError:
+    if not spoke and options.first_token_timeout_seconds is not None:
+        return EndpointError(
+            f"{name} gave no token for {options.first_token_seconds:g} s",
+            hint="raise first_token_timeout_seconds if it is only slow",
             retryable=True,
-        ) from None
-    except httpx2.TimeoutException:
-        raise EndpointError(
-            f"{name} was silent for {options.read_timeout_seconds:g} s",
-            hint="raise read_timeout_seconds if it is only slow",
-            retryable=True,
-        ) from None
-    except httpx2.ConnectError as error:
-        raise EndpointError(
-            f"{name} cannot be reached: {error}", hint="is the server up and the URL right?", retryable=True
-        ) from None
-    except httpx2.SSEError as error:
-        raise EndpointError(f"{name} sent no usable event stream: {error}", hint=NOT_AN_API) from None
-    except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
-        raise EndpointError(f"the connection to {name} broke: {error}", retryable=True) from None
-    except (httpx2.HTTPError, httpx2.InvalidURL, RuntimeError) as error:  # RuntimeError: shut down meanwhile
-        raise EndpointError(f"the request to {name} failed: {type(error).__name__}: {error}") from None
+        )
+    return EndpointError(
+        f"{name} was silent for {options.read_timeout_seconds:g} s",
+        hint="raise read_timeout_seconds if it is only slow",
+        retryable=True,
+    )
+
+
+def _unreached(error: httpx2.ConnectError, name: str) -> EndpointError:
+    what = f"{name} cannot be reached: {error}"
+    cause = _cause(error, ssl.SSLError)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return EndpointError(
+            f"the certificate of {name} is not trusted: {cause.verify_message}",
+            hint="is the URL right? An authority of your own is named by the environment variable SSL_CERT_FILE",
+            fault=True,
+        )
+    if cause is not None:
+        return EndpointError(what, hint="does it speak https, and not http?", fault=True)
+    return EndpointError(what, hint="is the server up and the URL right?", retryable=True)
+
+
+def _cause(error: BaseException | None, kind: type[E]) -> E | None:
+    """The exception of a kind that an exception came of."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 # --- what an endpoint says about it --------------------------------------------------------------
@@ -118,9 +191,11 @@ def refusal(
     body = body_of(response, _MAX_ERROR_BYTES)
     message, code, parameter = message_in(body)
     error = EndpointError(
-        f"{name} answered {path} with status {status}: {quoted(message, key) or 'no reason given'}",
+        f"{name} answered {path} with status {status}",
+        said=quoted(message, key) or "no reason given",
         status=status,
         retryable=(status in (408, 409, 429) and code != "insufficient_quota") or status >= 500,
+        fault=status >= 500,
         retry_after_seconds=_retry_after(response.headers),
         body=body,
         parameter=parameter,

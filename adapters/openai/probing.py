@@ -1,8 +1,12 @@
-"""What an endpoint does with an answer so far, found out once: none of them says so, and its count of tokens does."""
+"""What an endpoint can do, found out once: few of them say so, and what they answer to tiny requests does.
+
+What becomes of an answer so far shows in an endpoint's own count of tokens. What is found is one record, kept for other
+processes (:mod:`.record`).
+"""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -15,7 +19,8 @@ from ..streaming import Patience
 from .connection import Connection
 from .errors import EndpointError
 from .options import OpenAIOptions
-from .replies import count_of, text_end
+from .record import Record, Records, now, variables_key
+from .replies import cached_of, count_of, text_end
 from .requests import DIALECTS, NO_OTHER, Dialect, fields
 from .responses import Reader
 
@@ -23,50 +28,131 @@ _PROBE = {"role": "user", "content": "Write the letter a."}
 _PARTIAL = {"role": "assistant", "content": "a"}
 _BLOCK = "<think>\n\n</think>\n\n"
 _RAW_TOKENS = 2  # that begin and end a text; a chat template adds more
+_IDS = [1, 2]  # of every vocabulary
+_NAMED = {dialect.name: dialect for dialect in DIALECTS}
 
 
 class Probes:
-    """Asks an endpoint tiny questions at the first need, and remembers what came of them."""
+    """Asks an endpoint tiny questions, each sent as the real calls are, and remembers what came of them.
 
-    def __init__(self, connection: Connection, reader: Reader, options: OpenAIOptions) -> None:
+    ``trial``: they are made beside what requests do, also where the endpoint's breaker is open.
+    """
+
+    def __init__(
+        self, connection: Connection, reader: Reader, options: OpenAIOptions, records: Records | None = None
+    ) -> None:
         self._connection, self._reader, self._options = connection, reader, options
-        self._name = connection.name
+        self._name, self._records = connection.name, records
         self._probing = threading.Lock()
-        self._dialects: dict[str, Dialect | None] = {}
-        """By the template's variables, which may change how a partial answer is taken."""
-        self._wrapping: bool | None = None
-        self._streamed: bool | None = None
-        self._counting = threading.Lock()
+        self._loaded = False
+        self._record = Record()
         self._spent: list[TextEnd] = []
+        self._spending = threading.Lock()
 
-    def take_spent(self) -> list[TextEnd]:
-        """What the endpoint counted for probes since this was last asked."""
-        with self._counting:
-            spent, self._spent = self._spent, []
-        return spent
+    # --- what is known ---
+
+    @property
+    def record(self) -> Record:
+        """What is known by now, here or from another process."""
+        if not self._loaded:
+            found = self._records.load() if self._records is not None else None
+            if found is not None and not self._loaded:
+                self._record = found
+            self._loaded = True
+        return self._record
 
     @property
     def capabilities(self) -> TextCapabilities:
         """What is known by now; None for what is not."""
+        record = self.record
+        facts = {
+            name: getattr(record, name) for name in ("usage", "cached_tokens", "logprobs", "token_ids", "verifies")
+        }
         if self._options.api == "completions":
-            return TextCapabilities(prefill=True, raw=True)
+            return TextCapabilities(prefill=True, raw=True, **facts)
         prefill = {"always": True, "never": False}.get(self._options.prefill)
-        if prefill is None and self._dialects:
-            prefill = any(dialect is not None for dialect in self._dialects.values())
-        return TextCapabilities(prefill=prefill, raw=None if self._wrapping is None else not self._wrapping)
+        if prefill is None and record.dialects:
+            prefill = any(dialect is not None for dialect in record.dialects.values())
+        return TextCapabilities(prefill=prefill, raw=None if record.wraps is None else not record.wraps, **facts)
 
-    def dialect(self, request: Continuation, patience: Patience) -> Dialect | None:
+    def known(self, request: Continuation) -> bool:
+        """Whether it is known how a partial answer to this is sent."""
+        if self._options.api == "completions":
+            return True
+        if request.prompt is not None and self.record.wraps is not True:
+            return self.record.wraps is not None
+        return self._options.prefill in ("never", "whole") or variables_of(request) in self.record.dialects
+
+    def take_spent(self) -> list[TextEnd]:
+        """What probes were billed since this was last asked, an entry for each of them."""
+        with self._spending:
+            spent, self._spent = self._spent, []
+            return spent
+
+    # --- how partial answers are sent ---
+
+    def dialect(self, request: Continuation, patience: Patience, *, trial: bool = False) -> Dialect | None:
         """How this endpoint continues a partial answer; None where it has to be told to. Found out once."""
-        if self._options.prefill == "never":
+        if self._options.prefill in ("never", "whole"):
             return None
-        variables = json.dumps(request.chat_template_kwargs or {}, sort_keys=True)
+        variables = variables_of(request)
         with self._probing:
-            if variables not in self._dialects:
-                found = self._dialects[variables] = self._probe(request, patience)
-                log.info("prefill_probed", model=self._name, dialect=found.name if found else None)
-            return self._dialects[variables]
+            dialects = self.record.dialects
+            if variables not in dialects:
+                found = self._probe(request, patience, trial)
+                dialects[variables] = found.name if found else None
+                self._keep()
+                log.info("prefill_probed", model=self._name, dialect=dialects[variables])
+            name = dialects[variables]
+            return _NAMED.get(name) if name is not None else None
 
-    def _probe(self, request: Continuation, patience: Patience) -> Dialect | None:
+    def wraps(self, request: Continuation, patience: Patience, *, trial: bool = False) -> bool:
+        """Whether this endpoint puts raw prompts into a chat template. Found out once, at the first partial answer."""
+        if self._options.api == "completions" or not (request.answer.strip() or trial):
+            return bool(self.record.wraps)
+        with self._probing:
+            record = self.record
+            if record.wraps is None:
+                record.wraps = self._probe_raw(request, patience, trial)
+                self._keep()
+                log.info("completions_probed", model=self._name, wrapped=record.wraps)
+                if record.wraps:
+                    self._warn_of_wrapping()
+            return record.wraps
+
+    def find_out(self, request: Continuation, patience: Patience, *, again: bool = False) -> None:
+        """All that matters for requests like this one; ``again``: also what is known."""
+        if again:
+            self.forget()
+        if request.prompt is None or self.wraps(request, patience, trial=True):
+            self.dialect(request, patience, trial=True)
+        with self._probing:
+            if self.record.usage is None:
+                with suppress(EndpointError):  # some are not known then, and nothing depends on them
+                    self._probe_facts(request, patience)
+                self._keep()
+                log.info("endpoint_probed", model=self._name, **dataclasses.asdict(self.capabilities))
+
+    def knock(self, request: Continuation, patience: Patience) -> None:
+        """Ask for one token: whether the endpoint answers at all."""
+        whole = self._options.api == "completions" or (request.prompt is not None and not self.record.wraps)
+        path, body = ("/completions", {"prompt": "a"}) if whole else ("/chat/completions", {"messages": [_PROBE]})
+        with suppress(_Refused):  # which is an answer
+            self._prompt_tokens(path, body, request, patience, trial=True)
+
+    def forget(self) -> None:
+        """What was found does not hold any more: it is found out again."""
+        with self._probing:
+            self._record, self._loaded = Record(), True
+            if self._records is not None:
+                self._records.forget()
+
+    def _keep(self) -> None:
+        self._record.found = now()
+        if self._records is not None:
+            self._records.save(self._record)
+
+    def _probe(self, request: Continuation, patience: Patience, trial: bool) -> Dialect | None:
         """The first dialect that is not refused, if the endpoint's own count of tokens shows that it works.
 
         Tiny requests of one token each: two where it does, one more for each dialect that is refused, and a few more
@@ -74,7 +160,8 @@ class Probes:
         """
 
         def count(messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> int | None:
-            return self._prompt_tokens("/chat/completions", {"messages": messages, **extra}, request, patience)
+            sent = {"messages": messages, **extra}
+            return self._prompt_tokens("/chat/completions", sent, request, patience, trial=trial)
 
         bare = None
         if self._options.prefill == "auto":
@@ -94,23 +181,11 @@ class Probes:
             raise EndpointError(f"{self._name} refuses partial answers in every form", hint="leave out prefill=always")
         return None
 
-    def wraps(self, request: Continuation, patience: Patience) -> bool:
-        """Whether this endpoint puts raw prompts into a chat template. Found out once, at the first partial answer."""
-        if self._options.api == "completions" or not request.answer.strip():
-            return bool(self._wrapping)
-        with self._probing:
-            if self._wrapping is None:
-                self._wrapping = self._probe_raw(request, patience)
-                log.info("completions_probed", model=self._name, wrapped=self._wrapping)
-                if self._wrapping:
-                    self._warn_of_wrapping()
-            return self._wrapping
-
-    def _probe_raw(self, request: Continuation, patience: Patience) -> bool:
+    def _probe_raw(self, request: Continuation, patience: Patience, trial: bool) -> bool:
         """By the endpoint's own count: a prompt of one word has its tokens, and those that begin and end a text."""
 
         def count(prompt: str) -> int:
-            return self._prompt_tokens("/completions", {"prompt": prompt}, request, patience) or 0
+            return self._prompt_tokens("/completions", {"prompt": prompt}, request, patience, trial=trial) or 0
 
         with suppress(_Refused):  # the real request will say why
             beside = (one := count("a")) - 1
@@ -129,28 +204,79 @@ class Probes:
         )
 
     def _prompt_tokens(
-        self, path: str, body: Mapping[str, Any], request: Continuation, patience: Patience
+        self, path: str, body: Mapping[str, Any], request: Continuation, patience: Patience, *, trial: bool
     ) -> int | None:
         """Tokens of a prompt, as the endpoint counts them; None where it does not say.
 
         The request is as the real one, but for one token and in one piece, where that is not refused: not all
         count in a stream. Raises :class:`_Refused`.
         """
-        sent = fields(request, self._options) | {"max_tokens": 1, **body}
-        for streamed in (False, True) if self._streamed is None else (self._streamed,):
+        sent, record = fields(request, self._options) | {"max_tokens": 1, **body}, self.record
+        for streamed in (False, True) if record.streams is None else (record.streams,):
             streaming = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
             try:
-                with closing(self._connection.ask(path, sent | streaming, patience, self._reader.usage)) as usages:
-                    usage = next(usages)
+                usage = self._ask(path, sent | streaming, patience, trial=trial).get("usage")
             except EndpointError as error:
                 if not error.bad_request:
                     raise
                 continue
-            self._streamed = streamed
-            with self._counting:
-                self._spent.append(text_end("length", usage))
+            record.streams = streamed
             return count_of(usage, "prompt_tokens")
         raise _Refused
+
+    def _ask(
+        self, path: str, body: Mapping[str, Any], patience: Patience, *, trial: bool, tries: int | None = None
+    ) -> Mapping[str, Any]:
+        """The reply to a tiny request, whose cost is kept for :meth:`take_spent`."""
+        with closing(
+            self._connection.ask(path, body, patience, self._reader.reply, trial=trial, tries=tries)
+        ) as replies:
+            (reply,) = replies
+        with self._spending:
+            self._spent.append(text_end("stop", reply.get("usage")))
+        return reply
+
+    # --- what replies hold ---
+
+    def _probe_facts(self, request: Continuation, patience: Patience) -> None:
+        """Whether logprobs, counts of tokens and ids can be had. A request that is refused says no."""
+        record, chats = self.record, self._options.api != "completions"
+        sent = fields(request, self._options) | {"max_tokens": 1}
+        if record.streams:
+            sent |= {"stream": True, "stream_options": {"include_usage": True}}
+        path, plain = ("/chat/completions", {"messages": [_PROBE]}) if chats else ("/completions", {"prompt": "a"})
+        wanted = {"logprobs": True, "top_logprobs": 1} if chats else {"logprobs": 1}
+        reply = self._facts(path, sent | plain | wanted, patience)
+        record.logprobs = bool(_choice(reply).get("logprobs"))
+        reply = reply or self._facts(path, sent | plain, patience)  # where log-probabilities were refused
+        record.usage = count_of(reply.get("usage"), "prompt_tokens") is not None
+        record.cached_tokens = cached_of(reply.get("usage")) is not None
+        if self._options.api == "chat":
+            record.token_ids = record.verifies = False
+            return
+        rows = self._facts("/completions", sent | {"prompt": _IDS, "prompt_logprobs": 1}, patience)
+        record.verifies = bool(_choice(rows).get("prompt_logprobs") or rows.get("prompt_logprobs"))
+        rows = rows or self._facts("/completions", sent | {"prompt": _IDS}, patience)
+        counted = count_of(rows.get("usage"), "prompt_tokens")
+        record.token_ids = bool(rows) and counted in (None, *range(len(_IDS), len(_IDS) + _RAW_TOKENS + 1))
+
+    def _facts(self, path: str, body: Mapping[str, Any], patience: Patience) -> Mapping[str, Any]:
+        """The reply, or nothing where the request is refused, be it with a status that blames the server."""
+        try:
+            return self._ask(path, body, patience, trial=True, tries=1)
+        except EndpointError as error:
+            if error.status in (None, 401, 403, 429):
+                raise
+            return {}
+
+
+def variables_of(request: Continuation) -> str:
+    return variables_key(request.chat_template_kwargs)
+
+
+def _choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = reply.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
 
 
 class _Refused(Exception):

@@ -46,6 +46,7 @@ class _Choice(BaseModel):
     message: _Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
+    logprobs: Any = None
 
     @property
     def _parts(self) -> dict[str, _Delta]:
@@ -114,7 +115,7 @@ def count_of(usage: object, *path: str) -> int | None:
 
 def text_end(reason: Literal["stop", "length"], usage: object) -> TextEnd:
     prompt, written = count_of(usage, "prompt_tokens"), count_of(usage, "completion_tokens")
-    cached = _first_count(usage, ("prompt_tokens_details", "cached_tokens"), ("prompt_cache_hit_tokens",))
+    cached = cached_of(usage)
     # OpenRouter's and newer ones of OpenAI's kind; Anthropic's own name, which proxies keep.
     put = _first_count(usage, ("prompt_tokens_details", "cache_write_tokens"), ("cache_creation_input_tokens",))
     thought = _first_count(usage, ("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",))
@@ -126,6 +127,10 @@ def text_end(reason: Literal["stop", "length"], usage: object) -> TextEnd:
         elif thought is not None and thought > written:
             written += thought
     return TextEnd(reason, prompt, cached, written, thought, cache_write_tokens=put)
+
+
+def cached_of(usage: object) -> int | None:
+    return _first_count(usage, ("prompt_tokens_details", "cached_tokens"), ("prompt_cache_hit_tokens",))
 
 
 def _first_count(usage: object, *paths: tuple[str, ...]) -> int | None:

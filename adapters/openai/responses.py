@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
 
 import httpx2
 from pydantic import SecretStr, ValidationError
@@ -11,7 +12,7 @@ from pydantic import SecretStr, ValidationError
 from fsgen_router.contracts.text_models import ReasoningChunk, TextChunk, TextEnd, TextEvent
 
 from ..streaming import Channel
-from .errors import NOT_AN_API, EndpointError, body_of, message_in, quoted
+from .errors import NOT_AN_API, EndpointError, body_of, message_in, quoted, with_end
 from .replies import FINISH, UNFINISHED, Reply, text_end
 
 _MAX_EVENT_BYTES = 2**20
@@ -38,8 +39,9 @@ class Reader:
         while True:
             try:
                 reply = next(replies, None)
-            except (EndpointError, httpx2.HTTPError):
+            except (EndpointError, httpx2.HTTPError) as error:
                 if finish is None:
+                    with_end(error, _counted(usage))
                     raise
                 reply = None  # it broke off after it had ended
             if reply is None:
@@ -65,20 +67,23 @@ class Reader:
             yield TextChunk(text)
         refused += refusal.flush()
         if refused and not (said or text):
-            raise EndpointError(f"{self._name} refuses to answer: {quoted(refused, self._key)}")
+            refuses = EndpointError(f"{self._name} refuses to answer", said=quoted(refused, self._key))
+            raise with_end(refuses, _counted(usage))
         yield self._end(finish, usage)
         next(replies, None)  # what closes the stream, so that the connection can be used again
 
     def _end(self, finish: str | None, usage: object) -> TextEnd:
+        if finish is not None and finish.lower() in FINISH:
+            return text_end(FINISH[finish.lower()], usage)
         if finish is None:
-            raise EndpointError(
+            error = EndpointError(
                 f"{self._name} broke off in the middle of an answer",
                 hint="it sent no finish_reason: was it stopped, or busy with another request?",
                 retryable=True,
             )
-        if finish.lower() not in FINISH:
-            raise EndpointError(f"{self._name} ended its answer with {finish!r:.80}", hint=UNFINISHED.get(finish))
-        return text_end(FINISH[finish.lower()], usage)
+        else:
+            error = EndpointError(f"{self._name} ended its answer with {finish!r:.80}", hint=UNFINISHED.get(finish))
+        raise with_end(error, _counted(usage))
 
     def _replies(self, response: httpx2.Response) -> Generator[Reply | None]:
         """Parsed messages; None at ``[DONE]``."""
@@ -101,24 +106,34 @@ class Reader:
             what = "no JSON"
             if isinstance(error, ValidationError):
                 what = f"a wrong {'.'.join(map(str, error.errors()[0]['loc'])) or 'reply'}"
-            raise EndpointError(f"{self._name} sent {what}: {quoted(data, self._key)}", hint=NOT_AN_API) from None
+            raise EndpointError(
+                f"{self._name} sent {what}", said=quoted(data, self._key), hint=NOT_AN_API, fault=True
+            ) from None
         if reply.failure:
             failure = reply.failure
             raise self._failure(message_in(failure if isinstance(failure, str) else json.dumps(failure))[0])
         return reply
 
     def _failure(self, message: str) -> EndpointError:
-        return EndpointError(f"{self._name} failed: {quoted(message, self._key)}", retryable=True)
+        return EndpointError(f"{self._name} failed", said=quoted(message, self._key), retryable=True)
 
-    def usage(self, response: httpx2.Response) -> Iterator[object]:
-        """The one count of tokens in a reply or, at the end, of a stream; None where there is none."""
+    def reply(self, response: httpx2.Response) -> Iterator[Mapping[str, Any]]:
+        """A whole reply as it came; of a stream its count of tokens and its log-probabilities, as such a reply."""
         if _kind(response) != "text/event-stream":
-            yield self._parse(body_of(response, _MAX_BODY_BYTES)).usage
+            body = body_of(response, _MAX_BODY_BYTES)
+            self._parse(body)
+            yield json.loads(body)
             return
-        usage = None
-        for reply in self._replies(response):
-            usage = (reply and reply.usage) or usage
-        yield usage
+        usage, logprobs = None, None
+        for reply in filter(None, self._replies(response)):
+            usage = reply.usage or usage
+            logprobs = logprobs or next((choice.logprobs for choice in reply.choices or ()), None)
+        yield {"usage": usage, "choices": [{"logprobs": logprobs}]}
+
+
+def _counted(usage: object) -> TextEnd | None:
+    """What a stream had said of its tokens when it failed."""
+    return text_end("stop", usage) if usage else None
 
 
 def _kind(response: httpx2.Response) -> str:

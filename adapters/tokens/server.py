@@ -64,15 +64,17 @@ class Server:
 
     # --- requests ---
 
-    def ask(self, path: str, body: Mapping[str, Any] | None) -> Any:
-        """What a request is answered with, as JSON. Raises :class:`EndpointError`."""
+    def ask(self, path: str, body: Mapping[str, Any] | None, *, trial: bool = False) -> Any:
+        """What a request is answered with, as JSON; a ``trial`` is a question that the server may stumble over, which
+        says nothing of others. Raises :class:`EndpointError`."""
         self.home.require(self.name)
         patience = Patience(self._options.deadline_seconds)
         self._waiting.add(patience)
         try:
             if self._closed:
                 raise BackendError(f"{self.name} was shut down")
-            with closing(self._connection.ask(path, body, patience, self._whole)) as found:
+            asked = self._connection.ask(path, body, patience, self._whole, trial=trial, tries=1 if trial else None)
+            with closing(asked) as found:
                 return next(found)
         except BackendError:
             if self._closed:
@@ -88,9 +90,9 @@ class Server:
                 f"{self.name} sent no JSON: {quoted(text, self._connection.key)}", hint=f"is the URL right? {_EXAMPLE}"
             ) from None
 
-    def rows(self, spoken: Dialect, question: Question) -> Reply:
+    def rows(self, spoken: Dialect, question: Question, *, trial: bool = False) -> Reply:
         """Raises :class:`NoRows` where the reply has none."""
-        return spoken.reply(self.ask(spoken.path, spoken.body(question)), question)
+        return spoken.reply(self.ask(spoken.path, spoken.body(question), trial=trial), question)
 
     # --- what it is ---
 
@@ -139,7 +141,7 @@ class Server:
     def _try(self, dialect: Dialect) -> Spoken | None:
         for top_k in dict.fromkeys((self._options.n_best, *(k for k in _FEWER if k < self._options.n_best))):
             try:
-                reply = self.rows(dialect, Question(_PROBE, 0, top_k, top_k))
+                reply = self.rows(dialect, Question(_PROBE, 0, top_k, top_k), trial=True)
             except EndpointError as error:
                 if error.status in (404, 405, 501):
                     return None

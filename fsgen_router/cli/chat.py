@@ -30,6 +30,7 @@ def chat(
     system: o.System = None,
     fast: o.Fast = None,
     slow: o.Slow = None,
+    fallback: o.Fallback = None,
     tuned: o.Tuned = None,
     policy: o.Policy = None,
     method: o.Method = None,
@@ -75,7 +76,15 @@ def chat(
         max_slow_tokens=max_slow_tokens,
     )
     with o.open_router(
-        fast, slow, policy, method, tuned=tuned, audit=audit, read_ahead=read_ahead, batching=batching
+        fast,
+        slow,
+        policy,
+        method,
+        fallback=fallback,
+        tuned=tuned,
+        audit=audit,
+        read_ahead=read_ahead,
+        batching=batching,
     ) as router:
         session = _Session(router, request, system, as_json=as_json)
         interactive = sys.stdin.isatty()

@@ -18,6 +18,7 @@ def complete(
     prompt: o.Prompt = None,
     fast: o.Fast = None,
     slow: o.Slow = None,
+    fallback: o.Fallback = None,
     tuned: o.Tuned = None,
     policy: o.Policy = None,
     method: o.Method = None,
@@ -84,7 +85,15 @@ def complete(
         max_slow_tokens=max_slow_tokens,
     )
     with o.open_router(
-        fast, slow, policy, method, tuned=tuned, audit=audit, read_ahead=read_ahead, batching=batching
+        fast,
+        slow,
+        policy,
+        method,
+        fallback=fallback,
+        tuned=tuned,
+        audit=audit,
+        read_ahead=read_ahead,
+        batching=batching,
     ) as router:
         request["baseline"] = baseline
         events = (

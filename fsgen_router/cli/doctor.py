@@ -8,17 +8,19 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
-from ..contracts.text_models import Continuation, TextModel, reads_tokens
+from ..contracts.text_models import Continuation, TextCapabilities, reads_tokens
 from ..costs import ForwardCost, choose_mode, disagreement
 from ..costs.forward import STEADY
 from ..errors import BackendError, ConfigurationError, FsgenError, VocabularyMismatch
@@ -63,7 +65,17 @@ class Check:
     hint: str | None = None
 
 
-def doctor(fast: o.Fast = None, slow: o.Slow = None, tuned: o.Tuned = None, as_json: o.Json = False) -> None:
+def doctor(
+    fast: o.Fast = None,
+    slow: o.Slow = None,
+    fallback: o.Fallback = None,
+    tuned: o.Tuned = None,
+    refresh: Annotated[
+        bool,
+        typer.Option("--refresh", help="Find out again what an endpoint can do, which is kept for a week otherwise."),
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
     """Say what works here and why not: packages, backends, cores, memory, models.
 
     Exit code 1 when the pair (the reference pair, or --fast and --slow, and --tuned) cannot answer.
@@ -77,7 +89,8 @@ def doctor(fast: o.Fast = None, slow: o.Slow = None, tuned: o.Tuned = None, as_j
     checks: list[Check] = []
     for section in (_python, _extras, _llama_cpp, _transformers, _processor, _threads, _memory, _accelerator, _hub):
         checks.extend(_guarded(section))
-    checks.extend(_guarded(lambda: _pair(fast, slow, tuned), name=_pair_label(fast, slow)))
+    pair = partial(_pair, fast, slow, tuned, fallback=fallback, refresh=refresh)
+    checks.extend(_guarded(pair, name=_pair_label(fast, slow)))
     able = not any(check.status == "fail" for check in checks)
     if as_json:
         write_json({"ok": able, "version": __version__, "checks": [asdict(check) for check in checks]})
@@ -235,13 +248,20 @@ def _hub() -> Iterator[Check]:
 # --- the pair ------------------------------------------------------------------------------------
 
 
-def _pair(fast: str | None, slow: str | None, tuned: str | None) -> Iterator[Check]:
+def _pair(
+    fast: str | None,
+    slow: str | None,
+    tuned: str | None,
+    *,
+    fallback: list[str] | None = None,
+    refresh: bool = False,
+) -> Iterator[Check]:
     name = _pair_label(fast, slow)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SwappedModelsWarning)  # said below
             # Vocabularies are compared when the Router is built.
-            router = o.open_router(fast, slow, "every:2,span=8", tuned=tuned)
+            router = o.open_router(fast, slow, "every:2,span=8", fallback=fallback, tuned=tuned)
     except ImportError as error:
         yield Check(name, "fail", str(error), "pip install 'fsgen-router[llama]'")
         return
@@ -249,7 +269,8 @@ def _pair(fast: str | None, slow: str | None, tuned: str | None) -> Iterator[Che
         if not reads_tokens(router.slow):
             yield Check(name, "ok", f"{router.fast.name} loads, {_size(router.fast.n_params)} parameters")
             yield from _costs(router)
-            yield from _endpoint(cast(TextModel, router.slow))
+            for model in getattr(router.slow, "models", (router.slow,)):
+                yield from _endpoint(model, refresh=refresh)
             return
         models = [model for model in (router.fast, router.slow, router.tuned) if model is not None]
         names, sizes = [model.name for model in models], [_size(model.n_params) for model in models]
@@ -328,18 +349,44 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _endpoint(model: TextModel) -> Iterator[Check]:
-    """Ask for one token behind a partial answer, which shows whether it can be continued."""
-    request = Continuation(
-        messages=({"role": "user", "content": "Write the letter a twice."},), answer="a", max_tokens=1
-    )
+_ASKED = ({"role": "user", "content": "Write the letter a twice."},)
+_GIVES = {
+    "usage": "counts of tokens",
+    "cached_tokens": "counts of cached tokens",
+    "logprobs": "log-probabilities",
+    "token_ids": "prompts of token ids",
+    "verifies": "log-probabilities of a prompt, which verify a span",
+}
+
+
+def _endpoint(model: Any, *, refresh: bool) -> Iterator[Check]:
+    """What an endpoint can do, found out now where nobody knows it; and a token, which shows that it answers."""
+    request = Continuation(messages=_ASKED, answer="a", max_tokens=1)
     try:
+        if callable(getattr(model, "probe", None)):
+            model.probe(request, again=refresh)
+            with suppress(ConfigurationError, BackendError):  # it takes no raw prompts
+                model.probe(Continuation(prompt="a", max_tokens=1))
         deque(model.stream(request), maxlen=0)
     except BackendError as error:
         yield Check("endpoint", "fail", error.message, error.hint)
         return
-    how = "continues a partial answer" if model.capabilities.prefill else "has to be told to continue a partial answer"
+    found: TextCapabilities = model.capabilities
+    yield from _found(found, getattr(model, "found", ""))
+    how = "continues a partial answer" if found.prefill else "has to be told to continue a partial answer"
     yield Check("endpoint", "ok", f"{model.name} answers, and {how}")
+
+
+def _found(found: TextCapabilities, when: str) -> Iterator[Check]:
+    known = {words: value for name, words in _GIVES.items() if (value := getattr(found, name)) is not None}
+    if not known:
+        return
+    gives, lacks = ([words for words, value in known.items() if value is wanted] for wanted in (True, False))
+    parts = [f"knows {', '.join(gives)}" if gives else "", f"not {', '.join(lacks)}" if lacks else ""]
+    if found.raw is not None:
+        parts.append("goes on with raw prompts" if found.raw else "puts raw prompts into its chat template")
+    detail = "; ".join(filter(None, parts))
+    yield Check("capabilities", "ok", f"{detail} (found out {when})" if when else detail, "--refresh finds out again")
 
 
 def _pair_label(fast: str | None, slow: str | None) -> str:

@@ -25,6 +25,7 @@ _PROBLEMS, _STATISTICS = "Problems", "Statistics"
 def evaluate(
     fast: o.Fast = None,
     slow: o.Slow = None,
+    fallback: o.Fallback = None,
     tuned: o.Tuned = None,
     policy: Annotated[
         list[str] | None,
@@ -135,7 +136,14 @@ def evaluate(
         check_plot_path(plot)
     items = _items(prompts, match, split, count, start)
     with o.open_router(
-        fast, slow, method=method, tuned=tuned, audit=audit, read_ahead=read_ahead, batching=batching
+        fast,
+        slow,
+        method=method,
+        fallback=fallback,
+        tuned=tuned,
+        audit=audit,
+        read_ahead=read_ahead,
+        batching=batching,
     ) as router:
         results = run_all(
             router,

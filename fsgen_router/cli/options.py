@@ -6,6 +6,8 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from ..contracts.text_models import probe_first
+from ..errors import ConfigurationError
 from ..methods import DEFAULT_DRAFT_LEN
 from ..methods.contrast import FORMS
 from ..pairing import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY
@@ -34,6 +36,15 @@ Slow: TypeAlias = Annotated[
     typer.Option(
         metavar="BACKEND:WHERE",
         help=f"The model that is asked, like [cyan]{EXAMPLES[2]}[/].",
+        show_default=False,
+        rich_help_panel=_MODELS,
+    ),
+]
+Fallback: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="openai:WHERE",
+        help="An endpoint that is asked where --slow, and those named before it, fail; may be repeated.",
         show_default=False,
         rich_help_panel=_MODELS,
     ),
@@ -176,15 +187,21 @@ def open_router(
     policy: str | None = None,
     method: str | None = None,
     *,
+    fallback: list[str] | None = None,
     tuned: str | None = None,
     audit: float = 0.0,
     read_ahead: int = 0,
     batching: bool | None = None,
 ) -> Router:
-    """The Router that the options describe; what they leave out is the Router's to choose."""
-    return Router(
+    """The Router that the options describe; what they leave out is the Router's to choose.
+
+    A command is there for one answer, or for a few: what has to be found out of an endpoint is found out first.
+    """
+    if fallback and slow is None:
+        raise ConfigurationError("--fallback without --slow", hint="name the endpoint that it stands in for")
+    router = Router(
         fast,
-        slow,
+        [slow, *fallback] if fallback and slow is not None else slow,
         tuned=tuned,
         policy=policy,
         method=method,
@@ -192,6 +209,8 @@ def open_router(
         read_ahead=read_ahead,
         batching=batching,
     )
+    probe_first(router.slow)
+    return router
 
 
 def pair_title(router: Router) -> str:

@@ -17,6 +17,7 @@ def trace(
     prompt: o.Prompt = None,
     fast: o.Fast = None,
     slow: o.Slow = None,
+    fallback: o.Fallback = None,
     tuned: o.Tuned = None,
     policy: o.Policy = None,
     method: o.Method = None,
@@ -76,7 +77,7 @@ def trace(
         max_slow_calls=max_slow_calls,
         max_slow_tokens=max_slow_tokens,
     )
-    with o.open_router(fast, slow, policy, method, tuned=tuned, audit=float(audit)) as router:
+    with o.open_router(fast, slow, policy, method, fallback=fallback, tuned=tuned, audit=float(audit)) as router:
         answer = (
             router.chat([{"role": "user", "content": text}], **request) if as_chat else router.complete(text, **request)
         )

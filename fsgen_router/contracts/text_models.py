@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeGuard
 
@@ -18,11 +18,18 @@ class TextCapabilities:
 
     ``prefill``: it goes on with a partial answer. Where it does not, it is told what was written so
     far and asked to go on, which costs fidelity. ``raw``: it goes on with raw text. Where it does not, a raw
-    prompt is sent as a user's message.
+    prompt is sent as a user's message. ``usage``: it says how many tokens it counted, ``cached_tokens``: and how many
+    of them its cache held. ``logprobs``: it gives those of what it writes; ``token_ids``: it takes ids for a raw
+    prompt; ``verifies``: it gives log-probabilities of the prompt, by which it can judge a draft.
     """
 
     prefill: bool | None
     raw: bool | None = None
+    usage: bool | None = None
+    cached_tokens: bool | None = None
+    logprobs: bool | None = None
+    token_ids: bool | None = None
+    verifies: bool | None = None
 
 
 class WrappedPromptWarning(UserWarning):
@@ -70,7 +77,7 @@ class TextEnd:
     """The last item of a stream: why it ended, and what the endpoint says it counted (None: unsaid).
 
     ``cached_tokens`` and ``cache_write_tokens`` are parts of ``prompt_tokens``, ``reasoning_tokens`` of
-    ``completion_tokens``.
+    ``completion_tokens``. ``model`` is the name of who wrote, where that is one of several.
     """
 
     finish_reason: Literal["stop", "length"]
@@ -78,6 +85,7 @@ class TextEnd:
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     reasoning_tokens: int | None = None
+    model: str | None = None
     cache_write_tokens: int | None = None
 
 
@@ -91,8 +99,12 @@ class TextModel(Protocol):
     :meth:`shutdown` does nothing.
 
     A model may know ``prices`` (what its own options say) and ``vendor_prices()`` (what its vendor asks), both
-    :class:`~fsgen_router.Prices` or None. ``take_probe_usage()`` gives what probes were billed since it was last
-    called: a :class:`TextEnd` for each.
+    :class:`~fsgen_router.Prices` or None.
+
+    A model that has to find out how it is asked has a method ``unready`` (see :func:`unready`), and
+    ``take_probe_usage()`` with what that was billed since it was last called: a :class:`TextEnd` for each call.
+    ``down`` says that an endpoint failed and is left alone for a while: it refuses at once. A stream with a method
+    ``cancel`` may be ended by it from any thread, also while another one waits for its next event.
     """
 
     @property
@@ -118,3 +130,23 @@ class TextModel(Protocol):
 def reads_tokens(model: TokenModel | TextModel) -> TypeGuard[TokenModel]:
     """Whether a model gives rows of logits for tokens, and not only text."""
     return callable(getattr(model, "forward", None))
+
+
+def unready(model: TextModel, request: Continuation) -> str | None:
+    """Why a model is not to be asked to go on with an answer to ``request`` now, in a few words; None: it may be.
+
+    What the model's own ``unready(request)`` says, which never waits, and begins what it has to find out first beside
+    what requests do. It is also called when a request begins that may ask it.
+    """
+    own: Callable[[Continuation], str | None] | None = getattr(model, "unready", None)
+    return None if own is None else own(request)
+
+
+def probe_first(model: TokenModel | TextModel) -> None:
+    """Let calls of a model wait for what it has to find out before them, and not go on without it meanwhile.
+
+    For programs that are there for one answer, or that measure answers.
+    """
+    own: Callable[[], None] | None = getattr(model, "probe_first", None)
+    if own is not None:
+        own()

@@ -5,11 +5,12 @@ A model's forwards are measured (``measuring``) into a table (``forward``), kept
 mode that a pair is run with where none is named (``choosing``).
 """
 
+from ..support.cache import cache_folder
 from .choosing import Candidate, Choice, assess, assumed_rates, choose_mode, choose_remote, disagreement
 from .expected import Judged, Mode, PairCost, Rates
 from .forward import ForwardCost, Point
 from .measuring import QUICK, THOROUGH, Effort, measure_forwards, measure_steps
-from .store import CostStore, cache_folder
+from .store import CostStore
 
 __all__ = [
     "QUICK",

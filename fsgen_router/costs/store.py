@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
-import os
-import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,24 +12,12 @@ from typing import Any
 from ..contracts.models import TokenModel
 from ..errors import ConfigurationError
 from ..records import Role
+from ..support.cache import cache_folder, write_whole
 from ..support.logs import log
 from .forward import ForwardCost
 from .machine import described, machine
 
 FORMAT = 1
-
-
-def cache_folder() -> Path:
-    """Where this package keeps what it can find out again: ``FSGEN_CACHE``, or a folder of the user's cache."""
-    if chosen := os.environ.get("FSGEN_CACHE"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "fsgen-router"
 
 
 class CostStore:
@@ -82,15 +66,7 @@ class CostStore:
         measured = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         text = json.dumps({"format": FORMAT, **about, "measured": measured, **cost.to_dict()}, indent=1)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w") as file:
-                    file.write(text + "\n")
-                os.replace(partial, path)
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(partial)
+            write_whole(path, text + "\n")
         except OSError as error:
             log.warning("costs_unkept", model=model.name, path=str(path), why=error.strerror or str(error))
 

@@ -15,13 +15,13 @@ A slow model that fails while it reads is given up, and the first answer, the fa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from ..contracts.methods import Method
 from ..contracts.models import Opened, Role
 from ..contracts.policy import Decision, Ledger, Policy
-from ..contracts.text_models import TextEnd
+from ..contracts.text_models import Continuation, TextEnd
 from ..contracts.verifier import Selecting
 from ..errors import FsgenError, RouterClosed
 from ..methods import Replace
@@ -56,6 +56,7 @@ class BestOfEngine(Engine):
         alignments: Mapping[Role, Alignment | None] = MappingProxyType({}),
         read_ahead: int = 0,
         terms: Terms | None = None,
+        ready: Callable[[Continuation], str | None] | None = None,
     ) -> None:
         super().__init__(
             request,
@@ -67,6 +68,7 @@ class BestOfEngine(Engine):
             alignments=alignments,
             read_ahead=read_ahead,
             terms=terms,
+            ready=ready,
         )
         self.best_of, self._judge, self._writer, self._contexts = best_of, best_of.judge, writer, contexts
         self.lanes = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 
@@ -33,6 +33,8 @@ class Core:
     ``contexts`` holds each model's context length in tokens, ``alignments`` what makes a model's rows ones of the
     vocabulary, where its own is another. With ``read_ahead`` n > 0 the slow model reads whenever n tokens wait for it,
     while the fast one goes on: worth it where they run on different devices. ``terms`` are what escalations may cost.
+    ``ready`` says of a slow model that gives text why it is not to be asked now
+    (:func:`~fsgen_router.contracts.text_models.unready`).
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Core:
         alignments: Mapping[Role, Alignment | None] = MappingProxyType({}),
         read_ahead: int = 0,
         terms: Terms | None = None,
+        ready: Callable[[Continuation], str | None] | None = None,
     ) -> None:
         if policy.asks:
             _require_rows(method, request)
@@ -54,6 +57,7 @@ class Core:
         self.alignments = alignments
         self.vocabulary, self.ledger = vocabulary, ledger
         self.terms, self.meter = terms or Terms(), Meter()
+        self._ready = ready
         self.read_ahead = read_ahead if policy.asks and request.text is None else 0
         self.reads_hidden = reads_hidden(policy)
         # Where a method reads the fast model too, that is asked all the same.
@@ -108,6 +112,15 @@ class Core:
 
     def uniform(self, position: int, purpose: str) -> float:
         return hashed_uniform(self.request.seed, self.request.key, position, purpose)
+
+    def unready(self) -> str | None:
+        """Why the slow model is not to be asked now, in a few words; None: it may be."""
+        text = self.request.text
+        if text is None or self._ready is None:
+            return None
+        answer = b"".join(token.piece for token in self.state.tokens).decode(errors="replace")
+        about = {name: getattr(text, name) for name in ("prompt", "messages", "chat_template_kwargs")}
+        return self._ready(Continuation(**about, answer=answer, max_tokens=1))
 
     # --- how rows are read, and tokens drawn ---
 

@@ -42,6 +42,8 @@ class Engine(Core):
 
     def start(self) -> list[Command]:
         """The first commands (of a new engine or of a fork)."""
+        if self.policy.asks and not self.hands_over:
+            self.unready()  # what has to be found out before it is asked is found out meanwhile
         return self._next(continuation.resume(self))
 
     def send(self, event: Event) -> list[Command]:

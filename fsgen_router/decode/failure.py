@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..contracts.models import Role
+from ..contracts.text_models import TextEnd
 from ..errors import BackendError, FsgenError, RouterClosed
 from . import continuation, ending, proposal
 from .commands import Command, Done, Failed
@@ -36,7 +37,11 @@ def failed(core: Core, role: Role, purpose: Purpose, error: FsgenError) -> list[
         return []
     # The answer is not lost: the fast model goes on alone, and the result says so.
     state.degraded = state.degraded or f"{type(error).__name__}: {error.message}"
-    emitted = continuation.text_stands(core) if state.span_text or state.span_reasoning else []
+    # What an error says about the endpoint without quoting it: that may repeat the prompt.
+    state.fault = state.fault or f"{type(error).__name__}: {getattr(error, 'plain', error.message)}"
+    counted: TextEnd | None = getattr(error, "end", None)
+    spent = counted is not None or state.span_text or state.span_reasoning
+    emitted = continuation.text_stands(core, counted) if spent else []
     if state.span_left == 0:  # it was reading ahead
         state.escalation = None
         return emitted

@@ -51,8 +51,10 @@ def proposed(core: Core, row: Row) -> list[Command]:
     if state.degraded is not None:
         return fast_stands(core, Proposal(row, signals, Decision(False, reason="degraded")))
     state.policy, decision = core.policy.decide(state.policy, signals, core.context())
-    if decision.escalate and core.request.text is not None and not state.text.complete:
-        decision = dataclasses.replace(decision, escalate=False, reason="inside a character")
+    if decision.escalate and core.request.text is not None:
+        declined = core.unready() if state.text.complete else "inside a character"
+        if declined is not None:
+            decision = dataclasses.replace(decision, escalate=False, reason=declined)
     decision = admitted(core, decision)
     proposal = Proposal(row, signals.without_hidden(), decision)
     state.usage.decisions += 1

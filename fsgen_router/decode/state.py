@@ -90,6 +90,8 @@ class EngineState:
     closed: bool = False
     """Whether the answer's text and the policy are done with: what is left then changes neither."""
     degraded: str | None = None
+    fault: str | None = None
+    """Why, in words that may be logged."""
     selection: Selection | None = None
     """What came of the fast model's answers, where a verifier chose among several."""
     usage: Usage = field(default_factory=Usage)

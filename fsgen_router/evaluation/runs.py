@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contracts.policy import Policy
+from ..contracts.text_models import probe_first
 from ..errors import ConfigurationError, InvalidRequest
 from ..generation import Generation
 from ..router import Router
@@ -173,6 +174,7 @@ def run_items(
     """
     if concurrency < 1:
         raise ConfigurationError(f"concurrency={concurrency}", hint="at least 1")
+    probe_first(router.slow)
     routed = router if policy is None else router.with_policy(policy)
 
     def one(item: Item) -> Outcome:

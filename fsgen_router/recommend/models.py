@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from ..contracts.models import TokenModel, Work
-from ..contracts.text_models import reads_tokens
+from ..contracts.text_models import probe_first, reads_tokens
 from ..errors import ConfigurationError, PromptTooLong
 from ..evaluation import Item
 from ..pairing import REFERENCE_PAIR, SwappedModelsWarning
@@ -63,6 +63,7 @@ class Models:
         try:
             for seat, model in self.named.items():
                 self.loaded[seat] = make_model(with_sequences(model, at_once))
+                probe_first(self.loaded[seat])
                 if isinstance(model, str):
                     self._owned.append(self.loaded[seat])
             self.router(("fast", "slow"))  # which checks that they go together

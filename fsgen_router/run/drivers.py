@@ -160,6 +160,7 @@ class Live:
             for job, command in list(self._under_way.items()):
                 if isinstance(command, Start) and isinstance(command.work, Continuation):
                     del self._under_way[job]
+                    self._workers[command.role].leave(job, self)
             self._end_if_idle()
 
     def abandon(self) -> None:

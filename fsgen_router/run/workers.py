@@ -21,7 +21,7 @@ from functools import cache
 from typing import Protocol, TypeAlias, TypeVar, cast
 
 from ..contracts.models import Opened, Rows, TokenModel, Work
-from ..contracts.text_models import Continuation, ReasoningChunk, TextEnd, TextModel, reads_tokens
+from ..contracts.text_models import Continuation, ReasoningChunk, TextEnd, TextEvent, TextModel, reads_tokens
 from ..decode import Chunk, Done, Event, Failed, Open, Start
 from ..errors import BackendError, FsgenError, RouterClosed
 from ..records import Role
@@ -38,18 +38,21 @@ _CHECK_SECONDS = 1.0
 """How often who waits for a call looks whether its thread has ended."""
 
 AnyModel: TypeAlias = TokenModel | TextModel
+TextStream: TypeAlias = Generator[TextEvent, None, None]
 T = TypeVar("T")
 
 
-def perform(model: AnyModel, command: Start) -> Generator[Event, None, None]:
+def perform(
+    model: AnyModel, command: Start, begun: Callable[[TextStream], None] = lambda stream: None
+) -> Generator[Event, None, None]:
     """Carry out one job here and now; what the backend failed with becomes an event.
 
-    So does a bug in an adapter; a KeyboardInterrupt does not.
+    So does a bug in an adapter; a KeyboardInterrupt does not. ``begun`` is called with a stream that was begun for it.
     """
     began, job, work = time.perf_counter(), command.job, command.work
     try:
         if isinstance(work, Continuation):
-            yield from _stream(cast(TextModel, model), job, work, began)
+            yield from _stream(cast(TextModel, model), job, work, began, begun)
             return
         local = cast(TokenModel, model)
         result: Opened | list[Row]
@@ -77,8 +80,11 @@ def _forward(model: TokenModel, work: Work) -> list[Row]:
     return rows
 
 
-def _stream(model: TextModel, job: int, wanted: Continuation, began: float) -> Iterator[Event]:
+def _stream(
+    model: TextModel, job: int, wanted: Continuation, began: float, begun: Callable[[TextStream], None]
+) -> Iterator[Event]:
     stream = model.stream(wanted)
+    begun(stream)
     try:
         for item in stream:
             if isinstance(item, TextEnd):
@@ -110,6 +116,9 @@ class Worker(Protocol):
 
     def submit(self, command: Start, client: Client) -> None:
         """Begin a job, whose events are delivered later. Raises :class:`RouterClosed` after :meth:`close`."""
+
+    def leave(self, job: int, client: Client) -> None:
+        """Nobody waits for a job any more: what can be broken off ends at once."""
 
     def close(self, timeout: float | None = None) -> None:
         """End the threads; what is still waiting fails. Closing twice is allowed.
@@ -184,6 +193,9 @@ class BatchWorker:
                 return outcome.result(_CHECK_SECONDS)
             if self.ended.is_set() and not outcome.done():
                 raise _closed()
+
+    def leave(self, job: int, client: Client) -> None:
+        return  # a forward cannot be broken off
 
     def abandon(self) -> None:
         self.closed = True
@@ -426,6 +438,28 @@ def _split(job: _Job, size: int) -> tuple[Work, list[int]]:
     return part, [slot for slot, _, _ in now]
 
 
+@dataclass(slots=True, eq=False)
+class _Streaming:
+    """A job of an endpoint's under way."""
+
+    job: int
+    client: Client
+    stream: TextStream | None = None
+    left: bool = False
+
+    def begun(self, stream: TextStream) -> None:
+        self.stream = stream
+        if self.left:
+            self.leave()
+
+    def leave(self) -> None:
+        """End its stream, where that can be done from another thread; else that ends with its next event."""
+        self.left = True
+        cancel: Callable[[], None] | None = getattr(self.stream, "cancel", None)
+        if cancel is not None:
+            cancel()
+
+
 class StreamWorker:
     """Threads that wait for an endpoint, one for each stream under way; or for a server, one for each call for rows.
 
@@ -435,37 +469,47 @@ class StreamWorker:
     def __init__(self, model: AnyModel, name: str) -> None:
         self._model, self._name = model, name
         self._lock = threading.Lock()
-        self._under_way: dict[threading.Thread, tuple[int, Client]] = {}
+        self._under_way: dict[threading.Thread, _Streaming] = {}
         self._closed = False
 
     def submit(self, command: Start, client: Client) -> None:
+        streaming = _Streaming(command.job, client)
         with holding(self._lock):
             if self._closed:
                 raise _closed()
-            thread = WorkerThread(target=self._run, args=(command, client), name=self._name, daemon=True)
+            thread = WorkerThread(target=self._run, args=(command, streaming), name=self._name, daemon=True)
             thread.start()
-            self._under_way[thread] = command.job, client
+            self._under_way[thread] = streaming
 
-    def _run(self, command: Start, client: Client) -> None:
+    def _run(self, command: Start, streaming: _Streaming) -> None:
         try:
-            with closing(_safely(perform(self._model, command), command.job, self._model.name)) as events:
-                for event in events:
-                    if not client.deliver(event):
+            events = perform(self._model, command, streaming.begun)
+            with closing(_safely(events, command.job, self._model.name)) as safe:
+                for event in safe:
+                    if not streaming.client.deliver(event):
                         return
         finally:
             with holding(self._lock):
                 del self._under_way[threading.current_thread()]
 
+    def leave(self, job: int, client: Client) -> None:
+        with holding(self._lock):
+            under_way = list(self._under_way.values())
+        for streaming in under_way:
+            if streaming.job == job and streaming.client is client:
+                streaming.leave()
+
     def abandon(self) -> None:
         self._closed = True
 
     def close(self, timeout: float | None = None) -> None:
-        # Without waiting for an endpoint that hangs: its stream ends when the model is shut down, or never.
+        # Without waiting for an endpoint that hangs: its stream ends now, or when the model is shut down, or never.
         with holding(self._lock):
             self._closed = True
             under_way = list(self._under_way.values())
-        for job, client in under_way:
-            client.deliver(Failed(job, _closed()))
+        for streaming in under_way:
+            streaming.client.deliver(Failed(streaming.job, _closed()))
+            streaming.leave()
 
 
 def _safely(events: Iterator[Event], job: int, name: str) -> Generator[Event, None, None]:

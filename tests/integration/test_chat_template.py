@@ -231,7 +231,7 @@ def test_variables_of_a_request_reach_both_models(tmp_path: Path) -> None:
 def test_variables_of_a_request_reach_an_endpoint() -> None:
     with scripted_server(lambda asked: asked.send(says("a"))) as server:
         extra = json.dumps({"chat_template_kwargs": {"enable_thinking": True, "budget": 7}})
-        slow = f"openai:m@{server.url}?api_key_env=&prefill=always&extra_body={extra}"
+        slow = f"openai:m@{server.url}?api_key_env=&prefill=always&probe=first&extra_body={extra}"
         with Router(
             ScriptedModel(lambda _: np.array([1.0, 0.0]), ScriptedTokenizer([b"a", b"b"], eog=[1])),
             slow,

@@ -27,7 +27,7 @@ PROMPT = "Ada has 38 shells. Eva has 58 more shells than Ada."
 
 def make(n_seq=2):
     if URL:
-        slow, policy = f"openai:m@{URL}?api_key_env=&api=completions", "every:3,span=rest"
+        slow, policy = f"openai:m@{URL}?api_key_env=&api=completions&probe=first", "every:3,span=rest"
         return Router(fast=f"reference:fast?n_seq={n_seq}", slow=slow, policy=policy, batching=BATCHING)
     pair = [f"reference:{which}?n_seq={n_seq}" for which in ("fast", "slow")]
     return Router(*pair, policy="every:3", batching=BATCHING)

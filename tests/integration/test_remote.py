@@ -15,7 +15,8 @@ from fsgen_router.reference import world
 # Short spans are the harder case, though nobody should pay for them.
 pytestmark = pytest.mark.filterwarnings("ignore::fsgen_router.SmallExtentWarning")
 
-PLAIN = 'extra_body={"repeat_penalty":1.0}'
+# This server penalises repetition unless told not to; and the first answer is compared too.
+PLAIN = 'extra_body={"repeat_penalty":1.0}&probe=first'
 
 
 def test_the_default_on_the_reference_pair(fast_model: TokenModel) -> None:
@@ -40,7 +41,6 @@ def test_the_reference_pair_with_its_slow_model_behind_http(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     items = list(world.problems("calibration", 6))
     with (
-        # This server penalises repetition unless told not to.
         Router(fast_model, f"openai:slow@{url}?{PLAIN}", policy="always,span=rest") as remote_router,
         Router(method="replace", policy="always,span=rest") as home,
     ):
@@ -58,7 +58,8 @@ def test_the_reference_pair_with_its_slow_model_behind_http(
 
 
 def test_a_server_that_is_not_there(fast_model: TokenModel) -> None:
-    with Router(fast_model, "openai:slow@http://127.0.0.1:9/v1?max_retries=0", policy="every:4,span=rest") as router:
+    slow = "openai:slow@http://127.0.0.1:9/v1?max_retries=0&probe=first"
+    with Router(fast_model, slow, policy="every:4,span=rest") as router:
         answer = router.complete("Ada has 3 shells.", max_tokens=12)
         assert answer.degraded is not None
         assert answer.usage.tokens > 4

@@ -1,4 +1,4 @@
-"""Endpoints on loopback: llama-cpp-python's real server, and a socket that does what no server should."""
+"""Endpoints on loopback: real servers of two kinds, and a socket that does what no server should."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from fsgen_router.support.cache import cache_folder
 
 # --- the real one --------------------------------------------------------------------------------
 
@@ -56,6 +59,7 @@ def real_server(folder: Path, models: Mapping[str, Path], **settings: Any) -> It
         )
     try:
         server = RealServer(f"http://127.0.0.1:{port}/v1", log)
+        forget(server.url)
         while True:
             if process.poll() is not None:
                 raise AssertionError(f"the server did not start:\n{log.read_text()}")
@@ -71,6 +75,58 @@ def real_server(folder: Path, models: Mapping[str, Path], **settings: Any) -> It
     finally:
         process.kill()  # asked politely, it would finish its streams first
         process.wait()
+
+
+# A program for a process of its own: the server has no end, and a model in this process would share its threads.
+_NATIVE = """
+import sys, threading
+import xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path, params.model_alias = sys.argv[1], {"slow"}
+params.n_ctx, params.n_parallel, params.n_threads_http = 4096, 4, 8
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+threading.Event().wait()
+"""
+
+
+@contextlib.contextmanager
+def native_server(folder: Path, model: Path) -> Iterator[RealServer]:
+    """llama.cpp's own server, as xllamacpp carries it, with a GGUF file under the name ``slow``."""
+    log = folder / "native.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _NATIVE, str(model)],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+        assert address, f"the server did not start:\n{log.read_text()}"
+        server = RealServer(f"{address}/v1", log)
+        forget(server.url)
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def forget(url: str) -> None:
+    """Let a server be a new one, though another had its port before: no record of what that did, and no breaker."""
+    from fsgen_router.adapters.openai import breaker
+
+    for path in (cache_folder() / "endpoints").glob("*.json"):
+        if json.loads(path.read_text())["url"] == url:
+            path.unlink()
+    for key in [key for key in breaker._breakers if key[1] == url]:
+        del breaker._breakers[key]
 
 
 # --- the scripted one ----------------------------------------------------------------------------
@@ -107,7 +163,7 @@ class ScriptedServer:
 
 
 @contextlib.contextmanager
-def scripted_server(script: Script) -> Iterator[ScriptedServer]:
+def scripted_server(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[ScriptedServer]:
     server = ScriptedServer(script)
     numbers = iter(range(1_000_000))
 
@@ -138,7 +194,11 @@ def scripted_server(script: Script) -> Iterator[ScriptedServer]:
         block_on_close = False
 
     with Server(("127.0.0.1", 0), Handler) as listening:
-        server.url = f"http://127.0.0.1:{listening.server_address[1]}/v1"
+        if tls is not None:
+            # Shaken hands with when it is read from, on the connection's own thread.
+            listening.socket = tls.wrap_socket(listening.socket, server_side=True, do_handshake_on_connect=False)
+        server.url = f"http{'s' * (tls is not None)}://127.0.0.1:{listening.server_address[1]}/v1"
+        forget(server.url)
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:
@@ -147,6 +207,21 @@ def scripted_server(script: Script) -> Iterator[ScriptedServer]:
             server.stopping.set()
             listening.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[str]:
+    """An address whose connections are never made: packets to it are dropped, as behind a firewall."""
+    with socket.socket() as listening, contextlib.ExitStack() as filled:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(3):  # more than the queue holds, and nobody accepts them
+            waiting = filled.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        forget(url)
+        yield url
 
 
 # --- bytes ---------------------------------------------------------------------------------------

@@ -275,7 +275,7 @@ def test_a_reasoning_model_behind_http_that_never_answers(monkeypatch: pytest.Mo
     )
     with (
         scripted_server(lambda asked: asked.send(thinking)) as server,
-        Router(fast_without_end(), f"openai:m@{server.url}", policy="every:3,span=rest") as router,
+        Router(fast_without_end(), f"openai:m@{server.url}?probe=first", policy="every:3,span=rest") as router,
     ):
         answer = router.chat([{"role": "user", "content": "ab"}], max_tokens=9)
     assert (len(answer.tokens), answer.finish_reason, answer.reasoning) == (9, "length", "Let me see.")
