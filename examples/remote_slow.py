@@ -55,7 +55,7 @@ with (
     served(str(reference.path("slow"))) as url,
     Router(
         fast="reference:fast",
-        slow=f"openai:slow@{url}?api_key_env=",
+        slow=f"openai:slow@{url}?probe=first&api_key_env=",
         policy="entropy>1,span=16",  # where the fast model is uncertain, the slow one writes 16 tokens
         prices=prices,
         budget=Budget(usd=0.05),  # more than this is never spent, whatever is asked

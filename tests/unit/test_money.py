@@ -599,7 +599,7 @@ def test_probes_and_tries_that_came_to_nothing_are_billed(monkeypatch: pytest.Mo
 
     with (
         scripted_server(script) as server,
-        Router(fast(), f"openai:slow@{server.url}", policy="every:3,span=rest", prices=PRICES) as router,
+        Router(fast(), f"openai:slow@{server.url}?probe=first", policy="every:3,span=rest", prices=PRICES) as router,
     ):
         answer = router.chat([{"role": "user", "content": ASKED}], max_tokens=9)
         billed = answer.usage.billed
