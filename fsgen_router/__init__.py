@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         RouterClosed,
         VocabularyMismatch,
     )
-    from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
+    from .generation import Finished, Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta
     from .pairing import (
         RewindWarning,
         SlowAloneWarning,
@@ -101,6 +101,7 @@ __all__ = [
     "Report",
     "RequestKeywords",
     "RequestOptions",
+    "Restarted",
     "RewindWarning",
     "Router",
     "RouterClosed",
@@ -158,7 +159,7 @@ _HOMES = {
         "UnsteadyMachineWarning",
         "VocabularyWarning",
     ),
-    "generation": ("Finished", "Generation", "ReasoningDelta", "StreamEvent", "TextDelta"),
+    "generation": ("Finished", "Generation", "ReasoningDelta", "Restarted", "StreamEvent", "TextDelta"),
     "records": ("Claim", "ModelCard", "ModelUsage", "Prices", "Span", "Token", "Usage"),
     "report": ("Comparison", "Report"),
     "router": ("Router",),

@@ -4,6 +4,7 @@ from .audits import Audit, MissedEstimate, audit_of, estimate_missed
 from .basic import Always, AtPrompt, Capped, Every, Never, Random, Threshold
 from .budget import Budget
 from .cards import Guarantee, Pair, PolicyCard, fingerprint
+from .extents import Extended
 from .files import PolicyPairWarning, check_pair, load_policy, save_policy
 from .learned import Learned, SpanRule, check_prompt, guarantee_of
 from .online import OnlineHead, promote
@@ -17,6 +18,7 @@ __all__ = [
     "Budget",
     "Capped",
     "Every",
+    "Extended",
     "Guarantee",
     "Learned",
     "MissedEstimate",

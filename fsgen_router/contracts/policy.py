@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from ..rows.signals import Signals
 from ..support.waiting import holding
@@ -15,6 +15,12 @@ T = TypeVar("T")
 REST: Final = -1
 """Extent of an escalation that hands over the rest of the answer."""
 
+Until: TypeAlias = Literal["", "sentence", "line", "step"]
+"""Where a span may end before its number of tokens: nowhere, or at the first such boundary in it."""
+
+Draft: TypeAlias = Literal["keep", "show", "drop"]
+"""What the slow model makes of the answer so far: it goes on with it, sees it as a draft to be judged, or never sees it."""
+
 PolicyState: TypeAlias = Any
 """An immutable value, kept per position: a rewind restores it by keeping the older one."""
 
@@ -23,8 +29,9 @@ PolicyState: TypeAlias = Any
 class Decision:
     """Accept the fast model's token, or escalate.
 
-    ``extent`` is the number of tokens that the slow model then writes (``REST``: all that follow).
-    ``score`` and ``threshold`` are what was compared, in the policy's own unit.
+    ``extent`` is the number of tokens that the slow model then writes at most (``REST``: all that follow); with
+    ``until`` it stops at the first such boundary. ``score`` and ``threshold`` are what was compared, in the policy's
+    own unit. With ``draft`` other than ``keep`` the slow model begins the answer anew.
     """
 
     escalate: bool
@@ -32,6 +39,8 @@ class Decision:
     score: float | None = None
     threshold: float | None = None
     reason: str = ""
+    until: Until = ""
+    draft: Draft = "keep"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def failed(core: Core, role: Role, purpose: Purpose, error: FsgenError) -> list[
         return []
     # The answer is not lost: the fast model goes on alone, and the result says so.
     state.degraded = state.degraded or f"{type(error).__name__}: {error.message}"
-    emitted = continuation.text_stands(core) if state.span_text or state.span_reasoning else []
+    emitted = continuation.broke_off(core)
     if state.span_left == 0:  # it was reading ahead
         state.escalation = None
         return emitted

@@ -11,8 +11,9 @@ from ..rows.signals import make_signals
 from .commands import Command
 from .commit import piece, release
 from .core import Core
-from .drafts import check_of, place
+from .drafts import check_of, may_cut, place
 from .escalation import escalate
+from .restart import begin_anew
 from .state import Proposal
 
 
@@ -45,19 +46,23 @@ def proposed(core: Core, row: Row) -> list[Command]:
     if state.degraded is not None:
         return fast_stands(core, Proposal(row, signals, Decision(False, reason="degraded")))
     state.policy, decision = core.policy.decide(state.policy, signals, core.context())
-    if decision.escalate and core.request.text is not None and not state.text.complete:
+    word_over = core.request.text is not None and may_cut(core, row.token, piece(core, row.token))
+    if decision.escalate and core.request.text is not None and not (word_over or state.text.complete):
         decision = dataclasses.replace(decision, escalate=False, reason="inside a character")
     proposal = Proposal(row, signals.without_hidden(), decision)
     state.usage.decisions += 1
     if not decision.escalate:
         return fast_stands(core, proposal)
     escalate(core, decision)
+    if state.anew and core.request.text is None:
+        return begin_anew(core)
     if core.method.rule is not None:
         return fast_stands(core, proposal)
     state.proposal = proposal
     if "fast" in core.method.roles:
         state.rows["fast"] = row
-    return []
+    # Else what is held back of a word gives way to the slow model's first one.
+    return release(core, 0) if word_over and not state.anew else []
 
 
 def fast_stands(core: Core, proposal: Proposal) -> list[Command]:

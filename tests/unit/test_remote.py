@@ -64,12 +64,12 @@ ASKED = "ab7"
 
 def test_the_rest_is_handed_over() -> None:
     endpoint = says("né", " c", "stop", "7")
-    with remote(1, endpoint) as router:
+    with remote(11, endpoint) as router:
         answer = router.complete(ASKED)
         alone = router.with_policy("never").complete(ASKED)
     (request,) = endpoint.requests
     assert (request.prompt, request.messages) == (ASKED, None)
-    assert request.answer == alone.text[: len(request.answer)]
+    assert request.answer == alone.text[: len(request.answer)] == " cstop"
     assert answer.text == request.answer + "né cstop7"
     assert answer.finish_reason == "eog"
     assert [span.source for span in answer.spans] == ["fast", "slow"]
@@ -94,7 +94,8 @@ def test_a_span_is_written_and_the_fast_model_goes_on() -> None:
         if token.source == "fast":
             row = fast.script([*ids, *(t.id for t in answer.tokens[:at])])
             assert token.id == int(row.argmax())
-    assert [t.piece for t in answer.tokens if t.source == "slow"][:2] == [b"b", b" c"]
+    # A word that its limit may have cut off is left to the fast model.
+    assert [t.piece for t in answer.tokens if t.source == "slow"] == [b"b"] * len(endpoint.requests)
     for request in endpoint.requests:
         assert answer.text.startswith(request.answer)
 
@@ -250,9 +251,7 @@ def test_a_rest_without_a_word_ends_no_answer(pieces: list[Any], batching: bool)
     endpoint = ScriptedTextModel(lambda request: pieces)
     with Router(fast_without_end(), endpoint, policy="every:3,span=rest", batching=batching) as router:
         answer = router.complete(ASKED, max_tokens=9)
-    said = "".join(piece for piece in pieces if isinstance(piece, str))
-    assert answer.text.startswith(alone(2) + said)
-    assert said or answer.text == alone(9)
+    assert answer.text == alone(9)
     assert (len(answer.tokens), answer.finish_reason) == (9, "length")
     assert len(endpoint.requests) == answer.usage.round_trips == 1
     thought = len([piece for piece in pieces if isinstance(piece, ReasoningChunk)])
@@ -307,7 +306,7 @@ def test_a_span_of_white_space_is_text() -> None:
     endpoint = ScriptedTextModel(lambda request: [" "] * 9)
     with Router(fast_without_end(), endpoint, policy="every:3,span=2") as router:
         answer = router.complete(ASKED, max_tokens=12)
-    assert (answer.degraded, len(endpoint.requests)) == (None, 3)
+    assert (answer.degraded, len(endpoint.requests)) == (None, 4)
 
 
 def test_one_span_without_a_word_is_no_reason_to_give_up() -> None:
@@ -677,8 +676,8 @@ def test_asking_an_endpoint_for_a_few_tokens_is_warned_of() -> None:
 
 @pytest.mark.parametrize(("extent", "limit"), [(REST, 20), (REST, 7), (6, 12), (3, 12), (5, 3)])
 def test_a_fork_in_the_middle_of_a_continuation_repeats_nothing(extent: int, limit: int) -> None:
-    """What was said before it stands in both, and each goes on from there."""
-    whole = "ab7,ba7,b"
+    """What was said before it stands in both, and each goes on from there: to the same text, unless a span ends."""
+    whole = "ab,b,,a7,b"
     endpoint = ScriptedTextModel(lambda request: whole[len(request.answer) :])
     models = {"fast": ScriptedModel(letters, tokenizer()), "slow": endpoint}
 
@@ -697,12 +696,13 @@ def test_a_fork_in_the_middle_of_a_continuation_repeats_nothing(extent: int, lim
     steps = drivers.run(original, models)
     for emit in steps:
         shown += emit.text
-        if original.state.span_text == "ab7":
+        if original.state.span_text == "ab,":
             twin = original.fork()
-            assert shown + "".join(emit.text for emit in drivers.run(twin, models)) == twin.generation.text == expected
+            assert shown + "".join(emit.text for emit in drivers.run(twin, models)) == twin.generation.text
+            assert twin.generation.text == expected or extent != REST
     assert twin is not None
     assert shown == original.generation.text == expected
-    assert endpoint.requests[2:] == [] or endpoint.requests[2].answer == "ab7"
+    assert endpoint.requests[2:] == [] or endpoint.requests[2].answer == "ab,"
 
 
 def test_a_fork_in_the_middle_of_a_thought() -> None:
