@@ -19,7 +19,7 @@ Until: TypeAlias = Literal["", "sentence", "line", "step"]
 """Where a span may end before its number of tokens: nowhere, or at the first such boundary in it."""
 
 Draft: TypeAlias = Literal["keep", "show", "drop"]
-"""What the slow model makes of the answer so far: it goes on with it, sees it as a draft to be judged, or never sees it."""
+"""What the slow model makes of the answer so far: goes on with it, judges it as a draft, or never sees it."""
 
 PolicyState: TypeAlias = Any
 """An immutable value, kept per position: a rewind restores it by keeping the older one."""

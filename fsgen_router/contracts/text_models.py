@@ -33,7 +33,8 @@ class Continuation:
     """A text to go on with: one of ``prompt`` (raw text) and ``messages``, and the ``answer`` so far.
 
     ``gap`` is the white space with which a draft went on behind ``answer``: what is to be put in between where a model
-    that was told in words to go on leaves it out. ``max_tokens`` counts the endpoint's own tokens; ``chat_template_kwargs`` are variables for its chat template.
+    that was told in words to go on leaves it out. ``max_tokens`` counts the endpoint's own tokens;
+    ``chat_template_kwargs`` are variables for its chat template.
     """
 
     prompt: str | None = None

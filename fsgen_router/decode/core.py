@@ -79,7 +79,7 @@ class Core:
 
     @property
     def room(self) -> int:
-        """Tokens that the contexts hold behind the prompts. Where no slow model may be asked, its own limits nothing."""
+        """Tokens that the contexts hold behind the prompts; the slow model's counts only where that may be asked."""
         return min(limit - len(self.state.prompts[role]) for role, limit in self.contexts.items())
 
     def ids(self, role: Role, start: int) -> Sequence[int]:
