@@ -31,7 +31,7 @@ from common import save
 
 SEED = 0
 INPUT, CACHED, OUTPUT = 1.0, 0.05, 5.0
-POINTS = ("entropy>0.5", "entropy>1", "every:16", "every:32", "every:48")
+POINTS = ("entropy>0.5", "entropy>1", "entropy>0.3,window=8", "every:16", "every:32", "every:48")
 DRAFTS = get_args(Draft)
 Rows = list[dict[str, float]]
 

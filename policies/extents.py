@@ -47,7 +47,8 @@ class Extended:
         _check_extent(self.extent)
         if self.until and self.until not in BOUNDARIES:
             raise ConfigurationError(
-                f"unknown boundary {self.until!r} of a span", hint=f"available: {', '.join(BOUNDARIES)}"
+                f"unknown boundary {self.until!r} of a span",
+                hint=f"available: {', '.join(BOUNDARIES)}, a number of tokens, or rest",
             )
         if self.draft not in DRAFTS:
             raise ConfigurationError(f"unknown draft={self.draft}", hint=f"available: {', '.join(DRAFTS)}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..contracts.policy import REST, rewound
+from ..contracts.policy import REST, Until, rewound
 from ..contracts.text_models import Continuation, TextEnd
 from ..records import Token
-from ..text.boundaries import end_of, whole_words
+from ..text.boundaries import end_of, sure_of, whole_words
 from .commands import Cancel, Chunk, Command, Emit
 from .commit import commit, ends, piece
 from .core import Core
@@ -85,7 +85,7 @@ def said(core: Core, event: Chunk) -> list[Command]:
     until = state.escalation.until if state.escalation is not None else ""
     end = end_of(state.span_text, until) if until else None
     end = None if end is None else max(end, state.span_shown)
-    emitted = _show(core, end if end is not None else _sure(core))
+    emitted = _show(core, end if end is not None else _sure(core, until))
     if end is None and not state.text.stopped:
         return emitted
     del state.jobs[event.job]
@@ -93,12 +93,12 @@ def said(core: Core, event: Chunk) -> list[Command]:
     return [*emitted, Cancel(event.job), *text_stands(core, stop=end)]
 
 
-def _sure(core: Core) -> int:
+def _sure(core: Core, until: Until) -> int:
     """How much of what was said will stand: of a span, which may end in mid-word, no last word that may go on."""
     text = core.state.span_text
     if not text.strip():
         return 0  # perhaps it says nothing at all
-    return whole_words(text) if _is_span(core) else len(text)
+    return sure_of(text, until) if _is_span(core) else len(text)
 
 
 def _is_span(core: Core) -> bool:

@@ -55,6 +55,7 @@ def proposed(core: Core, row: Row) -> list[Command]:
         return fast_stands(core, proposal)
     escalate(core, decision)
     if state.anew and core.request.text is None:
+        state.proposal = proposal
         return begin_anew(core)
     if core.method.rule is not None:
         return fast_stands(core, proposal)

@@ -18,6 +18,7 @@ _ENDS = re.compile(f"[.!?…‼⁇⁈⁉؟۔।॥։][{_CLOSERS}]*$")
 _WIDE_ENDS = re.compile(f"[。！？｡]+[{_CLOSERS}]*")
 _LAST_WORD = re.compile(r"\S+$")
 _NUMBERED = re.compile(r"[#*> ]*(?:\d{1,3}[.)]|Step)(?=\s)")
+_BEGINS_STEP = re.compile(r"\s*\n[#*>\s]*(?:\d{1,3}[.)]?|S|St|Ste|Step)?\s*$")
 _SURE_ENDS = frozenset(".,;:!?…)]}\"'”’»")
 _ABBREVIATIONS = frozenset(
     [
@@ -72,6 +73,13 @@ def whole_words(text: str) -> int:
     return next(cuts, len(text[: word.start()].rstrip()))
 
 
+def sure_of(text: str, until: Until) -> int:
+    """How much of a span's ``text`` will stand, whatever comes behind it: whole words, before a mark of a step."""
+    size = whole_words(text)
+    mark = _BEGINS_STEP.search(text) if until == "step" else None
+    return size if mark is None else min(size, mark.start())
+
+
 def _is_over(text: str) -> bool:
     """Whether the last word has come to its end; a number may go on behind a point."""
     return text[-1] in _SURE_ENDS and not text[-2:-1].isdigit()
@@ -91,7 +99,7 @@ def end_of(text: str, until: Until) -> int | None:
 def _ends(text: str, until: Until) -> Iterator[int]:
     """Ends in ``text``; the first of each kind is enough."""
     for run in re.finditer(r"(?<=\S)\s+", text):
-        breaks_line, behind = "\n" in run[0], text[run.end() : run.end() + 8]
+        breaks_line, behind = "\n" in run[0], text[run.end() : run.end() + 16]
         if (
             (until == "line" and breaks_line)
             or (until == "step" and breaks_line and (run[0].count("\n") > 1 or _NUMBERED.match(behind)))

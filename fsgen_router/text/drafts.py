@@ -22,4 +22,4 @@ def show_in_messages(messages: Sequence[Turn], draft: str) -> tuple[Turn, ...]:
 
 def show_in_prompt(prompt: str, draft: str) -> str:
     """The prompt with the draft as its continuation, which is called into question, and then the prompt again."""
-    return prompt + _BEHIND_PROMPT.format(draft=draft.strip()) + prompt
+    return prompt + _BEHIND_PROMPT.format(draft=draft.rstrip()) + prompt
