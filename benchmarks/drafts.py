@@ -131,6 +131,7 @@ def main() -> None:
             "n": len(items),
             "seed": SEED,
             "max_tokens": args.max_tokens,
+            "points": list(args.points),
             "prices": {"input": INPUT, "cached_input": CACHED, "output": OUTPUT},
             "fast_alone": figures(fast, slow),
             "slow_alone": figures(slow, slow),

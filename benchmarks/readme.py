@@ -20,6 +20,8 @@ README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "figures.md"
 PAIR = HERE.parent / "examples" / "reference_pair"
 RECOMMEND = HERE.parent / "docs" / "recommend.md"
+POLICIES = HERE.parent / "docs" / "policies.md"
+PAIRS = HERE.parent / "docs" / "pairs.md"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -469,6 +471,41 @@ def recommend() -> str:
     return "\n".join(lines)
 
 
+def drafts() -> str:
+    figures = load("drafts")
+    lines = [
+        "| handed over by | draft, tokens | `keep`: right | bill | `drop`: right | bill | `show`: right | bill |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for point in figures["points"]:
+        by = figures[point]
+        cells = [f"`{point}`", f"{by['keep']['draft_tokens']:.0f}"]
+        for draft in ("keep", "drop", "show"):
+            cells += [percent(by[draft], "accuracy"), percent(by[draft], "bill")]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"`benchmarks/drafts.py`, {figures['n']} problems, method `replace`, nothing cached, seed {figures['seed']}, "
+        f"95% bootstrap intervals by prompt, {figures['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def seams() -> str:
+    figures = load("seams")
+    lines = ["| tokenizer | cuts | in mid-word | tokens | wrong bytes |", "|---|---|---|---|---|"]
+    for name, found in figures["tokenizers"].items():
+        counts = (found["cuts"], found["in_words"], found["tokens"], found["wrong"])
+        lines.append(f"| {name} | {' | '.join(f'{count:,}' for count in counts)} |")
+    total = sum(found["cuts"] for found in figures["tokenizers"].values())
+    lines += [
+        "",
+        f"`benchmarks/seams.py`, {total:,} cuts of {figures['texts']} texts, seed {figures['seed']}, "
+        f"{figures['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "reference_pair": (README, reference_pair),
     "speed": (README, speed),
@@ -481,6 +518,8 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "prompt_check": (README, prompt_check),
     "card": (PAIR / "MODEL_CARD.md", card),
     "recommend": (RECOMMEND, recommend),
+    "drafts": (POLICIES, drafts),
+    "seams": (PAIRS, seams),
 }
 
 

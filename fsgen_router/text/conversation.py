@@ -13,7 +13,10 @@ class SystemMessageWarning(UserWarning):
 
 
 def encode_after(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
-    """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between."""
+    """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between.
+
+    Their bytes are those of ``text``, as far as the vocabulary has them: some tokenizers normalise what they cut.
+    """
     # A replacement character stands for bytes that are no text, and would be cut in another way.
     tail = before[-32:].rpartition("\N{REPLACEMENT CHARACTER}")[2]
     ids = tokenizer.encode(tail + text, add_bos=False)
@@ -24,7 +27,26 @@ def encode_after(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
         own += 1
     if b"".join(pieces[own:]) == text.encode():
         return ids[own:]
-    return encode_within(tokenizer, text)
+    ids = encode_within(tokenizer, text)
+    return ids if _says(tokenizer, ids, text) else _encode_in_parts(tokenizer, text)
+
+
+def _says(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> bool:
+    return b"".join(map(tokenizer.piece, ids)) == text.encode()
+
+
+def _encode_in_parts(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text that a tokenizer changes: of the parts that it leaves as they are, and bytes of the rest."""
+    ids = encode_within(tokenizer, text)
+    if _says(tokenizer, ids, text):
+        return ids
+    if len(text) > 1:
+        middle = len(text) // 2
+        return _encode_in_parts(tokenizer, text[:middle]) + _encode_in_parts(tokenizer, text[middle:])
+    hidden = tokenizer.special_ids | tokenizer.unused_ids
+    by_piece = {tokenizer.piece(token): token for token in range(tokenizer.n_vocab) if token not in hidden}
+    parts = [text.encode()] if text.encode() in by_piece else [bytes([byte]) for byte in text.encode()]
+    return [by_piece[part] for part in parts] if all(part in by_piece for part in parts) else ids
 
 
 def encode_within(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> list[int]:

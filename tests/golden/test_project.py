@@ -31,13 +31,13 @@ EXPORTS = {
     "Constraint", "Context", "Decision", "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest",
     "Ledger", "Mask", "Message", "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage",
     "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost", "Policy", "PolicyFileError", "Prices",
-    "PromptTooLong", "QueueFull", "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "RewindWarning",
-    "Router", "RouterClosed", "Signals", "SlowAloneWarning", "SmallExtentWarning", "Span", "StreamEvent",
-    "SwappedModelsWarning", "SystemMessageWarning", "TextDelta", "TextPart", "Token", "TokenClass",
+    "PromptTooLong", "QueueFull", "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "Restarted",
+    "RewindWarning", "Router", "RouterClosed", "Signals", "SlowAloneWarning", "SmallExtentWarning", "Span",
+    "StreamEvent", "SwappedModelsWarning", "SystemMessageWarning", "TextDelta", "TextPart", "Token", "TokenClass",
     "UnsteadyMachineWarning", "Usage", "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
-    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "Budget", "Capped", "Every", "Guarantee", "Learned",
+    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "Budget", "Capped", "Every", "Extended", "Guarantee", "Learned",
     "MissedEstimate", "Never", "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning", "Random", "SpanRule",
     "Threshold", "audit_of", "check_pair", "check_prompt", "estimate_missed", "fingerprint", "guarantee_of",
     "load_policy", "make_policy", "promote", "save_policy",
