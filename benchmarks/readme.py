@@ -483,8 +483,10 @@ def drafts() -> str:
         for draft in ("keep", "drop", "show"):
             cells += [percent(by[draft], "accuracy"), percent(by[draft], "bill")]
         lines.append(f"| {' | '.join(cells)} |")
+    alone = [percent(figures[f"{role}_alone"], "accuracy") for role in ("fast", "slow")]
     lines += [
         "",
+        f"Alone the fast model is right in {alone[0]}, the slow one in {alone[1]}. "
         f"`benchmarks/drafts.py`, {figures['n']} problems, method `replace`, nothing cached, seed {figures['seed']}, "
         f"95% bootstrap intervals by prompt, {figures['date']}.",
     ]
