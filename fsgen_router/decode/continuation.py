@@ -104,7 +104,7 @@ def _sure(core: Core, until: Until) -> int:
 def _is_span(core: Core) -> bool:
     """Whether the fast model goes on behind what is said now."""
     escalation = core.state.escalation
-    return escalation is not None and (bool(escalation.until) or core.state.span_left < _left(core))
+    return escalation is not None and (bool(escalation.until) or escalation.extent != REST)
 
 
 def _show(core: Core, stop: int) -> list[Command]:

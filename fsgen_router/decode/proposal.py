@@ -46,8 +46,9 @@ def proposed(core: Core, row: Row) -> list[Command]:
     if state.degraded is not None:
         return fast_stands(core, Proposal(row, signals, Decision(False, reason="degraded")))
     state.policy, decision = core.policy.decide(state.policy, signals, core.context())
-    word_over = core.request.text is not None and may_cut(core, row.token, piece(core, row.token))
-    if decision.escalate and core.request.text is not None and not (word_over or state.text.complete):
+    in_text = decision.escalate and core.request.text is not None
+    word_over = in_text and may_cut(core, row.token, piece(core, row.token))
+    if in_text and not (word_over or state.text.complete):
         decision = dataclasses.replace(decision, escalate=False, reason="inside a character")
     proposal = Proposal(row, signals.without_hidden(), decision)
     state.usage.decisions += 1

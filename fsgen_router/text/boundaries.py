@@ -20,29 +20,7 @@ _LAST_WORD = re.compile(r"\S+$")
 _NUMBERED = re.compile(r"[#*> ]*(?:\d{1,3}[.)]|Step)(?=\s)")
 _BEGINS_STEP = re.compile(r"\s*\n[#*>\s]*(?:\d{1,3}[.)]?|S|St|Ste|Step)?\s*$")
 _SURE_ENDS = frozenset(".,;:!?…)]}\"'”’»")
-_ABBREVIATIONS = frozenset(
-    [
-        "al",
-        "approx",
-        "cf",
-        "dr",
-        "e.g",
-        "eq",
-        "fig",
-        "i.e",
-        "inc",
-        "jr",
-        "ltd",
-        "mr",
-        "mrs",
-        "ms",
-        "prof",
-        "resp",
-        "sr",
-        "st",
-        "vs",
-    ]
-)
+_ABBREVIATIONS = re.compile(r"(?i)al|approx|cf|dr|e\.g|eq|fig|i\.e|inc|jr|ltd|mr|mrs|ms|prof|resp|sr|st|vs")
 _JOINER = "\N{ZERO WIDTH JOINER}"
 
 
@@ -125,4 +103,4 @@ def _ends_sentence(before: str, behind: str) -> bool:
     word = line.split()[-1].lstrip("(\"'“‘*_") if line.split() else ""
     number_of_line = word.isdigit() and word == line.strip()
     initial = len(word) == 1 and word.isupper() and behind[0].isupper()
-    return not (number_of_line or initial or word.lower() in _ABBREVIATIONS)
+    return not (number_of_line or initial or _ABBREVIATIONS.fullmatch(word))

@@ -180,7 +180,10 @@ def _look_at(
         rest = text[len(kept) :]
         # Cut between words, unless it is one, or the answer's end.
         is_end = len(before) + len(kept.encode()) == len(whole)
-        assert not rest or breaks(kept, rest) or whole_words(kept) == len(kept) or len(kept.split()) <= 1 or is_end
+        assert not rest or breaks(kept, rest) or whole_words(kept) == len(kept) or len(kept.split()) <= 1 or is_end, (
+            kept,
+            rest,
+        )
 
 
 def trained(name: str) -> Tokenizer:
