@@ -721,3 +721,41 @@ def test_a_fork_in_the_middle_of_a_thought() -> None:
     assert original.generation.reasoning == "Let me see. Well."
     assert twin.generation.reasoning == "Let me see.\n\nLet me see. Well."
     assert (original.generation.usage.round_trips, twin.generation.usage.round_trips) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "repairs"),
+    [
+        ("more.", "ab more.", ["space"]),
+        ("ab more.", "ab more.", ["restart"]),
+        ("Sure, here is the continuation:\n\nab more.", "ab more.", ["introduction", "restart"]),
+        (" more.", "ab more.", []),
+    ],
+)
+def test_repairs_at_a_seam_are_counted_and_logged(
+    said: str, text: str, repairs: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where an endpoint takes no partial answer, and was told to go on."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    words = ScriptedTokenizer(
+        [*tokenizer().pieces, *(bytes([b]) for b in b"deghinorstu.S:m")], eog=[19, 20], special=[18]
+    )
+
+    def writes(ids: Sequence[int]) -> np.ndarray:
+        return np.pad(letters(ids), (0, words.n_vocab - N_VOCAB))
+
+    answering = streamed(*(delta_chunk(content=letter) for letter in said), delta_chunk(finish_reason="stop"))
+    with (
+        scripted_server(lambda asked: asked.send(answering)) as server,
+        Router(
+            ScriptedModel(writes, words), f"openai:m@{server.url}?prefill=never", policy="every:3,span=rest"
+        ) as router,
+        caplog.at_level("INFO"),
+    ):
+        answer = router.chat([{"role": "user", "content": ASKED}], max_tokens=30)
+    assert server.bodies[0]["messages"][1] == {"role": "assistant", "content": "ab"}
+    assert (answer.text, answer.degraded) == (text, None)
+    assert answer.usage.to_dict()["seam_repairs"] == len(repairs)
+    logged = [record.getMessage() for record in caplog.records if "seam_repaired" in record.getMessage()]
+    assert len(logged) == bool(repairs)
+    assert all(f"repairs={repairs}" in line and "more" not in line for line in logged)
