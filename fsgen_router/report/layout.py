@@ -105,6 +105,8 @@ def rates_table(usage: Usage, *, verified_tokens: int, auditable: bool) -> Table
         ("verified tokens", verified_tokens, "drafts that it judged and let stand"),
         ("bonus tokens", usage.bonus_tokens, "its own, behind drafts that it let stand"),
         ("discarded drafts", usage.discarded_tokens, "corrected, or behind a correction"),
+        ("restarts", usage.restarts, "hand-overs at which it began the answer anew"),
+        ("seam repairs", usage.seam_repairs, "of what it said again, put around its text or left out"),
         ("read ahead", usage.slow.ahead, "tokens that it read while the fast one went on"),
         ("read again", usage.slow.reread, "tokens, by the slow model, which cannot go back"),
         ("read again, fast", usage.fast.reread, "tokens, by the fast model, which cannot go back"),

@@ -756,6 +756,7 @@ def test_repairs_at_a_seam_are_counted_and_logged(
     assert server.bodies[0]["messages"][1] == {"role": "assistant", "content": "ab"}
     assert (answer.text, answer.degraded) == (text, None)
     assert answer.usage.to_dict()["seam_repairs"] == len(repairs)
+    assert ("seam repairs" in str(answer.report())) == bool(repairs)
     logged = [record.getMessage() for record in caplog.records if "seam_repaired" in record.getMessage()]
     assert len(logged) == bool(repairs)
     assert all(f"repairs={repairs}" in line and "more" not in line for line in logged)
