@@ -16,6 +16,9 @@ from .restart import begin_anew, draft_of
 MAX_SILENT_CALLS = 2
 """Calls without text after which an endpoint that is asked for spans is given up."""
 
+_VIEW = 200
+"""Characters of what is shown that are looked at again for a boundary behind them."""
+
 
 def ask(core: Core) -> list[Command]:
     """Ask for what follows, or for the answer anew."""
@@ -83,9 +86,11 @@ def said(core: Core, event: Chunk) -> list[Command]:
     state.usage.seam_repairs += len(event.repairs)
     state.span_text += heard
     until = state.escalation.until if state.escalation is not None else ""
-    end = end_of(state.span_text, until) if until else None
-    end = None if end is None else max(end, state.span_shown)
-    emitted = _show(core, end if end is not None else _sure(core, until))
+    # No boundary lies in what is shown, a little of which tells whether one follows.
+    before = max(state.span_shown - _VIEW, 0)
+    end = end_of(state.span_text[before:], until) if until else None
+    end = None if end is None else max(before + end, state.span_shown)
+    emitted = _show(core, end if end is not None else _sure(core, until, before))
     if end is None and not state.text.stopped:
         return emitted
     del state.jobs[event.job]
@@ -93,12 +98,12 @@ def said(core: Core, event: Chunk) -> list[Command]:
     return [*emitted, Cancel(event.job), *text_stands(core, stop=end)]
 
 
-def _sure(core: Core, until: Until) -> int:
+def _sure(core: Core, until: Until, before: int) -> int:
     """How much of what was said will stand: of a span, which may end in mid-word, no last word that may go on."""
     text = core.state.span_text
     if not text.strip():
         return 0  # perhaps it says nothing at all
-    return sure_of(text, until) if _is_span(core) else len(text)
+    return before + sure_of(text[before:], until) if _is_span(core) else len(text)
 
 
 def _is_span(core: Core) -> bool:

@@ -16,7 +16,6 @@ _UNSPACED = re.compile(
 _CLOSERS = "\"'”’»›)\\]}*_`」』）】"
 _ENDS = re.compile(f"[.!?…‼⁇⁈⁉؟۔।॥։][{_CLOSERS}]*$")
 _WIDE_ENDS = re.compile(f"[。！？｡]+[{_CLOSERS}]*")
-_LAST_WORD = re.compile(r"\S+$")
 _NUMBERED = re.compile(r"[#*> ]*(?:\d{1,3}[.)]|Step)(?=\s)")
 _BEGINS_STEP = re.compile(r"\s*\n[#*>\s]*(?:\d{1,3}[.)]?|S|St|Ste|Step)?\s*$")
 _SURE_ENDS = frozenset(".,;:!?…)]}\"'”’»")
@@ -44,11 +43,11 @@ def whole_words(text: str) -> int:
     end = len(text.rstrip())
     if end < len(text):
         return end
-    word = _LAST_WORD.search(text)
-    if word is None or _is_over(text):
+    if not text or _is_over(text):
         return end
-    cuts = (at for at in range(end - 1, word.start(), -1) if breaks(text[:at][-1:], text[at]))
-    return next(cuts, len(text[: word.start()].rstrip()))
+    word = end - len(text.rsplit(None, 1)[-1])
+    cuts = (at for at in range(end - 1, word, -1) if breaks(text[at - 1], text[at]))
+    return next(cuts, len(text[:word].rstrip()))
 
 
 def sure_of(text: str, until: Until) -> int:
