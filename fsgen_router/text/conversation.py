@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..contracts.tokenizer import Tokenizer, Turn
 
@@ -28,25 +28,31 @@ def encode_after(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
     if b"".join(pieces[own:]) == text.encode():
         return ids[own:]
     ids = encode_within(tokenizer, text)
-    return ids if _says(tokenizer, ids, text) else _encode_in_parts(tokenizer, text)
+    return ids if _says(tokenizer, ids, text) else _encode_in_parts(tokenizer, text, _spelling(tokenizer))
 
 
 def _says(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> bool:
     return b"".join(map(tokenizer.piece, ids)) == text.encode()
 
 
-def _encode_in_parts(tokenizer: Tokenizer, text: str) -> list[int]:
+def _spelling(tokenizer: Tokenizer) -> dict[bytes, int]:
+    """Tokens of single characters and bytes."""
+    hidden = tokenizer.special_ids | tokenizer.unused_ids
+    pieces = ((tokenizer.piece(token), token) for token in range(tokenizer.n_vocab) if token not in hidden)
+    return {piece: token for piece, token in pieces if len(piece) <= 4}
+
+
+def _encode_in_parts(tokenizer: Tokenizer, text: str, spelling: Mapping[bytes, int]) -> list[int]:
     """Ids of a text that a tokenizer changes: of the parts that it leaves as they are, and bytes of the rest."""
     ids = encode_within(tokenizer, text)
     if _says(tokenizer, ids, text):
         return ids
     if len(text) > 1:
-        middle = len(text) // 2
-        return _encode_in_parts(tokenizer, text[:middle]) + _encode_in_parts(tokenizer, text[middle:])
-    hidden = tokenizer.special_ids | tokenizer.unused_ids
-    by_piece = {tokenizer.piece(token): token for token in range(tokenizer.n_vocab) if token not in hidden}
-    parts = [text.encode()] if text.encode() in by_piece else [bytes([byte]) for byte in text.encode()]
-    return [by_piece[part] for part in parts] if all(part in by_piece for part in parts) else ids
+        halves = text[: len(text) // 2], text[len(text) // 2 :]
+        return [token for half in halves for token in _encode_in_parts(tokenizer, half, spelling)]
+    character = text.encode()
+    parts = [character] if character in spelling else [bytes([byte]) for byte in character]
+    return [spelling[part] for part in parts] if all(part in spelling for part in parts) else ids
 
 
 def encode_within(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> list[int]:
