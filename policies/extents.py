@@ -59,11 +59,8 @@ class Extended:
 
     @property
     def name(self) -> str:
-        rest = self.extent == REST
-        if self.until:
-            span = f",span={self.until}" + (f",max={'rest' if rest else self.extent}")
-        else:
-            span = f",span={'rest' if rest else self.extent}"
+        tokens = "rest" if self.extent == REST else self.extent
+        span = f",span={self.until},max={tokens}" if self.until else f",span={tokens}"
         return self.inner.name + span + ("" if self.draft == "keep" else f",draft={self.draft}")
 
     @property
