@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fsgen_router.contracts.tokenizer import Tokenizer
 from common import save
 
 
-def of_files(folder: Path | None) -> Iterator[tuple[str, Callable[[], Tokenizer]]]:
+def of_files(folder: Path | None) -> Iterator[tuple[str, Callable[[], AbstractContextManager[Tokenizer]]]]:
     for name in ("qwen-0.5b", "smollm2-135m", "gemma3-270m"):
         path = None if folder is None else folder / f"{name}.gguf"
         if path is None or not path.exists():
@@ -35,10 +36,13 @@ def of_files(folder: Path | None) -> Iterator[tuple[str, Callable[[], Tokenizer]
         yield name, lambda path=path: _of_file(path)  # type: ignore[misc]
 
 
-def _of_file(path: Path) -> Tokenizer:
+@contextmanager
+def _of_file(path: Path) -> Iterator[Tokenizer]:
     from fsgen_router.adapters.llama_cpp import LlamaCppModel
 
-    return LlamaCppModel(path, n_ctx=64).tokenizer
+    model = LlamaCppModel(path, n_ctx=64)
+    yield model.tokenizer
+    model.shutdown()
 
 
 def main() -> None:
@@ -48,12 +52,13 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="a folder of GGUF files")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    makers = dict(of_files(args.models)) | {name: lambda name=name: trained(name) for name in TRAINED}
+    makers = dict(of_files(args.models)) | {name: lambda name=name: nullcontext(trained(name)) for name in TRAINED}
     found: dict[str, Any] = {}
     for name, make in makers.items():
         began = time.perf_counter()
         # Raises at the first byte that is wrong, so what is recorded has none.
-        made = run_cuts(make(), -(-args.cuts // len(makers)), args.seed)
+        with make() as tokenizer:
+            made = run_cuts(tokenizer, -(-args.cuts // len(makers)), args.seed)
         found[name] = {"cuts": made.cuts, "in_words": made.in_words, "tokens": made.tokens, "wrong": 0}
         print(f"{name}: {found[name]} in {time.perf_counter() - began:.0f} s", flush=True)
     save("seams", {"seed": args.seed, "texts": len(TEXTS), "tokenizers": found})
