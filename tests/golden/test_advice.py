@@ -94,7 +94,7 @@ def commands(group: typer.core.TyperGroup) -> Iterator[str]:
 
 def test_advice_names_options_that_exist() -> None:
     known = ROUTER | MODELS | set(RequestOptions.model_fields) | set(CalibrationOptions.model_fields)
-    known |= {"at", "bound", "draft_len", "span", "window"}  # of certify(), of a method's and a policy's short forms
+    known |= {"at", "bound", "draft", "draft_len", "max", "span", "window"}  # of certify(), of short forms
     others = {"CMAKE_ARGS", "DGGML_CUDA", "DGGML_METAL", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "errors"}
     flags = set(commands(typer.main.get_command(app)))
     flags |= {
