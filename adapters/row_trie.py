@@ -497,7 +497,8 @@ class TrieModel:
         keep = min(held.agreed, first)
         if last - keep >= len(one.reads):
             one.reads = sorted([*one.reads, *self._on_the_way(one, keep, last)], key=lambda read: read[0])
-        return Work(held.inside, keep, ids[keep:], [(position - keep, read) for position, read, _ in one.reads])
+        more = one.work.more if last + 1 == one.work.keep + len(one.work.ids) else 0
+        return Work(held.inside, keep, ids[keep:], [(position - keep, read) for position, read, _ in one.reads], more)
 
     def _on_the_way(self, one: _Missing, start: int, stop: int) -> list[tuple[int, Read, None]]:
         """Reads of unknown rows of the answer, which begins at the latest where a row was asked for before."""

@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "figures.md"
 PAIR = HERE.parent / "examples" / "reference_pair"
+METHODS = HERE.parent / "docs" / "methods.md"
 RECOMMEND = HERE.parent / "docs" / "recommend.md"
 POLICIES = HERE.parent / "docs" / "policies.md"
 PAIRS = HERE.parent / "docs" / "pairs.md"
@@ -115,8 +116,21 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def _default(found: dict[str, Any]) -> str:
+    """What a pair's default took and was expected to take, over the slow model alone."""
+    chosen, alone = (
+        next(p for p in found["points"] if (p["policy"], p["method"]) == tuple(wanted))
+        for wanted in (found["default"], ("always,span=rest", "replace"))
+    )
+    return (
+        f"`{chosen['policy']}` with `{chosen['method']}`, which took {ratio(chosen['over_slow_alone'])} of the slow "
+        f"model's own seconds ({chosen['expected_seconds'] / alone['expected_seconds']:.2f} expected) over "
+        f"{found['prompts']} problems"
+    )
+
+
 def cost_model() -> str:
-    found, default = load("cost_model"), load("cost_model_default")
+    found, default, distant = (load(f"cost_model{name}") for name in ("", "_default", "_distance_default"))
     lines = [
         "Seconds that the cost model expects, given each run's own rates, over those that it took, on a real pair "
         f"({' and '.join(f'`{name}`' for name in found['pair'])}, {found['threads']} threads on {found['machine']}):",
@@ -130,20 +144,56 @@ def cost_model() -> str:
             f"| `{point['policy']}` | `{point['method']}` | {point['escalation']:.1%} | {accepted} | "
             f"{point['expected_over_measured']:.3f} | {ratio(point['over_slow_alone'])} |"
         )
-    chosen, alone = (
-        next(p for p in default["points"] if (p["policy"], p["method"]) == tuple(wanted))
-        for wanted in (default["default"], ("always,span=rest", "replace"))
-    )
     lines += [
         "",
         f"{found['prompts']} problems of GSM8K, at most {found['max_tokens']} tokens, points interleaved; the table of "
         "forwards was measured between the prompts.",
         "",
-        f"The default that follows from the costs measured when the Router is made, `{chosen['policy']}` with "
-        f"`{chosen['method']}`, took {ratio(chosen['over_slow_alone'])} of the slow model's own seconds "
-        f"({chosen['expected_seconds'] / alone['expected_seconds']:.2f} expected) over {default['prompts']} problems, "
-        f"at most {default['max_tokens']} tokens, 95% bootstrap interval by prompt. `benchmarks/cost_model.py`, "
+        f"The default that follows from the costs measured when the Router is made, {_default(default)}. On a pair "
+        f"with more distance (0.5B over a tenth of it, random weights) it is {_default(distant)}. At most "
+        f"{default['max_tokens']} tokens, 95% bootstrap interval by prompt. `benchmarks/cost_model.py --default`, "
         f"temperature 0, {default['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def remote_money() -> str:
+    """What quality costs before an endpoint that bills tokens, against whole-query routing."""
+    found = load("remote_money")
+    prices, ways = found["prices"], found["at_quality"]
+
+    def times(record: dict[str, Any], name: str) -> str:
+        value, interval = record[name], record[f"{name}_interval"]
+        if value is None:
+            return "not reached"
+        return f"{value:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+    lines = [
+        f"{found['n']} held-out problems, the slow model behind llama-cpp-python's own server on loopback; the fast "
+        f"model answers {percent(found['fast'], 'accuracy')} of them for nothing, the slow one "
+        f"{percent(found['slow'], 'accuracy')}. Prices of {prices['input']:g} : {prices['cached_input']:g} : "
+        f"{prices['output']:g} for input, cached input and output. What it costs to recover a share of that gap, over "
+        "the slow model alone; in brackets 95% intervals:",
+    ]
+    for tariff, label in (
+        ("no cache", "every call's prompt at the full price of input"),
+        ("prefix cache", "with a cache that finds what an earlier call of the answer read or wrote"),
+    ):
+        lines += [
+            "",
+            f"| {label} | 50% of the gap | 80% | 95% | 95%, over whole queries by mean entropy |",
+            "|---|---|---|---|---|",
+        ]
+        for name, levels in ways[tariff].items():
+            cells = [times(levels[level], "over_slow_only") for level in ("0.5", "0.8", "0.95")]
+            itself = name.endswith("by mean entropy")
+            cells.append("1" if itself else times(levels["0.95"], "over_whole_queries"))
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Temperature 0, answers of {found['answer_tokens']:.0f} tokens of the slow model's. Thresholds on entropy, "
+        "crossings interpolated inside each bootstrap draw, paired by prompt. `benchmarks/remote_money.py`, seed "
+        f"{found['seed']}, {found['date']}.",
     ]
     return "\n".join(lines)
 
@@ -493,6 +543,59 @@ def drafts() -> str:
     return "\n".join(lines)
 
 
+def method_step() -> str:
+    found = load("method_step")
+
+    def cell(name: str) -> str:
+        one = found["us_per_step"].get(name)
+        return "" if one is None else f"{one['median']:,.0f} [{one['low']:,.0f}, {one['high']:,.0f}]"
+
+    lines = ["| µs a step | greedy | sampled |", "|---|---|---|"]
+    lines += [
+        f"| {name if name.startswith('fast') else f'`{name}`'} | {cell(name)} | {cell(f'{name}, sampled')} |"
+        for name in found["us_per_step"]
+        if not name.endswith("sampled")
+    ]
+    lines += [
+        "",
+        f"Rows of {found['n_vocab']:,} random logits, the models' forwards left out: the fast model's row alone, and "
+        "with all that a method reads and chooses at an escalation (`replace` draws its token where the row is read). "
+        f"Median of {found['blocks']} blocks in turns and its 95% bootstrap interval. `benchmarks/method_step.py`, "
+        f"seed {found['seed']}, {found['date']}, {found['machine']}.",
+    ]
+    return "\n".join(lines)
+
+
+def best_of_k() -> str:
+    """Best of K and token routing, each at what it costs."""
+    found = load("best_of_k")
+    rows = {row["policy"]: row for row in found["rows"]}
+    names = [name for name in rows if name.startswith(("fast", "slow"))]
+    names += [name for name in rows if name.startswith("entropy")][1::3]
+    names += [name for name in rows if name.startswith("best_of")]
+    lines = [
+        "| policy | right | token routing at as many slow steps | difference, points | prompts escalated | slow steps "
+        "| slow reads | fast tokens |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        row = rows[name]
+        beside = ["", ""]
+        if name.startswith("best_of"):
+            low, high = (100 * edge for edge in row["gain_interval"])
+            beside = [percent(row, "routed"), f"{100 * row['gain']:+.1f} [{low:+.1f}, {high:+.1f}]"]
+        cells = [f"`{name}`" if name not in ("fast alone", "slow alone") else name, percent(row, "accuracy"), *beside]
+        cells += [f"{100 * row['escalated']:.0f}%", f"{row['slow_forwards']:.3f}", f"{row['slow_positions']:.2f}"]
+        lines.append(f"| {' | '.join([*cells, format(row['fast_tokens'], '.0f')])} |")
+    lines += [
+        "",
+        f"{found['n']} held-out problems of the reference pair; slow steps and slow reads are per token that the slow "
+        f"model writes alone, reads with the prompt. {_certified_score(found['certified'])} "
+        f"`benchmarks/best_of_k.py`, seed {found['seed']}, 95% bootstrap intervals by prompt, {found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def seams() -> str:
     figures = load("seams")
     lines = ["| tokenizer | cuts | in mid-word | tokens | wrong bytes |", "|---|---|---|---|---|"]
@@ -508,7 +611,52 @@ def seams() -> str:
     return "\n".join(lines)
 
 
+def _certified_score(found: dict[str, Any]) -> str:
+    what = (
+        f"Learn-then-Test on {found['n_prompts']} calibration prompts (alpha {found['alpha']:g}, delta "
+        f"{found['delta']:g}; the loss is 1 where the slow model alone is right and the answer is not)"
+    )
+    if found["threshold"] is None:
+        return f"{what} certifies no threshold of `best_of:{found['k']}`."
+    regret = percent(found, "regret_on_test")
+    return f"{what} certifies `{found['policy']}`: on the problems above its mean loss is {regret}."
+
+
+def http_verify() -> str:
+    figures = load("http_verify")
+    different, gaps = figures["different"], [one["gap_nats"] for one in figures["partings"]]
+    texts = f"on all {figures['prompts']} prompts"
+    if different:
+        texts = (
+            f"on {figures['prompts'] - different} of {figures['prompts']} prompts; where they part, the server's two "
+            f"best tokens lie {max(gaps):.2g} nats apart at most"
+        )
+    return "\n".join(
+        [
+            f"`every:{figures['interval']}` with `verify:exact`, token for token the text that the server writes "
+            f"alone: {texts}.",
+            "",
+            "| verification over HTTP | |",
+            "|---|---|",
+            f"| calls per answer of at most {figures['max_tokens']} tokens | {figures['calls_per_answer']:.2f} |",
+            f"| tokens per call | {figures['tokens_per_call']:.1f} |",
+            f"| prompt tokens sent that the server's cache held, by its own counters | "
+            f"{figures['cached_share_of_prompt_tokens']:.0%} |",
+            f"| tokens/s, over HTTP and in process, median | {figures['http_tokens_per_second_there']:.1f}, "
+            f"{figures['in_process_tokens_per_second']:.1f} |",
+            f"| tokens/s over HTTP against in process, the same problems in turns | "
+            f"{ratio(figures['http_to_in_process'])} |",
+            "",
+            f"SmolLM2-135M on an unmodified {figures['server']}, on {figures['machine']}, beside other work; the file "
+            f"of 4 bits that its weights were made of writes the drafts, through llama.cpp. GSM8K, temperature 0; in "
+            f"process through transformers on {figures['paired_with_in_process']} of them. "
+            f"`benchmarks/http_verify.py`, seed {figures['seed']}, 95% bootstrap interval, {figures['date']}.",
+        ]
+    )
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
+    "best_of_k": (README, best_of_k),
     "reference_pair": (README, reference_pair),
     "speed": (README, speed),
     "cost_model": (README, cost_model),
@@ -518,10 +666,13 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "learned": (README, learned),
     "certified": (README, certified),
     "prompt_check": (README, prompt_check),
+    "remote_money": (README, remote_money),
     "card": (PAIR / "MODEL_CARD.md", card),
+    "http_verify": (README, http_verify),
     "recommend": (RECOMMEND, recommend),
     "drafts": (POLICIES, drafts),
     "seams": (PAIRS, seams),
+    "method_step": (METHODS, method_step),
 }
 
 

@@ -6,14 +6,16 @@
   learned score, entropy and margin token by token, each of them handing over the rest of the answer, and whole
   queries (the slow model answers anew where the fast one was least certain on average); the same threshold grid
   for all;
+* ``default``: the local default without a calibration, ``budget:0.2``, on all problems;
 * ``certified``: the threshold with the least escalation whose regret is certified, on problems of its own, and its
   regret, rate and quality on the report problems;
 * ``resplits``: candidate thresholds run once on a pool; random halves of it certify, and the pool's own regret is
   the truth. Naive tuning (the least escalation whose regret on the half is at most alpha) stands beside it.
 
-Answers, traces and rows are kept under ``--work``, so that an interrupted run goes on. Every problem is asked with the
-same words, greedy, and is right when its last number is the gold answer. GSM8K's test problems are a JSON-lines file
-of ``question`` and ``answer``.
+Answers, traces and rows are kept under ``--work``, so that an interrupted run goes on; each part says what both models
+really read for it, over what they read alone (``positions_over_alone``), which holds where it was run in one piece.
+Every problem is asked with the same words, greedy, and is right when its last number is the gold answer. GSM8K's test
+problems are a JSON-lines file of ``question`` and ``answer``.
 
     python benchmarks/real_pair.py --fast llama_cpp:small.gguf --slow llama_cpp:large.gguf \\
         --problems gsm8k_test.jsonl --work /tmp/real_pair
@@ -34,6 +36,7 @@ from calibration import Bars, resplit
 from fsgen_router import REST, Router
 from fsgen_router import calibration as cal
 from fsgen_router.calibration.bench import Bench
+from fsgen_router.calibration.candidates import CANDIDATE_RATES
 from fsgen_router.calibration.choosing import choose
 from fsgen_router.calibration.curves import whole_query_runs
 from fsgen_router.calibration.fitting import Fitted
@@ -42,6 +45,7 @@ from fsgen_router.calibration.labels import disagreement
 from fsgen_router.calibration.metrics import auroc
 from fsgen_router.calibration.traces import Traces, join_traces
 from fsgen_router.evaluation import SLOW_ONLY, Item, Run, interval, summarise
+from fsgen_router.pairing import DEFAULT_POLICY
 from fsgen_router.policies.scorers import Signal
 
 from common import save
@@ -50,12 +54,13 @@ SEED = 0
 ALPHA, DELTA = 0.05, 0.1
 ALPHAS = (0.02, 0.05, 0.1, 0.15)
 RESPLITS = 500
-RATES = (0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.35)
-POOL_RATES = tuple(round(0.6 * 0.75**k, 4) for k in range(16))
+POOL_RATES = CANDIDATE_RATES[::4]
+RATES = CANDIDATE_RATES[8:25:8]  # 20, 7 and 2.4%: what the pool has run needs no run of its own
 SIGNALS = ("entropy", "margin", "max_prob")
 ASK = "\n\nThink step by step. End with a line that says “Answer: ” and the number alone."
+ALONE = {"fast": "never", "slow": SLOW_ONLY}
 SHARES = (0.25, 0.4, 0.35)
-PARTS = ("alone", "curves", "certified", "resplits")
+PARTS = ("alone", "default", "certified", "curves", "resplits")
 
 
 def gsm8k(path: Path, count: int) -> list[Item]:
@@ -149,6 +154,12 @@ def curves(bench: Bench, fitted: Fitted) -> dict[str, Any]:
     return record
 
 
+def default(bench: Bench) -> dict[str, Any]:
+    """All problems at the rate that a pair is run with where nobody has calibrated it."""
+    fast, slow, run = (pooled(bench, policy) for policy in ("never", SLOW_ONLY, DEFAULT_POLICY))
+    return {"n": len(run), "policy": DEFAULT_POLICY} | points([run], fast, slow)[0]
+
+
 def certified(bench: Bench, fitted: Fitted) -> dict[str, Any]:
     target = cal.make_target(max_regret=ALPHA, confidence=1 - DELTA)
     choice = choose(bench, fitted, target)
@@ -213,10 +224,22 @@ def main() -> None:
         "device": args.device,
     }
 
+    before: dict[str, int] = {"fast": 0, "slow": 0}
+
     def finished(part: str, record: dict[str, Any], began: float) -> None:
-        save(f"real_pair_{part}", about | record | {"seconds_in_all": round(time.perf_counter() - began, 1)})
+        used = bench.rows.used
+        positions = {role: one.positions - before[role] for role, one in used.items()}
+        before.update({role: one.positions for role, one in used.items()})
+        own = {role: pooled(bench, policy).column("positions").sum() for role, policy in ALONE.items()}
+        record |= {
+            "positions_read": positions,
+            "positions_over_alone": {role: round(positions[role] / own[role], 3) for role in own},
+            "seconds_in_all": round(time.perf_counter() - began, 1),
+        }
+        save(f"real_pair_{part}", about | record)
 
     with Router(args.fast, args.slow, policy="never", method="replace", seed=SEED) as router:
+        began = time.perf_counter()
         about |= {"fast": router.fast.name, "slow": router.slow.name}
         bench = cal.open_bench(
             router,
@@ -230,10 +253,12 @@ def main() -> None:
             seed=SEED,
         )
         parts = args.part or PARTS
-        if "alone" in parts:
-            began = time.perf_counter()
-            finished("alone", alone(bench), began)
-        if set(parts) == {"alone"}:
+        unfitted = {"alone": lambda: alone(bench), "default": lambda: default(bench)}
+        for part, measure in unfitted.items():
+            if part in parts:
+                finished(part, measure(), began)
+                began = time.perf_counter()
+        if set(parts) <= set(unfitted):
             return
         fitted = cal.collect_and_fit(bench, cal.make_target(max_regret=ALPHA, confidence=1 - DELTA))
         for part, measure in {
@@ -242,8 +267,8 @@ def main() -> None:
             "resplits": lambda: resplits(bench, fitted),
         }.items():
             if part in parts:
-                began = time.perf_counter()
                 finished(part, measure(), began)
+                began = time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .contracts.policy import REST, Context, Decision, Ledger, Policy
     from .contracts.text_models import WrappedPromptWarning
     from .contracts.tokenizer import TokenClass
+    from .contracts.verifier import Draft, Verifier
     from .costs import PairCost
     from .decode import Constraint
     from .errors import (
@@ -45,9 +46,11 @@ if TYPE_CHECKING:
         PromptTooLong,
         QueueFull,
         RouterClosed,
+        VerifierFailed,
         VocabularyMismatch,
     )
     from .generation import Finished, Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta
+    from .money import Budget
     from .pairing import (
         RewindWarning,
         SlowAloneWarning,
@@ -56,7 +59,7 @@ if TYPE_CHECKING:
         UnsteadyMachineWarning,
         VocabularyWarning,
     )
-    from .records import Claim, ModelCard, ModelUsage, Prices, Span, Token, Usage
+    from .records import Candidate, Claim, MachinePrice, ModelCard, ModelUsage, Prices, Selection, Span, Token, Usage
     from .report import Comparison, Report
     from .router import Router
     from .rows.reading import Mask
@@ -67,7 +70,9 @@ if TYPE_CHECKING:
 __all__ = [
     "REST",
     "BackendError",
+    "Budget",
     "CalibrationError",
+    "Candidate",
     "CheckerFailed",
     "Claim",
     "Comparison",
@@ -75,12 +80,14 @@ __all__ = [
     "Constraint",
     "Context",
     "Decision",
+    "Draft",
     "Finished",
     "ForkedProcess",
     "FsgenError",
     "Generation",
     "InvalidRequest",
     "Ledger",
+    "MachinePrice",
     "Mask",
     "Message",
     "ModelCard",
@@ -105,6 +112,7 @@ __all__ = [
     "RewindWarning",
     "Router",
     "RouterClosed",
+    "Selection",
     "Signals",
     "SlowAloneWarning",
     "SmallExtentWarning",
@@ -118,6 +126,8 @@ __all__ = [
     "TokenClass",
     "UnsteadyMachineWarning",
     "Usage",
+    "Verifier",
+    "VerifierFailed",
     "VocabularyMismatch",
     "VocabularyWarning",
     "WrappedPromptWarning",
@@ -129,6 +139,7 @@ _HOMES = {
     "contracts.policy": ("REST", "Context", "Decision", "Ledger", "Policy"),
     "contracts.text_models": ("WrappedPromptWarning",),
     "contracts.tokenizer": ("TokenClass",),
+    "contracts.verifier": ("Draft", "Verifier"),
     "costs": ("PairCost",),
     "decode": ("Constraint",),
     "errors": (
@@ -149,8 +160,10 @@ _HOMES = {
         "PromptTooLong",
         "QueueFull",
         "RouterClosed",
+        "VerifierFailed",
         "VocabularyMismatch",
     ),
+    "money": ("Budget",),
     "pairing": (
         "RewindWarning",
         "SlowAloneWarning",
@@ -160,7 +173,18 @@ _HOMES = {
         "VocabularyWarning",
     ),
     "generation": ("Finished", "Generation", "ReasoningDelta", "Restarted", "StreamEvent", "TextDelta"),
-    "records": ("Claim", "ModelCard", "ModelUsage", "Prices", "Span", "Token", "Usage"),
+    "records": (
+        "Candidate",
+        "Claim",
+        "MachinePrice",
+        "ModelCard",
+        "ModelUsage",
+        "Prices",
+        "Selection",
+        "Span",
+        "Token",
+        "Usage",
+    ),
     "report": ("Comparison", "Report"),
     "router": ("Router",),
     "rows.reading": ("Mask",),
@@ -170,7 +194,7 @@ _HOMES = {
 }
 """Which module each name comes from: it is loaded when the name is first used (PEP 562)."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_ROOMS = {"adapters", "calibration", "costs", "errors", "evaluation", "policies", "reference"}
+_ROOMS = {"adapters", "calibration", "costs", "errors", "evaluation", "money", "policies", "reference"}
 
 
 def __getattr__(name: str) -> Any:

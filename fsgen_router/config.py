@@ -14,6 +14,7 @@ from .contracts.methods import Method
 from .contracts.policy import Policy
 from .decode import Constraint
 from .errors import InvalidRequest
+from .money import Budget
 from .rows.reading import Mask, Warp
 from .support.options import TemplateVariables
 
@@ -37,6 +38,9 @@ class RequestKeywords(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, Any]
     max_slow_calls: int | None
     max_slow_tokens: int | None
+    max_cost_usd: float | None
+    max_seconds: float | None
+    budget: Budget | None
     baseline: bool
     policy: Policy | str | Path | None
     method: Method | str | None
@@ -65,6 +69,13 @@ class RequestOptions(BaseModel):
     )
     max_slow_calls: int | None = Field(default=None, ge=0, description="cap on escalations")
     max_slow_tokens: int | None = Field(default=None, ge=0, description="cap on tokens that the slow model writes")
+    max_cost_usd: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="cap on what the slow model costs, by its known prices"
+    )
+    max_seconds: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="cap on seconds that the slow model takes"
+    )
+    budget: Any = Field(default=None, description="a Budget that this request shares with others, beside the Router's")
     baseline: bool = Field(default=False, description="also run the slow model alone, so that savings are measured")
     policy: Any = Field(default=None, description="for this request: an object, a short form or a file")
     method: Any = Field(default=None, description="for this request: an object or a short form")
@@ -89,6 +100,13 @@ class RequestOptions(BaseModel):
     def _usable_bias(cls, value: Mapping[int, float]) -> Mapping[int, float]:
         if not all(abs(bias) <= 1e9 or bias == -math.inf for bias in value.values()):
             raise ValueError("a bias is between -1e9 and 1e9, or -inf to forbid a token")
+        return value
+
+    @field_validator("budget")
+    @classmethod
+    def _a_budget(cls, value: object) -> object:
+        if not isinstance(value, Budget | None):
+            raise ValueError("a Budget object, or None")
         return value
 
     @property

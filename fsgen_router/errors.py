@@ -13,6 +13,7 @@
     │   └── NotEnoughMemory (MemoryError)
     ├── BackendError                      a model failed while it was working
     │   └── NoFreeSequence                all of a model's sequences are in use
+    ├── VerifierFailed                    a caller's verifier raised; the answers it was to judge are kept
     ├── CalibrationError                  calibration cannot go on; what was done so far is kept
     │   ├── NothingToGain                 the slow model is not measurably better than the fast one
     │   └── CheckerFailed                 a caller's checker raised
@@ -80,6 +81,14 @@ class BackendError(FsgenError):
 
 class NoFreeSequence(BackendError):
     """Every sequence that the model was given memory for is in use."""
+
+
+class VerifierFailed(FsgenError):
+    """A verifier raised, or gave no scores; ``candidates`` are the answers that it was to choose among, as texts."""
+
+    def __init__(self, message: str, *, hint: str | None = None, candidates: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.candidates = candidates
 
 
 class CalibrationError(FsgenError):

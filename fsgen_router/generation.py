@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, overload
 
 from .json_forms import AnswerJson, GenerationJson, dumps
-from .records import Claim, FinishReason, ModelCard, Role, Span, Token, Usage
+from .records import Claim, FinishReason, ModelCard, Role, Selection, Span, Token, Usage
 from .report import Report, make_report
 
 
@@ -23,11 +23,13 @@ class Generation:
     policy: str
     method: str
     degraded: str | None = None
-    """Why the slow model was given up in mid-answer; None when all went well."""
+    """Why the slow model was given up in mid-answer, or which cap kept it from being asked; None when all went well."""
     reasoning: str = ""
     """What the slow model thought before it wrote, as far as its endpoint shows that: no part of ``text``."""
     default_policy: bool = False
     """Whether the policy was the Router's own choice for a slow model behind an endpoint."""
+    selection: Selection | None = None
+    """What a verifier made of the fast model's answers, under a policy ``best_of``; None under any other."""
     claim: Claim | None = None
     """What a policy's certificate says of this answer; None without one.
 
@@ -74,6 +76,7 @@ class Generation:
             finish_reason=self.finish_reason,
             degraded=self.degraded,
             claim=self.claim,
+            selection=self.selection,
             default_policy=self.default_policy,
         )
 
@@ -99,6 +102,7 @@ class Generation:
             "degraded": self.degraded,
             "guarantee": self.guarantee,
             "default_policy": self.default_policy,
+            "selection": None if self.selection is None else self.selection.to_dict(),
             "usage": self.usage.to_dict(),
             "report": self.report().to_dict(),
         }

@@ -64,8 +64,25 @@ class SpanJson(TypedDict):
     verdict: Literal["written", "accepted", "unchecked"]
 
 
+class CandidateJson(TypedDict):
+    """:class:`~fsgen_router.Candidate`."""
+
+    text: str
+    tokens: int
+    finish_reason: Literal["eog", "stop", "length", "context"]
+    score: float | None
+
+
+class SelectionJson(TypedDict):
+    """:class:`~fsgen_router.Selection`."""
+
+    candidates: list[CandidateJson]
+    chosen: int | None
+    reason: str
+
+
 class ModelUsageJson(TypedDict):
-    """One model's counters: tokens, but for ``forwards`` and ``seconds``."""
+    """One model's counters: tokens, but for ``forwards``, ``calls`` and ``seconds``."""
 
     prefill: int
     cached: int
@@ -74,7 +91,34 @@ class ModelUsageJson(TypedDict):
     ahead: int
     reread: int
     forwards: int
+    calls: int
     seconds: float
+
+
+class BilledJson(TypedDict):
+    """What an endpoint bills: tokens by kind (``estimated`` of them counted here), and requests."""
+
+    input: int
+    cached_input: int
+    cache_write: int
+    output: int
+    reasoning: int
+    estimated: int
+    calls: int
+    probes: int
+    failed: int
+
+
+class PricesJson(TypedDict):
+    """:class:`~fsgen_router.Prices`, in US dollars per million tokens; ``date`` as YYYY-MM-DD."""
+
+    input: float
+    cached_input: float | None
+    cache_write: float | None
+    output: float
+    reasoning: float | None
+    source: str
+    date: str | None
 
 
 class UsageJson(TypedDict):
@@ -98,6 +142,9 @@ class UsageJson(TypedDict):
     seam_repairs: int
     reasoning_tokens: int
     round_trips: int
+    billed: BilledJson
+    prompt_cached: int
+    declined: int
     audited: bool
     audit_positions: int
     audit_seconds: float
@@ -138,6 +185,11 @@ class ReportJson(TypedDict):
     seconds: ComparisonJson
     flops: ComparisonJson
     money_usd: ComparisonJson
+    local_usd: ComparisonJson
+    local_joules: ComparisonJson
+    billed: BilledJson | None
+    """What the slow model's prices apply to; null where there is nothing to bill."""
+    prices: PricesJson | None
     usage: UsageJson
     losses: dict[str, str]
     """One sentence for each of the four in which routing cost more."""
@@ -149,6 +201,7 @@ class ReportJson(TypedDict):
     verified_tokens: int
     guarantee: str | None
     guarantee_holds: bool | None
+    selection: str | None
     advice: str | None
 
 
@@ -165,6 +218,7 @@ class AnswerJson(TypedDict):
     degraded: str | None
     guarantee: str | None
     default_policy: bool
+    selection: SelectionJson | None
     usage: UsageJson
     report: ReportJson
 

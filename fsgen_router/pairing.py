@@ -24,10 +24,11 @@ from .costs import (
     choose_remote,
     disagreement,
 )
-from .costs.choosing import LEAST_GAIN
-from .costs.measuring import Progress, measure_forwards
-from .errors import ConfigurationError
+from .costs.choosing import ANSWER_TOKENS, LEAST_CALL, LEAST_GAIN, PROMPT_TOKENS, RATE
+from .costs.measuring import Progress, measure_calls, measure_forwards
+from .errors import BackendError, ConfigurationError
 from .methods import Proxy, Replace, Verify, make_method
+from .money import small_calls
 from .records import Prices, Role
 from .rows.reading import Alignment
 from .run.drivers import Models
@@ -89,6 +90,11 @@ class Pairing:
     def __init__(self, fast: AnyModel, slow: AnyModel, tuned: AnyModel | None = None) -> None:
         if not reads_tokens(fast):
             raise ConfigurationError(f"{fast.name} cannot be the fast model", hint="it gives text, no logits")
+        if fast.capabilities.remote:
+            raise ConfigurationError(
+                f"{fast.name} cannot be the fast model: it would be asked over a network for each token",
+                hint="the fast model is a local one",
+            )
         if fast is slow:
             raise ConfigurationError("fast and slow are one model object", hint="load it twice to compare it to itself")
         self.fast: TokenModel = fast
@@ -98,6 +104,10 @@ class Pairing:
         self.models: dict[Role, AnyModel] = {"fast": fast, "slow": slow}
         self.tuned = None if tuned is None else self._require_tuned(tuned)
         """A third local model, whose rows a method may read."""
+        for other in (self.local_slow, self.tuned):
+            take = getattr(other, "take_vocabulary", None)
+            if take is not None:  # it has no tokenizer of its own
+                take(fast.tokenizer, fast.name)
         self._said: set[tuple[str, ...]] = set()
         self.shared: SharedVocabulary | None = None
         """How the vocabularies of two local models relate."""
@@ -134,15 +144,26 @@ class Pairing:
         """Requests that all local models can hold at once."""
         return min(model.n_seq for model in self.local)
 
+    @property
+    def slow_is_remote(self) -> bool:
+        """Whether the slow model is asked over a network: for text, or for rows."""
+        return self.local_slow is None or self.local_slow.capabilities.remote
+
     # --- what goes with it ---
 
     def choose(
-        self, policy: Policy | None, method: Method | None, prices: Prices | None = None
+        self,
+        policy: Policy | None,
+        method: Method | None,
+        prices: Prices | None = None,
+        *,
+        at_any_price: bool = False,
     ) -> tuple[Policy, Method]:
         """A policy and a method, or this pair's defaults; refuses what the pair cannot do.
 
         Where neither is given they follow from what the models' forwards cost here, and in front of an endpoint from
-        its ``prices``, where those are given.
+        its ``prices``, where those are given. Few tokens at a time, which lose by its prices, are refused, unless
+        ``at_any_price``.
         """
         from .policies import Capped, check_pair, make_policy
 
@@ -155,10 +176,15 @@ class Pairing:
         self._require_rows(method)
         if self.local_slow is None:
             policy = policy or Capped(make_policy(DEFAULT_REMOTE_POLICY), max_calls=1)
-            if self._first_time("extent", policy.name):
-                _warn_of_small_extents(policy, self.slow.name)
+            if prices is None:
+                if self._first_time("extent", policy.name):
+                    _warn_of_small_extents(policy, self.slow.name)
+            elif not at_any_price:
+                _require_worth(policy, method, self.slow.name, prices)
         else:
-            policy = policy or make_policy(DEFAULT_POLICY)
+            policy = policy or make_policy(self._default_policy(method))
+            if self.local_slow.capabilities.remote and self._first_time("calls", policy.name, method.name):
+                self._warn_of_small_calls(policy, method)
             if method.rule is not None and self.rereads and self._first_time("rewind", method.name):
                 _warn_of_rereading(method, self.rereads)
         quiet = not self._first_time("pair", policy.name, method.name)
@@ -278,6 +304,43 @@ class Pairing:
             return Proxy()
         return Verify() if self.local_slow is not None and not self.rereads else Replace()
 
+    def _default_policy(self, method: Method) -> str:
+        """Beside a method that was named; over a network no call is for a few tokens."""
+        if not self.slow_is_remote:
+            return DEFAULT_POLICY
+        return f"every:{method.draft_len}" if method.draft_len >= LEAST_CALL else f"{DEFAULT_POLICY},span={LEAST_CALL}"
+
+    def _warn_of_small_calls(self, policy: Policy, method: Method) -> None:
+        """Over a network a call costs a round trip, however few tokens it judges or writes."""
+        mode, slow = Mode.of(policy, method), self.local_slow
+        if slow is None or mode.who not in ("every", "rate") or mode.extent == REST:
+            return
+        gap = mode.interval or (1.0 / mode.rate if mode.rate else 0.0)
+        tokens = mode.extent + min(gap, mode.draft_len)
+        if tokens >= LEAST_CALL:
+            return
+        arithmetic = ""
+        try:
+            call, further = measure_calls(slow)
+        except BackendError as error:
+            log.warning("costs_unmeasured", fast=self.fast.name, slow=slow.name, why=str(error))
+        else:
+            over = (call + (tokens - 1) * further) / (tokens * further)
+            arithmetic = (
+                f" A call that writes one token takes {1e3 * call:.3g} ms here and each further token of a call "
+                f"{1e3 * further:.3g} ms, so tokens cost {over:.2g} times what they cost in a long call."
+            )
+        warn(
+            SmallExtentWarning,
+            f"{policy.name} with {method.name} has {slow.name} judge or write {tokens:.3g} "
+            f"token{'s' * (tokens != 1)} in a call over the network.{arithmetic} Let it be {LEAST_CALL} or more: "
+            f"every:{LEAST_CALL} with verify, or ,span={LEAST_CALL}",
+            event="small_extent",
+            policy=policy.name,
+            endpoint=slow.name,
+            extent=mode.extent,
+        )
+
     def _require_rows(self, method: Method) -> None:
         """Refuse a method whose rows this pair does not give."""
         if self.local_slow is None:
@@ -296,6 +359,26 @@ class Pairing:
             raise ConfigurationError(
                 f"the method {method.name} reads a tuned model, and there is none",
                 hint="name one, Router(fast, slow, tuned=...) or --tuned: the fast model after its tuning",
+            )
+        for role in ("slow", "tuned"):
+            self._require_known(role, method)
+
+    def _require_known(self, role: Role, method: Method) -> None:
+        """Refuse a method that reads more of a row than a model's server tells."""
+        model = self.models.get(role)
+        known = None if model is None or not reads_tokens(model) else model.capabilities.top_k
+        if model is None or known is None or role not in method.roles:
+            return
+        rule = method.rule
+        needs = "whole rows" if role in method.whole_rows else ""
+        if rule is not None and rule.gated:
+            needs = "the entropy of rows"
+        elif rule is not None and rule.name == "optimal":
+            needs = "both models' whole rows"
+        if needs:
+            raise ConfigurationError(
+                f"{model.name} tells the {known} best tokens of a row, and the method {method.name} needs {needs}",
+                hint="use replace, or verify with the rule exact, near_best=a or token=a",
             )
 
     def _first_time(self, *what: str) -> bool:
@@ -415,7 +498,7 @@ def _warn_of_rereading(method: Method, names: Sequence[str]) -> None:
 
 def look_swapped(fast: TokenModel, slow: AnyModel) -> bool:
     """Whether the slow model is the smaller one. A vocabulary that is padded otherwise makes a few percent."""
-    return slow.n_params is not None and slow.n_params < 0.9 * fast.n_params
+    return slow.n_params is not None and slow.n_params < 0.9 * (fast.n_params or 0)
 
 
 def warn_of_swapped(fast: TokenModel, slow: AnyModel) -> None:
@@ -430,15 +513,47 @@ def warn_of_swapped(fast: TokenModel, slow: AnyModel) -> None:
         )
 
 
+def _small_extent(policy: Policy) -> tuple[int, int | None] | None:
+    """What a policy asks an endpoint for, where that is few tokens at a time, and how often at most."""
+    from .policies import BestOf, Capped
+
+    most: int | None = None
+    while isinstance(policy, Capped | BestOf):
+        if isinstance(policy, Capped) and policy.max_calls is not None:
+            most = policy.max_calls if most is None else min(most, policy.max_calls)
+        policy = policy.inner if isinstance(policy, Capped) else policy.fallback
+    extent: int | None = getattr(policy, "extent", None)
+    return None if extent is None or extent == REST or extent >= SMALL_EXTENT else (extent, most)
+
+
+def _require_worth(policy: Policy, method: Method, endpoint: str, prices: Prices) -> None:
+    """Refuse few tokens at a time where that is expected to cost more than the slow model alone, with the figures."""
+    small = _small_extent(policy)
+    if small is None:
+        return
+    extent, most = small
+    mode = Mode.of(policy, method)
+    rate = 1.0 / mode.interval if mode.who == "every" else mode.rate or RATE
+    found = small_calls(prices, rate=rate, extent=extent, prompt=PROMPT_TOKENS, answer=ANSWER_TOKENS, max_calls=most)
+    if found.over_slow_only <= 1.0:
+        return
+    raise ConfigurationError(
+        f"{policy.name} asks {endpoint} for {extent} token{'s' * (extent != 1)} at a time, which is expected to cost "
+        f"{found.over_slow_only:.1f} times the slow model alone: an answer of {ANSWER_TOKENS} tokens to a prompt of "
+        f"{PROMPT_TOKENS} takes {found.calls:.0f} calls (at {rate:.0%} of the decisions), which read {found.read:,.0f} "
+        f"tokens, the whole text so far each, for ${found.read_usd:.6f} and write {found.written:.0f} at "
+        f"${prices.output:g} a million: ${found.usd:.6f}. The slow model alone reads {PROMPT_TOKENS} at "
+        f"${prices.input:g} and writes {ANSWER_TOKENS}: ${found.alone_usd:.6f}",
+        hint=f"add ,span={4 * SMALL_EXTENT} or ,span=rest to the policy; Router(at_any_price=True) asks all the same",
+    )
+
+
 def _warn_of_small_extents(policy: Policy, endpoint: str) -> None:
     """Per token, an endpoint is paid for the whole text so far at every call, and few go on with it exactly."""
-    from .policies import Capped
-
-    while isinstance(policy, Capped):
-        policy = policy.inner
-    extent: int | None = getattr(policy, "extent", None)
-    if extent is None or extent == REST or extent >= SMALL_EXTENT:
+    small = _small_extent(policy)
+    if small is None:
         return
+    extent = small[0]
     warn(
         SmallExtentWarning,
         f"{policy.name} asks {endpoint} for {extent} token{'s' * (extent != 1)} at a time, and every call reads the "

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeAlias, cast
 
+from .contracts.billing import Billed
 from .contracts.models import Role as Role
 from .contracts.policy import Decision
-from .json_forms import SpanJson, TokenJson, UsageJson, finite
+from .errors import ConfigurationError
+from .json_forms import PricesJson, SelectionJson, SpanJson, TokenJson, UsageJson, finite
 from .rows.signals import Signals
 
 Source: TypeAlias = Literal["fast", "slow"]
@@ -74,6 +78,32 @@ class Span:
         return {"start": self.start, "stop": self.stop, "source": self.source, "verdict": self.verdict}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One of the fast model's answers that a verifier chose among.
+
+    ``score`` is in the verifier's own unit; None where it was not asked, or would not have this answer.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What a verifier made of the fast model's answers: ``chosen`` is the number of the one that stands, from 0; None
+    where the request was escalated. ``reason`` says why."""
+
+    candidates: tuple[Candidate, ...]
+    chosen: int | None
+    reason: str
+
+    def to_dict(self) -> SelectionJson:
+        return cast(SelectionJson, finite(asdict(self)))
+
+
 @dataclass(slots=True)
 class ModelUsage:
     """One model's counters in one request; tokens unless said otherwise.
@@ -81,9 +111,10 @@ class ModelUsage:
     ``prefill``: prompt tokens read; ``cached``: tokens that were still in the KV cache when the
     sequence was opened, and of use; ``decode``: answer tokens read in a step for the row behind them;
     ``catchup``: other answer tokens read; ``reread``: prompt and answer tokens read again, since the model
-    could not go back to before them (``Capabilities.rewind``); ``ahead``: those of all these read while the other
-    model went on writing; ``forwards``: sequential steps, which someone waited for; ``seconds``: measured in all of
-    them.
+    could not go back to before them (``Capabilities.rewind``), or its server's prefix cache did not hold them;
+    ``ahead``: those of all these read while the other model went on writing; ``forwards``: sequential steps, which
+    someone waited for; ``calls``: requests to a server that gives rows for token ids, which takes several steps in one;
+    ``seconds``: measured in all of them.
     """
 
     prefill: int = 0
@@ -93,6 +124,7 @@ class ModelUsage:
     reread: int = 0
     ahead: int = 0
     forwards: int = 0
+    calls: int = 0
     seconds: float = 0.0
 
     @property
@@ -139,6 +171,12 @@ class Usage:
     """Calls that an endpoint answered: with text, with nothing more to say, or with tokens that it kept to itself.
 
     All of them are billed and waited for; a call that failed before its first text is not."""
+    billed: Billed = field(default_factory=Billed)
+    """What an endpoint bills for this request: its calls, and what else was sent meanwhile (probes, failed tries)."""
+    prompt_cached: int = 0
+    """Tokens of the first call's prompt that an endpoint's cache held: what the slow model alone would have found."""
+    declined: int = 0
+    """Escalations that the policy wanted, and that a cap or their price forbade."""
     audited: bool = False
     audit_positions: int = 0
     audit_seconds: float = 0.0
@@ -155,7 +193,8 @@ class Usage:
 
     def copy(self) -> Usage:
         """Counters of their own."""
-        return replace(self, fast=replace(self.fast), slow=replace(self.slow), tuned=replace(self.tuned))
+        own = {name: replace(getattr(self, name)) for name in ("fast", "slow", "tuned", "billed")}
+        return replace(self, **own)
 
     @property
     def slow_forwards(self) -> int:
@@ -237,12 +276,107 @@ class ModelCard:
     prices: Prices | None = None
     gives_rows: bool = True
     """False behind an endpoint, which gives text."""
+    machine: MachinePrice | None = None
+    """What the machine costs that it runs on; None where nobody said, and behind an endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """US dollars per million tokens; ``cached_input`` for tokens that the endpoint's cache held."""
+    """US dollars per million tokens.
+
+    ``cached_input`` is for tokens that the endpoint's cache held, ``cache_write`` for those that it puts there,
+    ``reasoning`` for what a model thinks before it writes. None: as ``input``, ``input`` and ``output``.
+    ``source`` and ``date`` say where they come from and of when they are: prices change.
+
+    Raises :class:`ConfigurationError` for what no price list says: a price that is negative or no number, a cache that
+    makes reading dearer.
+    """
 
     input: float
     output: float
     cached_input: float | None = None
+    cache_write: float | None = None
+    reasoning: float | None = None
+    source: str = ""
+    date: datetime.date | None = None
+
+    def __post_init__(self) -> None:
+        for name in PRICED:
+            value: object = getattr(self, name)
+            if value is None and name not in ("input", "output"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+                raise ConfigurationError(
+                    f"{name}={value!r} is no price", hint="US dollars per million tokens: a number, at least 0"
+                )
+        if self.of_cached > self.input:
+            raise ConfigurationError(
+                f"cached_input={self.cached_input:g} is dearer than input={self.input:g}",
+                hint="are the two swapped? A cache that costs more is left out: cached_input=None",
+            )
+        if self.of_cache_write < self.of_cached:
+            raise ConfigurationError(
+                f"cache_write={self.cache_write:g} is cheaper than reading what was written ({self.of_cached:g})",
+                hint="are the two swapped? None: writing costs what input does",
+            )
+
+    @property
+    def of_cached(self) -> float:
+        return self.input if self.cached_input is None else self.cached_input
+
+    @property
+    def of_cache_write(self) -> float:
+        return self.input if self.cache_write is None else self.cache_write
+
+    @property
+    def of_reasoning(self) -> float:
+        return self.output if self.reasoning is None else self.reasoning
+
+    def to_dict(self) -> PricesJson:
+        prices = {name: getattr(self, name) for name in PRICED}
+        date = None if self.date is None else self.date.isoformat()
+        return cast(PricesJson, prices | {"source": self.source, "date": date})
+
+    def __str__(self) -> str:
+        named = [(name.replace("_", " "), getattr(self, name)) for name in PRICED]
+        listed = ", ".join(f"{name} {value:g}" for name, value in named if value is not None)
+        said = ", ".join([*([self.source] if self.source else []), *([self.date.isoformat()] if self.date else [])])
+        return f"US dollars per million tokens: {listed}" + (f" ({said})" if said else "")
+
+
+PRICED = ("input", "cached_input", "cache_write", "output", "reasoning")
+"""The kinds of tokens that have a price of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachinePrice:
+    """What an hour of a model's work on its machine costs: rent, and energy where its power is known.
+
+    ``usd_per_hour`` is rent (or wear), ``watts`` the power that the machine takes while it works, ``usd_per_kwh`` the
+    price of its energy. Raises :class:`ConfigurationError` for what is negative or no number.
+    """
+
+    usd_per_hour: float | None = None
+    watts: float | None = None
+    usd_per_kwh: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("usd_per_hour", "watts", "usd_per_kwh"):
+            value: object = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+                raise ConfigurationError(f"{name}={value!r}", hint="a number, at least 0")
+        if self.usd_per_kwh is not None and self.watts is None:
+            raise ConfigurationError("usd_per_kwh without watts", hint="say what power the machine takes: watts=")
+
+    def usd(self, seconds: float) -> float | None:
+        """US dollars for so many seconds; None where neither rent nor energy has a price."""
+        if self.usd_per_hour is None and self.usd_per_kwh is None:
+            return None
+        energy = (self.watts or 0.0) * (self.usd_per_kwh or 0.0) / 1000.0
+        return ((self.usd_per_hour or 0.0) + energy) * seconds / 3600.0
+
+    def joules(self, seconds: float) -> float | None:
+        """Energy of so many seconds; None where no power was given."""
+        return None if self.watts is None else self.watts * seconds

@@ -6,19 +6,24 @@ import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .config import RequestOptions
 from .contracts.methods import Method
 from .contracts.policy import REST, Ledger, Policy
 from .contracts.text_models import reads_tokens
 from .contracts.tokenizer import Tokenizer
-from .decode import Engine, Request, TextPrompt
+from .decode import BestOfEngine, Engine, Request, TextPrompt
 from .errors import InvalidRequest, PromptTooLong
 from .methods import Replace
+from .money import Budget, Terms
 from .pairing import Pairing
 from .records import Claim, Role
 from .rows.reading import hashed_uniform
+
+if TYPE_CHECKING:
+    from .policies import BestOf
 
 Prompts: TypeAlias = Mapping[Role, Sequence[int]]
 
@@ -67,12 +72,15 @@ def make_engine(
     ledger: Ledger,
     audit: float,
     read_ahead: int,
+    terms: Terms,
 ) -> Engine:
     """The engine of a request, whose answer is audited with the probability ``audit``."""
-    from .policies import Capped, check_prompt
+    from .policies import Capped, Never, check_prompt
 
+    _require_known(pair, options, method)
+    best_of = _best_of(policy)
     policy = check_prompt(
-        policy,
+        policy if best_of is None else best_of.fallback,
         pair.fast.tokenizer,
         prompt=text.prompt,
         messages=text.messages,
@@ -81,10 +89,13 @@ def make_engine(
     )
     if options.max_slow_calls is not None or options.max_slow_tokens is not None:
         policy = Capped(policy, options.max_slow_calls, options.max_slow_tokens)
+    if best_of is not None:  # a cap is on what its fallback asks for
+        policy = best_of = replace(best_of, fallback=policy)
     roles = pair.roles(policy, method, audit=bool(audit))
     request = _make_request(pair, text, prompts, options, seed, _key(prompts))
     audited = hashed_uniform(request.seed, request.key, ledger.requests, "audit") < audit
-    return Engine(
+    engine = Engine if best_of is None else partial(BestOfEngine, best_of=best_of, writer=Never())
+    return engine(
         replace(request, audit=audited),
         policy=policy,
         method=method,
@@ -93,12 +104,37 @@ def make_engine(
         ledger=ledger,
         alignments=pair.alignments(),
         read_ahead=read_ahead,
+        terms=_held_to(terms, options, pair.slow.name),
     )
 
 
-def make_baseline(pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, *, seed: int) -> Engine:
+def _best_of(policy: Policy) -> BestOf | None:
+    """The policy that first lets the fast model write whole answers, where this is one, with a cap around it or not."""
+    from .policies import BestOf, Capped
+
+    if isinstance(policy, Capped) and (inner := _best_of(policy.inner)) is not None:
+        return replace(inner, fallback=replace(policy, inner=inner.fallback))
+    return policy if isinstance(policy, BestOf) else None
+
+
+def _held_to(terms: Terms, options: RequestOptions, slow: str) -> Terms:
+    """A Router's terms with a request's own caps. Raises :class:`InvalidRequest` for money that nobody can count."""
+    if options.max_cost_usd and not terms.countable:
+        raise InvalidRequest(
+            f"max_cost_usd={options.max_cost_usd:g}, and no price known of {slow}",
+            hint="give the Router prices=, or cap max_slow_calls or max_slow_tokens",
+        )
+    budgets = [] if options.budget is None else [options.budget]
+    if options.max_cost_usd is not None or options.max_seconds is not None:
+        budgets.append(Budget(usd=options.max_cost_usd, seconds=options.max_seconds))
+    return replace(terms, purse=terms.purse.under(*budgets))
+
+
+def make_baseline(
+    pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, *, seed: int, terms: Terms
+) -> Engine:
     """The slow model alone: the same engine with it in the fast seat, never escalating; or, where it gives
-    text, everything handed over to it."""
+    text, everything handed over to it. It is under no cap, and what it costs is entered in those of ``terms``."""
     from .policies import Always, Never
 
     local = pair.local_slow
@@ -111,7 +147,13 @@ def make_baseline(pair: Pairing, text: TextPrompt, prompts: Prompts, options: Re
         contexts={"fast": local.n_ctx if local else pair.fast.n_ctx},
         ledger=Ledger(),
         alignments=pair.alignments(pair.seat_alone),
+        terms=replace(terms, gate=False, purse=terms.purse.open()),
     )
+
+
+def draws_baseline(prompts: Prompts, seed: int, ledger: Ledger, share: float) -> bool:
+    """Whether a request is among the ``share`` that is also asked of the slow model whole."""
+    return share > 0 and hashed_uniform(seed, _key(prompts), ledger.requests, "baseline") < share
 
 
 def _make_request(
@@ -150,6 +192,32 @@ def _draft_shower(pair: Pairing, text: TextPrompt) -> Callable[[str], Sequence[i
     return show
 
 
+def _require_known(pair: Pairing, options: RequestOptions, method: Method) -> None:
+    """Refuse what needs a slow model's whole row, where a server tells the best tokens of it."""
+    known = None if pair.local_slow is None else pair.local_slow.capabilities.top_k
+    if known is None:
+        return
+    if options.logit_bias or options.constraint is not None:
+        raise InvalidRequest(
+            f"{pair.slow.name} tells the {known} best tokens of a row, so it can be neither biased nor constrained",
+            hint="leave logit_bias and constraint out",
+        )
+    warp = options.warp
+    if warp.greedy:
+        return
+    if method.rule is not None and method.rule.needs_fast_row:
+        raise InvalidRequest(
+            f"{pair.slow.name} tells the {known} best tokens of a row, and {method.name} compares whole rows where "
+            "tokens are drawn",
+            hint="temperature=0, or the method replace or verify:exact",
+        )
+    if not 1 <= warp.top_k <= known:
+        raise InvalidRequest(
+            f"{pair.slow.name} tells the {known} best tokens of a row, so no token can be drawn from more of them",
+            hint=f"temperature=0, or top_k={known} at most",
+        )
+
+
 def _key(prompts: Prompts) -> str:
     """What random numbers are drawn for: the fast model's prompt, also for the slow one alone."""
     return hashlib.blake2b(repr(prompts["fast"]).encode(), digest_size=8).hexdigest()
@@ -177,6 +245,7 @@ def claim_of(engine: Engine, ledger: Ledger) -> Claim | None:
         "it may end at stop tokens": bool(request.stop_ids),
         "the answer was cut off": engine.generation.finish_reason in ("length", "context"),
         "the slow model failed": state.degraded is not None,
+        "a cap": bool(state.usage.declined) and "a cap" not in claim.reasons,
     }
     return claim.but(*(reason for reason, found in against.items() if found))
 

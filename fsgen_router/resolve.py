@@ -37,10 +37,17 @@ def _transformers(where: str, options: dict[str, Any]) -> TokenModel:
     return TransformersModel(where, **options)
 
 
+def _tokens(where: str, options: dict[str, Any]) -> TokenModel:
+    from .adapters.tokens import TokensModel
+
+    return TokensModel(where, **options)
+
+
 BACKENDS: dict[str, Callable[[str, dict[str, Any]], TokenModel | TextModel]] = {
     "llama_cpp": _llama_cpp,
     "openai": _openai,
     "reference": _reference,
+    "tokens": _tokens,
     "transformers": _transformers,
 }
 EXAMPLES = (
@@ -51,6 +58,7 @@ EXAMPLES = (
     "openai:model-name@https://host/v1",
     "reference:fast",
     "reference:slow",
+    "tokens:model-name@http://host:port",
     "transformers:folder",
     "transformers:owner/repo@revision?dtype=bfloat16&n_seq=4",
 )

@@ -13,22 +13,24 @@ from contextlib import ExitStack, aclosing, closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Never, Self, TypeVar, Unpack, overload
+from typing import Any, Generic, Never, Self, TypeAlias, TypeVar, Unpack, overload
 
 from . import reference, requests
 from .config import RequestKeywords, RequestOptions
+from .contracts.billing import Billed
 from .contracts.methods import Method
 from .contracts.models import TokenModel
 from .contracts.policy import Ledger, Policy
-from .contracts.text_models import reads_tokens
+from .contracts.text_models import TextEnd, reads_tokens
 from .costs import THOROUGH, PairCost, measure_steps
 from .costs.measuring import Progress
-from .decode import Emit, Engine, TextPrompt
+from .decode import BestOfEngine, Emit, Engine, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
 from .generation import Finished, Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta
 from .methods import make_method
+from .money import Budget, PriceTable, Purse, Spending, Terms, cost_of, known_prices
 from .pairing import REFERENCE_PAIR, Pairing, is_reference_pair, warn_of_swapped
-from .records import ModelCard, Prices, Role
+from .records import MachinePrice, ModelCard, Prices, Role
 from .resolve import make_model
 from .run import drivers
 from .run.slots import Place, Slots
@@ -36,11 +38,15 @@ from .run.streams import AsyncStream, Stream
 from .run.workers import AnyModel, Workers
 from .support.logs import log
 from .support.options import checked
-from .support.waiting import Home
+from .support.waiting import Home, holding
 from .text.messages import Message, require_messages, require_text
 from .text.vocabulary import SharedVocabulary
 
 MAX_WAITING = 1024
+PROBE_TOKENS = 16
+"""What a probe's prompt is taken to hold where an endpoint does not count it."""
+Checker: TypeAlias = Callable[[Generation], bool | float]
+"""Says how good an answer is."""
 T = TypeVar("T")
 
 
@@ -92,8 +98,15 @@ class Router:
     ``tuned`` is a third local model on their vocabulary, the fast one after its tuning: the method ``proxy``, which
     is the default then, adds what tuning changed to the slow model's logits.
     ``policy`` and ``method`` are objects, short forms or, for a policy, a file. ``audit`` is the share of
-    answers that the slow model reads whole afterwards, which yields ``disagreement_rate``. ``prices`` are
-    the slow model's, in US dollars per million tokens. ``seed`` fixes sampling for requests that name none.
+    answers that the slow model reads whole afterwards, which yields ``disagreement_rate``. ``seed`` fixes
+    sampling for requests that name none.
+
+    ``prices`` are the slow model's, in US dollars per million tokens: :class:`Prices`, or the path of a price table;
+    left out, what is known of it (see :attr:`prices`). With them an endpoint is asked once more only where that is
+    worth its price, and few tokens at a time are refused where they cost more than the slow model alone, unless
+    ``at_any_price``. ``budget`` caps what the slow model spends on all requests; where a cap is reached the fast model
+    finishes. ``machine`` prices the seconds of local models. ``baseline_share`` of the requests are also asked of the
+    slow model whole, and judged by ``checker``, where there is one.
 
     Of two local models that are given neither policy nor method, the forwards are timed (a few seconds, once for a
     model on a machine), and the mode is taken that is expected to be fastest at the quality of ``budget:0.2``. It is
@@ -113,10 +126,10 @@ class Router:
     loaded itself are freed by :meth:`close`, or when the Router is dropped. It belongs to the process that made
     it: in a forked child every method but :meth:`close` raises :class:`ForkedProcess`.
 
-    ``audit``, ``prices`` and ``seed`` may be changed later, for the requests that follow, and so may
-    ``read_ahead`` with batching. All else is fixed: a request may name another policy and method, and
-    :meth:`with_policy` gives a Router over the same models that has them. A slow model with clearly fewer parameters
-    than the fast one is warned of (:class:`SwappedModelsWarning`).
+    ``audit``, ``prices``, ``budget``, ``machine``, ``baseline_share``, ``checker`` and ``seed`` may be changed later,
+    for the requests that follow, and so may ``read_ahead`` with batching. All else is fixed: a request may name another
+    policy and method, and :meth:`with_policy` gives a Router over the same models that has them. A slow model with
+    clearly fewer parameters than the fast one is warned of (:class:`SwappedModelsWarning`).
 
     Local models share one vocabulary. Ids that one of them lacks are never written, and
     :class:`VocabularyWarning` names those that are text. The method ``verify`` takes drafts back, which models
@@ -158,7 +171,12 @@ class Router:
         policy: Policy | str | Path | None = None,
         method: Method | str | None = None,
         audit: float = 0.0,
-        prices: Prices | None = None,
+        prices: Prices | str | Path | None = None,
+        budget: Budget | None = None,
+        machine: MachinePrice | Mapping[Role, MachinePrice] | None = None,
+        at_any_price: bool = False,
+        baseline_share: float = 0.0,
+        checker: Checker | None = None,
         seed: int | None = None,
         batching: bool | None = None,
         read_ahead: int = 0,
@@ -176,7 +194,12 @@ class Router:
         _require_count("max_waiting", max_waiting)
         self._batching = batching is not False
         self._max_waiting, self._home = max_waiting, Home()
-        self.audit, self.prices, self.seed, self.read_ahead = audit, prices, seed, read_ahead
+        if isinstance(prices, str | Path):
+            PriceTable.load(prices)  # whether it can be read; what it knows of the slow model is seen below
+        self._prices: Prices | None = None
+        self._at_any_price = bool(at_any_price)
+        self.budget, self.machine, self.baseline_share, self.checker = budget, machine, baseline_share, checker
+        self.audit, self.seed, self.read_ahead = audit, seed, read_ahead
         if fast is None or slow is None:
             fast, slow = REFERENCE_PAIR
         if policy is None and method is None and tuned is None and is_reference_pair(fast, slow):
@@ -192,13 +215,14 @@ class Router:
             self._pair.require_auditor(self.audit)
             if batching is None:
                 # Beside an endpoint also for one request at a time: a call that hangs keeps no caller's thread.
-                batching = self._pair.n_seq > 1 or self._pair.local_slow is None
+                batching = self._pair.n_seq > 1 or self._pair.slow_is_remote
             self._batching = bool(read_ahead) or batching
             self._workers = Workers(self._pair.models)
             self._pair.run_forwards = self._run_forwards = _where_forwards_run(
-                self._workers, "slow" if self._pair.local_slow else "fast", batching=self._batching
+                self._workers, "fast" if self._pair.slow_is_remote else "slow", batching=self._batching
             )
-            self._policy, self._method = self._pair.choose(wanted_policy, wanted_method, prices)
+            self.prices = prices
+            self._policy, self._method = self._choose(wanted_policy, wanted_method)
             warn_of_swapped(self.fast, self.slow)
             remote = wanted_policy is None and self._pair.local_slow is None
             self._default_remote = self.policy if remote else None
@@ -225,7 +249,10 @@ class Router:
         if method is None:
             learned_with: str | None = getattr(chosen, "method", None)
             method = learned_with or self.method
-        return self._pair.choose(chosen, make_method(method))
+        return self._choose(chosen, make_method(method))
+
+    def _choose(self, policy: Policy | None, method: Method | None) -> tuple[Policy, Method]:
+        return self._pair.choose(policy, method, self.prices, at_any_price=self._at_any_price)
 
     # --- what may be changed later ---
 
@@ -244,14 +271,90 @@ class Router:
 
     @property
     def prices(self) -> Prices | None:
-        """The slow model's, in US dollars per million tokens."""
+        """The slow model's, in US dollars per million tokens; None where nobody knows them.
+
+        Set to a :class:`Prices`, or to the path of a price table that names the model. None looks for what is known:
+        the model's own option ``prices``, the table that ``FSGEN_PRICES`` names, its vendor's list.
+        """
         return self._prices
 
     @prices.setter
-    def prices(self, prices: Prices | None) -> None:
-        if not isinstance(prices, Prices | None):
-            raise ConfigurationError(f"prices={prices!r}", hint="a Prices object, in US dollars per million tokens")
-        self._prices = prices
+    def prices(self, prices: Prices | str | Path | None) -> None:
+        if not isinstance(prices, Prices | str | Path | None):
+            raise ConfigurationError(
+                f"prices={prices!r}", hint="a Prices object, in US dollars per million tokens, or a price table's path"
+            )
+        before, self._prices = self._prices, known_prices(self.slow, prices)
+        try:
+            self._require_countable(self.budget)
+        except ConfigurationError:
+            self._prices = before
+            raise
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the slow model may spend on all of its requests, and on others' that share the object."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: Budget | None) -> None:
+        if not isinstance(budget, Budget | None):
+            raise ConfigurationError(f"budget={budget!r}", hint="a Budget object, such as Budget(usd=1.0), or None")
+        if "_pair" in self.__dict__:
+            self._require_countable(budget)
+        self._budget = budget
+
+    @property
+    def machine(self) -> MachinePrice | Mapping[Role, MachinePrice] | None:
+        """What this side's machines cost: one price for all local models, or one by role (fast, slow, tuned)."""
+        return self._machine
+
+    @machine.setter
+    def machine(self, machine: MachinePrice | Mapping[Role, MachinePrice] | None) -> None:
+        by_role = machine if isinstance(machine, Mapping) else {}
+        fits = isinstance(machine, MachinePrice | Mapping | None) and all(
+            role in ("fast", "slow", "tuned") and isinstance(price, MachinePrice) for role, price in by_role.items()
+        )
+        if not fits:
+            raise ConfigurationError(
+                f"machine={machine!r}", hint='a MachinePrice, or one by role: {"fast": MachinePrice(usd_per_hour=0.5)}'
+            )
+        self._machine = machine
+
+    @property
+    def baseline_share(self) -> float:
+        """The share of requests that are also asked of the slow model whole, so that savings are measured.
+
+        What both cost is added up in ``ledger.savings``, and each such answer's report is measured. It costs money.
+        """
+        return self._baseline_share
+
+    @baseline_share.setter
+    def baseline_share(self, share: float) -> None:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+            raise ConfigurationError(f"baseline_share={share!r}", hint="a share between 0 and 1")
+        self._baseline_share = share
+
+    @property
+    def checker(self) -> Checker | None:
+        """What says how good an answer is (True, or a number), of those that were also asked of the slow model."""
+        return self._checker
+
+    @checker.setter
+    def checker(self, checker: Checker | None) -> None:
+        if checker is not None and not callable(checker):
+            raise ConfigurationError(f"checker={checker!r}", hint="a function of an answer (a Generation), or None")
+        self._checker = checker
+
+    def _require_countable(self, budget: Budget | None) -> None:
+        """Refuse a budget of money where nobody knows what the slow model costs."""
+        if budget is None or not budget.caps("usd"):
+            return
+        if budget.left("usd") > 0 and not Terms(prices=self.prices, machine=self._machine_of("slow")).countable:
+            raise ConfigurationError(
+                f"{budget!r}, and no price known of {self.slow.name}",
+                hint="give prices=, or a budget of slow_calls, slow_tokens or seconds",
+            )
 
     @property
     def seed(self) -> int | None:
@@ -449,7 +552,8 @@ class Router:
             policy, method = self._instead(parsed.policy, parsed.method)
         except ConfigurationError as error:  # of this request alone
             raise InvalidRequest(error.message, hint=error.hint) from None
-        needed = self._pair.roles(policy, method, audit=bool(self.audit) or parsed.baseline)
+        asked_alone = parsed.baseline or self.baseline_share > 0
+        needed = self._pair.roles(policy, method, audit=bool(self.audit) or asked_alone)
         seed = parsed.seed if parsed.seed is not None else self.seed
         if seed is None:  # shared with the baseline, and told in the answer
             seed = int.from_bytes(os.urandom(6), "big")
@@ -457,7 +561,13 @@ class Router:
             requests.require_read(self._pair, text, parsed.chat_template_kwargs)
             text = replace(text, chat_template_kwargs=parsed.chat_template_kwargs)
         prompts = requests.encode_prompts(self._pair, text, needed)
-        alone = requests.make_baseline(self._pair, text, prompts, parsed, seed=seed) if parsed.baseline else None
+        terms = self._terms()
+        drawn = not terms.purse.exhausted and requests.draws_baseline(prompts, seed, self.ledger, self.baseline_share)
+        alone = (
+            requests.make_baseline(self._pair, text, prompts, parsed, seed=seed, terms=terms)
+            if parsed.baseline or drawn
+            else None
+        )
         engine = requests.make_engine(
             self._pair,
             text,
@@ -469,8 +579,31 @@ class Router:
             ledger=self.ledger,
             audit=self.audit,
             read_ahead=self.read_ahead,
+            terms=terms,
         )
         return engine, alone
+
+    def _terms(self) -> Terms:
+        """What a request's escalations are held to, before its own caps."""
+        return Terms(
+            purse=Purse([] if self.budget is None else [self.budget]),
+            prices=self.prices,
+            machine=self._machine_of("slow"),
+            gate=not self._at_any_price,
+            step_seconds=self._step_seconds("slow"),
+            bill_to=self.ledger,
+        )
+
+    def _machine_of(self, role: Role) -> MachinePrice | None:
+        """What a local model's machine costs: as it was said to this Router, or to :meth:`measure`."""
+        if not reads_tokens(self._pair.models[role]):
+            return None
+        if self.machine is not None:
+            return self.machine.get(role) if isinstance(self.machine, Mapping) else self.machine
+        costs = self._pair.costs
+        if costs is None or (costs.watts is None and costs.usd_per_hour is None):
+            return None
+        return MachinePrice(usd_per_hour=costs.usd_per_hour, watts=costs.watts)
 
     # --- running them ---
 
@@ -482,6 +615,7 @@ class Router:
 
     def _run(self, engine: Engine, alone: Engine | None, place: Place) -> Generator[StreamEvent, None, None]:
         for emit in (self._live if self._batching else self._inline)(engine, alone, place):
+            place.narrow()
             yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 
@@ -512,6 +646,8 @@ class Router:
         try:
             self._require_open()
             workers = self._workers.seated("fast")
+            if isinstance(engine, BestOfEngine):  # until something is shown: by then their sequences are closed
+                engine.lanes += place.widen(engine.best_of.k - 1)
         except BaseException:
             place.leave()
             raise
@@ -538,6 +674,7 @@ class Router:
         # Closed with this coroutine, also when it is given up half-way.
         async with aclosing(self._begin(drivers.arun_live, engine, alone, place)) as emits:
             async for emit in emits:
+                place.narrow()
                 yield _event(emit)
         yield Finished(self._conclude(engine, alone))
 
@@ -549,14 +686,19 @@ class Router:
             self._steps["slow"].extend(alone.state.step_seconds["fast"] if self._pair.local_slow else ())
             baseline = alone.generation
         assert engine.generation is not None
+        self._bill_probes(engine)
         answer = replace(
             engine.generation,
             request_id=engine.request.id,
             baseline=baseline,
             default_policy=self._is_default(engine.policy),
             claim=requests.claim_of(engine, self.ledger),
-            models={role: self._card(role, self.prices if role == "slow" else None) for role in self._pair.models},
+            models={
+                role: self._card(role, engine.terms.prices if role == "slow" else None) for role in self._pair.models
+            },
         )
+        if baseline is not None and baseline.degraded is None:
+            self._enter_savings(answer, baseline)
         log.info(
             "answered",
             request_id=answer.request_id,
@@ -582,6 +724,51 @@ class Router:
                 )
         return answer
 
+    def _bill_probes(self, engine: Engine) -> None:
+        """What an endpoint was asked beside all requests since the last answer, in this one's bill and the totals."""
+        taken: Callable[[], list[TextEnd]] | None = getattr(self.slow, "take_probe_usage", None)
+        billed = Billed()
+        for end in [] if taken is None else taken():
+            billed.add(
+                Billed.of(
+                    "probe",
+                    prompt=end.prompt_tokens,
+                    written=end.completion_tokens,
+                    cached=end.cached_tokens,
+                    cache_write=end.cache_write_tokens,
+                    guessed_prompt=PROBE_TOKENS,
+                    guessed_written=1,
+                )
+            )
+        if not billed.requests:
+            return
+        prices = engine.terms.prices
+        usd = None if prices is None else cost_of(billed, prices)
+        engine.state.usage.billed.add(billed)
+        self.ledger.bill(billed, usd)
+        engine.terms.purse.enter(Spending(usd or 0.0))
+
+    def _enter_savings(self, answer: Generation, baseline: Generation) -> None:
+        """What an answer and the slow model's own cost, and how good both are, into the ledger."""
+        report, verdicts = answer.report(), None
+        if self.checker is not None:
+            try:
+                verdicts = float(self.checker(answer)), float(self.checker(baseline))
+            except Exception as error:  # the caller's: the answer stands whatever it says
+                log.warning("checker_failed", request_id=answer.request_id, why=type(error).__name__)
+        with holding(self.ledger.lock):
+            savings = self.ledger.savings
+            savings.requests += 1
+            savings.usd += report.money_usd.routed or 0.0
+            savings.slow_usd += report.money_usd.slow_only or 0.0
+            savings.seconds += report.seconds.routed or 0.0
+            savings.slow_seconds += report.seconds.slow_only or 0.0
+            savings.same_text += answer.text == baseline.text
+            if verdicts is not None:
+                savings.checked += 1
+                savings.right += verdicts[0]
+                savings.slow_right += verdicts[1]
+
     def _is_default(self, policy: Policy) -> bool:
         """Whether a request's policy was this Router's own choice for an endpoint, and no cap forbade it to act."""
         from .policies import Capped
@@ -593,11 +780,20 @@ class Router:
         return policy is self._default_remote
 
     def _card(self, role: Role, prices: Prices | None) -> ModelCard:
-        steps = self._steps[role]
         model = self._pair.models[role]
-        measured = getattr(self._pair.costs, role, None)
-        step_seconds = statistics.median(steps) if steps else measured.step if measured else None
-        return ModelCard(model.name, model.n_params, step_seconds, prices, gives_rows=reads_tokens(model))
+        return ModelCard(
+            model.name,
+            model.n_params,
+            self._step_seconds(role),
+            prices,
+            gives_rows=reads_tokens(model),
+            machine=self._machine_of(role),
+        )
+
+    def _step_seconds(self, role: Role) -> float | None:
+        """Of one token, as measured; None where nobody has."""
+        steps, measured = self._steps[role], getattr(self._pair.costs, role, None)
+        return statistics.median(steps) if steps else measured.step if measured else None
 
 
 def _event(emit: Emit) -> StreamEvent:

@@ -2,6 +2,7 @@
 
 from .audits import Audit, MissedEstimate, audit_of, estimate_missed
 from .basic import Always, AtPrompt, Capped, Every, Never, Random, Threshold
+from .best_of import BestOf, Check, Score, Vote
 from .budget import Budget
 from .cards import Guarantee, Pair, PolicyCard, fingerprint
 from .extents import Extended
@@ -15,8 +16,10 @@ __all__ = [
     "Always",
     "AtPrompt",
     "Audit",
+    "BestOf",
     "Budget",
     "Capped",
+    "Check",
     "Every",
     "Extended",
     "Guarantee",
@@ -28,8 +31,10 @@ __all__ = [
     "PolicyCard",
     "PolicyPairWarning",
     "Random",
+    "Score",
     "SpanRule",
     "Threshold",
+    "Vote",
     "audit_of",
     "check_pair",
     "check_prompt",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from fsgen_router.contracts.policy import (
+    CAP,
     REST,
     Context,
     Decision,
@@ -284,9 +285,9 @@ class Capped:
     def _reached(self, context: Context) -> str:
         """The cap that leaves no further escalation; empty where none does."""
         if self.max_calls is not None and context.slow_calls >= self.max_calls:
-            return "cap on slow calls"
+            return f"{CAP}slow calls"
         if self.max_tokens is not None and context.slow_tokens >= self.max_tokens:
-            return "cap on slow tokens"
+            return f"{CAP}slow tokens"
         return ""
 
     def checks_end(self, context: Context) -> bool:

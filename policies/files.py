@@ -15,12 +15,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fsgen_router.contracts.methods import Method
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.contracts.policy import Policy, reads_hidden
-from fsgen_router.contracts.text_models import TextModel
+from fsgen_router.contracts.text_models import TextModel, reads_tokens
 from fsgen_router.errors import ConfigurationError, PolicyFileError
 from fsgen_router.methods import make_method
 from fsgen_router.support.logs import warn
 
 from .basic import Capped
+from .best_of import BestOf
 from .budget import RateHold
 from .cards import FORMAT, Pair, PolicyCard, fingerprint
 from .drift import DriftMonitor
@@ -185,8 +186,8 @@ def _require_hidden(policy: Policy, fast: TokenModel, found: Callable[[], Pair])
         raise ConfigurationError(
             f"{policy.name} reads hidden states, which {fast.name} does not give", hint=f"{without}, or another backend"
         )
-    while isinstance(policy, Capped):
-        policy = policy.inner
+    while isinstance(policy, Capped | BestOf):
+        policy = policy.inner if isinstance(policy, Capped) else policy.fallback
     if not isinstance(policy, Learned):
         return
     differences = []
@@ -227,6 +228,14 @@ def check_pair(
     if isinstance(policy, Capped):
         inner = check_pair(policy.inner, fast, slow, method=method, quiet=quiet, pair=found)
         return policy if inner is policy.inner else replace(policy, inner=inner)
+    if isinstance(policy, BestOf):
+        if policy.judge.reads_slow and not reads_tokens(slow):
+            raise ConfigurationError(
+                f"{slow.name} gives text, no logits, so it cannot score answers",
+                hint="verify with vote, as in best_of:4,vote>0.5, or with a checker of your own: BestOf(4, check)",
+            )
+        fallback = check_pair(policy.fallback, fast, slow, method=method, quiet=quiet, pair=found)
+        return policy if fallback is policy.fallback else replace(policy, fallback=fallback)
     if not isinstance(policy, Learned):
         return policy
     reasons = []

@@ -6,11 +6,13 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fsgen_router.contracts.policy import REST, Policy
 from fsgen_router.errors import ConfigurationError
 
 from .basic import THRESHOLDS, Always, AtPrompt, Every, Never, Random, SignalName, Threshold
+from .best_of import BestOf, Score, Vote
 from .budget import Budget
 from .extents import BOUNDARIES, DRAFTS, MAX_SPAN, Extended
 from .files import SUFFIX, load_policy
@@ -29,6 +31,8 @@ SHORT_FORMS = (
     "entropy>1.2,at=prompt",
     "entropy>1.2,span=sentence,max=64",
     "entropy>1.2,span=rest,draft=drop",
+    "best_of:4,score>-0.3",
+    "best_of:4,vote>0.5",
 )
 FSGEN_FORMS = ("none", "normal", "threshold:0.5", "delta:0.2")
 """FS-GEN's own names of its routers (arXiv 2406.12295), with the numbers that its code runs with. Its SVM is a learned
@@ -38,7 +42,7 @@ _HINT = (
     f"add ',span=8', span=rest or span={'|'.join(BOUNDARIES)} (with ',max=64' tokens at most) for what the slow model "
     f"then writes, ',draft={'|'.join(DRAFTS)}' to span=rest for what it makes of the answer so far, ',window=4' to a "
     "threshold to average over the last tokens, and ',at=prompt' to decide about the whole answer at its first token; "
-    "or a policy file, NAME.safetensors"
+    "',else=POLICY' to best_of for who writes where no answer passes; or a policy file, NAME.safetensors"
 )
 _PARTS = ("name", "asks", "begin", "decide", "end")
 _HEAD = re.compile(r"(?P<kind>[a-z_]+)\s*(?:(?P<mark>[:<>])\s*(?P<value>[-+.\w]+))?")
@@ -57,6 +61,8 @@ def make_policy(policy: Policy | str | Path) -> Policy:
     :class:`ConfigurationError`, which lists what exists, and
     :class:`~fsgen_router.errors.PolicyFileError` where the file is none.
     """
+    if isinstance(policy, str) and re.match(r"\s*best_of\b", policy):
+        return _best_of(policy)
     if isinstance(policy, Path) or (isinstance(policy, str) and policy.endswith(SUFFIX)):
         return load_policy(policy)[0]
     if not isinstance(policy, str):
@@ -124,6 +130,33 @@ def _extended(policy: str, head: str, settings: dict[str, int], words: dict[str,
     if made.until or made.draft != "keep":
         return made
     return make_policy(f"{head},span={'rest' if extent == REST else extent}{window}")
+
+
+_BEST_OF = re.compile(
+    r"\s*best_of\s*:\s*(?P<k>[^,]+?)\s*(?:,\s*(?P<kind>score|vote)\s*(?:>\s*(?P<value>[^,\s]+))?\s*)?"
+    r"(?:,\s*temperature\s*=\s*(?P<temperature>[^,\s]+)\s*)?(?:,\s*else\s*=(?P<fallback>.*))?"
+)
+
+
+def _best_of(policy: str) -> BestOf:
+    """``best_of:K[,score[>NATS]|,vote[>SHARE]][,temperature=T][,else=POLICY]``."""
+    found = _BEST_OF.fullmatch(policy)
+    if found is None:
+        raise ConfigurationError(f"unknown policy {policy!r}", hint=_BEST_OF_HINT)
+    value = None if found["value"] is None else _number(policy, found["value"])
+    settings: dict[str, Any] = {}
+    if found["temperature"] is not None:
+        settings["temperature"] = _number(policy, found["temperature"])
+    if found["fallback"] is not None:
+        settings["fallback"] = make_policy(found["fallback"].strip())
+    verifier = Vote(*(() if value is None else (value,))) if found["kind"] == "vote" else Score(value)
+    return BestOf(int(_number(policy, found["k"], whole=True)), verifier, **settings)
+
+
+_BEST_OF_HINT = (
+    "best_of:4,score>-0.3 has the slow model score 4 answers, in nats per token; best_of:4,vote>0.5 counts how many of "
+    "them agree; ,temperature=0.8 and, as the last, ,else=POLICY for where none passes"
+)
 
 
 def _at_prompt(policy: str, inner: Policy, *, alone: bool) -> AtPrompt:

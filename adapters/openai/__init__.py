@@ -7,7 +7,8 @@ at the first need and remembered.
 
 :mod:`.endpoint` is where it is, :mod:`.options` how it is asked, :mod:`.requests` what is sent, :mod:`.connection` how;
 :mod:`.replies` are the shapes that come back, :mod:`.responses` makes events of them, :mod:`.errors` what went wrong;
-:mod:`.probing` finds out what an endpoint can do, and :mod:`.model` puts them together.
+:mod:`.probing` finds out what an endpoint can do, :mod:`.prices` what it costs, :mod:`.metering` what is billed beside;
+:mod:`.model` puts them together.
 """
 
 try:

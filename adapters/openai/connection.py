@@ -47,18 +47,25 @@ class Connection:
         self._client.close()
 
     def ask(
-        self, path: str, body: Mapping[str, Any], patience: Patience, read: Callable[[httpx2.Response], Iterator[T]]
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        patience: Patience,
+        read: Callable[[httpx2.Response], Iterator[T]],
     ) -> Generator[T]:
-        """Send a request until its first item has come, at most as often as allowed; then the rest of it."""
+        """Send a request until its first item has come, at most as often as allowed; then the rest of it.
+
+        Without a ``body`` it is a GET.
+        """
 
         def start() -> tuple[T, Generator[T]]:
             while True:
-                sent = self._adapted(body)
+                sent = None if body is None else self._adapted(body)
                 items = self._send(path, sent, patience, read)
                 try:
                     return next(items), items
                 except EndpointError as error:
-                    if not self._adapt(error, sent):
+                    if sent is None or not self._adapt(error, sent):
                         raise
 
         retrying = tenacity.Retrying(
@@ -78,7 +85,11 @@ class Connection:
             yield from rest
 
     def _send(
-        self, path: str, body: Mapping[str, Any], patience: Patience, read: Callable[[httpx2.Response], Iterator[T]]
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        patience: Patience,
+        read: Callable[[httpx2.Response], Iterator[T]],
     ) -> Generator[T]:
         if patience.ended:
             raise late(self.name)
@@ -87,10 +98,11 @@ class Connection:
         timeout = httpx2.Timeout(
             min(options.read_timeout_seconds, left), connect=min(options.connect_timeout_seconds, left)
         )
-        url, sent = self._endpoint.url + path, {"model": self._endpoint.model, **body}
+        url = self._endpoint.url + path
+        method, sent = ("GET", None) if body is None else ("POST", {"model": self._endpoint.model, **body})
         with (
             mapped(self.name, options),
-            self._client.stream("POST", url, json=sent, timeout=timeout) as response,
+            self._client.stream(method, url, json=sent, timeout=timeout) as response,
         ):
             try:
                 if response.status_code != 200:

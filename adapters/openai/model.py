@@ -17,6 +17,7 @@ from fsgen_router.contracts.text_models import (
     TextEvent,
 )
 from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
+from fsgen_router.records import Prices
 from fsgen_router.support.logs import log
 from fsgen_router.support.options import checked
 from fsgen_router.text.messages import require_messages, require_text
@@ -25,7 +26,9 @@ from ..seams import Seam
 from ..streaming import Call, Patience, ThinkBlock, late
 from .connection import Connection
 from .endpoint import parse_endpoint
+from .metering import Unheard
 from .options import OpenAIKeywords, OpenAIOptions
+from .prices import optional_prices, vendor_prices
 from .probing import Probes
 from .requests import add_answer, fields, max_tokens_of, messages_of
 from .responses import Reader
@@ -47,6 +50,9 @@ class OpenAIModel:
         self._connection = Connection(endpoint, self.options)
         self._reader = Reader(self.name, self._connection.key)
         self._probes = Probes(self._connection, self._reader, self.options)
+        self.prices = optional_prices(self.options.prices, self.name)
+        """What this model's option says of its prices; None where it says nothing."""
+        self._endpoint = endpoint
         self._closed = False
         self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
 
@@ -56,6 +62,14 @@ class OpenAIModel:
     @property
     def n_ctx(self) -> int | None:
         return self.options.n_ctx
+
+    def take_probe_usage(self) -> list[TextEnd]:
+        """What the endpoint counted for probes since this was last asked, an entry for each: they are billed too."""
+        return self._probes.take_spent()
+
+    def vendor_prices(self) -> Prices | None:
+        """What the package genai-prices knows of this model at its vendor's address; None where it knows nothing."""
+        return vendor_prices(self._endpoint)
 
     @property
     def capabilities(self) -> TextCapabilities:
@@ -120,13 +134,18 @@ class OpenAIModel:
             body["messages"] = messages
             # Where the last message goes on, no block of reasoning can begin: such tags are a part of its text.
             think = None if continues else ThinkBlock()
-        read = partial(self._reader.events, max_tokens=request.max_tokens)
-        with closing(self._connection.ask(path, body, patience, read)) as events:
-            for event in events:
-                if patience.ended:
-                    raise late(self.name)
-                for part in (event,) if think is None else think.push(event):
-                    yield from self._joined(part, seam)
+        unheard = Unheard(request)
+        read = unheard.reading(partial(self._reader.events, max_tokens=request.max_tokens))
+        try:
+            with closing(self._connection.ask(path, body, patience, read)) as events:
+                for event in events:
+                    if patience.ended:
+                        raise late(self.name)
+                    for part in (event,) if think is None else think.push(event):
+                        yield from self._joined(part, seam)
+        finally:
+            if patience.ended:
+                unheard.given_up()
 
     def _joined(self, event: TextEvent, seam: Seam) -> Iterator[TextEvent]:
         if isinstance(event, ReasoningChunk):

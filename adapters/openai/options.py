@@ -23,6 +23,7 @@ class OpenAIKeywords(TypedDict, total=False):
     api_key_env: str
     allow_http: bool
     extra_body: Mapping[str, Any] | str
+    prices: Mapping[str, Any] | str | None
 
 
 class OpenAIOptions(BaseModel):
@@ -59,6 +60,15 @@ class OpenAIOptions(BaseModel):
         default_factory=dict,
         description="JSON object that goes into every request, for what only this server knows; our own fields win",
     )
+
+    prices: str | Mapping[str, Any] | None = Field(
+        default=None, description='path of a price table, or a JSON object like {"input": 1.0, "output": 5.0}'
+    )
+
+    @field_validator("prices", mode="before")
+    @classmethod
+    def _prices_from_json(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
 
     @field_validator("extra_body", mode="before")
     @classmethod

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
-from fsgen_router.contracts.text_models import Continuation, TextCapabilities, WrappedPromptWarning
+from fsgen_router.contracts.text_models import Continuation, TextCapabilities, TextEnd, WrappedPromptWarning
 from fsgen_router.support.logs import log, warn
 
 from ..streaming import Patience
 from .connection import Connection
 from .errors import EndpointError
 from .options import OpenAIOptions
-from .replies import count_of
+from .replies import count_of, text_end
 from .requests import DIALECTS, NO_OTHER, Dialect, fields
 from .responses import Reader
 
@@ -36,6 +36,14 @@ class Probes:
         """By the template's variables, which may change how a partial answer is taken."""
         self._wrapping: bool | None = None
         self._streamed: bool | None = None
+        self._counting = threading.Lock()
+        self._spent: list[TextEnd] = []
+
+    def take_spent(self) -> list[TextEnd]:
+        """What the endpoint counted for probes since this was last asked."""
+        with self._counting:
+            spent, self._spent = self._spent, []
+        return spent
 
     @property
     def capabilities(self) -> TextCapabilities:
@@ -139,6 +147,8 @@ class Probes:
                     raise
                 continue
             self._streamed = streamed
+            with self._counting:
+                self._spent.append(text_end("length", usage))
             return count_of(usage, "prompt_tokens")
         raise _Refused
 

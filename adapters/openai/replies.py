@@ -115,6 +115,8 @@ def count_of(usage: object, *path: str) -> int | None:
 def text_end(reason: Literal["stop", "length"], usage: object) -> TextEnd:
     prompt, written = count_of(usage, "prompt_tokens"), count_of(usage, "completion_tokens")
     cached = _first_count(usage, ("prompt_tokens_details", "cached_tokens"), ("prompt_cache_hit_tokens",))
+    # OpenRouter's and newer ones of OpenAI's kind; Anthropic's own name, which proxies keep.
+    put = _first_count(usage, ("prompt_tokens_details", "cache_write_tokens"), ("cache_creation_input_tokens",))
     thought = _first_count(usage, ("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",))
     if prompt is not None and written is not None:
         # Some vendors leave reasoning out of what was written, and count it in the total alone.
@@ -123,7 +125,7 @@ def text_end(reason: Literal["stop", "length"], usage: object) -> TextEnd:
             written, thought = written + beyond, beyond
         elif thought is not None and thought > written:
             written += thought
-    return TextEnd(reason, prompt, cached, written, thought)
+    return TextEnd(reason, prompt, cached, written, thought, cache_write_tokens=put)
 
 
 def _first_count(usage: object, *paths: tuple[str, ...]) -> int | None:

@@ -3,7 +3,8 @@
 A sequence is a slot. Which of its positions count is known to the caller, so a rewind costs nothing,
 and nothing grows or moves from one forward to the next. One sequence attends to a view of its slot.
 Several become one batch, padded on the left as in ``generate``: the model makes its own masks (causal,
-sliding window, chunked) and sees what it sees there.
+sliding window, chunked) and sees what it sees there. A slot holds a position's heads side by side, so that a
+batch is gathered by whole positions, in one pass.
 
 Layers with a sliding window keep every position too, and are rewound like the others.
 """
@@ -69,7 +70,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     """``n_seq`` slots of ``n_ctx`` tokens, in the shapes of a probed cache that :func:`is_plain`."""
 
     def __init__(self, probed: Cache, *, n_seq: int, n_ctx: int) -> None:
-        self._now = _Now(_One(Share(0, 0, [0])))
+        self._now, self._n_ctx = _Now(_One(Share(0, 0, [0]))), n_ctx
         super().__init__(
             layers=[
                 DummyLayer() if layer.keys is None else _SlotLayer(self._now, layer, n_seq, n_ctx)
@@ -79,7 +80,8 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def place(self, shares: Sequence[Share], device: torch.device) -> dict[str, Any]:
         """What the model's forward takes to read ``shares``: their rows end in the last column."""
-        placement = self._now.placement = _One(shares[0]) if len(shares) == 1 else _Many(shares, device)
+        one = len(shares) == 1
+        placement = self._now.placement = _One(shares[0]) if one else _Many(shares, self._n_ctx, device)
         return {**placement.inputs(device), "past_key_values": self}
 
 
@@ -97,7 +99,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self._now = now
         self.keys, self.values = (
-            torch.zeros((n_seq, states.shape[1], n_ctx, states.shape[3]), dtype=states.dtype, device=states.device)
+            torch.zeros((n_seq, n_ctx, states.shape[1], states.shape[3]), dtype=states.dtype, device=states.device)
             for states in (probed.keys, probed.values)
         )
         self.is_initialized = True
@@ -128,7 +130,8 @@ class _Placement(Protocol):
     def inputs(self, device: torch.device) -> dict[str, Any]: ...
 
     def exchange(self, held: Tensor, new: Tensor) -> Tensor:
-        """Store the new states in the slots; gives all that the rows attend to."""
+        """Store the new states, of shape (rows, heads, tokens, head_dim), in the slots, of shape (n_seq, n_ctx, heads,
+        head_dim); gives all that the rows attend to, shaped as the new ones."""
 
 
 class _One:
@@ -147,9 +150,9 @@ class _One:
 
     def exchange(self, held: Tensor, new: Tensor) -> Tensor:
         share = self._share
-        states = held[share.slot : share.slot + 1, :, : share.stop]
-        states[:, :, share.start :] = new
-        return states
+        states = held[share.slot : share.slot + 1, : share.stop]
+        states[:, share.start :] = new.transpose(1, 2)
+        return states.transpose(1, 2)
 
 
 class _Many:
@@ -160,35 +163,33 @@ class _Many:
     for tokens that its slot already holds, and what comes of them is neither stored nor read.
     """
 
-    def __init__(self, shares: Sequence[Share], device: torch.device) -> None:
+    def __init__(self, shares: Sequence[Share], n_ctx: int, device: torch.device) -> None:
         counts = np.array([len(share.ids) for share in shares])
         lengths = np.array([share.stop for share in shares])
-        self._count, width = int(counts.max()), int(lengths.max())
-        self.past = width - self._count
-        ids = np.zeros((len(shares), self._count), np.int64)
+        count, width = int(counts.max()), int(lengths.max())
+        self.past, self._shape = width - count, (len(shares), width)
+        ids = np.zeros((len(shares), count), np.int64)
         for row, share in zip(ids, shares, strict=True):
-            row[self._count - len(share.ids) :] = share.ids
-        row_of, column_of = np.nonzero(np.arange(self._count) >= self._count - counts[:, None])
-        slots = np.array([share.slot for share in shares])
+            row[count - len(share.ids) :] = share.ids
+        row_of, column_of = np.nonzero(np.arange(count) >= count - counts[:, None])
+        starts = n_ctx * np.array([share.slot for share in shares])
         shift = width - lengths
-        self._ids, self._slots, shifts, *self._source, self._slot_of, self._position_of = _to(
-            device, ids, slots, shift, row_of, column_of, slots[row_of], self.past + column_of - shift[row_of]
-        )
-        positions = torch.arange(width, device=device) - shifts[:, None]
-        self._mask = positions >= 0 if shift.any() else None
-        self._positions = positions.clamp_(min=0)
+        positions = np.arange(width) - shift[:, None]
+        target = (starts - shift)[row_of] + self.past + column_of
+        source = (starts[:, None] + positions.clip(0)).ravel()
+        new = row_of * count + column_of
+        self._ids, self._target, self._source, taken, shown = _to(device, ids, target, source, new, positions)
+        self._new = taken if len(new) < ids.size else None
+        self._mask = shown >= 0 if shift.any() else None
+        self._positions = shown[:, self.past :].clamp(min=0)
 
     def inputs(self, device: torch.device) -> dict[str, Any]:
-        return {
-            "input_ids": self._ids,
-            "position_ids": self._positions[:, self.past :],
-            "attention_mask": self._mask,
-        }
+        return {"input_ids": self._ids, "position_ids": self._positions, "attention_mask": self._mask}
 
     def exchange(self, held: Tensor, new: Tensor) -> Tensor:
-        row_of, column_of = self._source
-        held[self._slot_of, :, self._position_of] = new[row_of, :, column_of]
-        return held[self._slots[:, None], :, self._positions].transpose(1, 2)
+        positions, states = held.flatten(0, 1), new.transpose(1, 2).flatten(0, 1)
+        positions.index_copy_(0, self._target, states if self._new is None else states.index_select(0, self._new))
+        return positions.index_select(0, self._source).unflatten(0, self._shape).transpose(1, 2)
 
 
 def _to(device: torch.device, *arrays: np.ndarray[Any, np.dtype[np.int64]]) -> list[Tensor]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import gguf
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from fsgen_router.errors import ModelLoadError, ModelNotFound
+
 from .source import Source
+from .tokenizer import TransformersTokenizer
 
 # Pre-tokenizers, by their names in GGUF files, that take a word of the vocabulary whole, merges or not.
 _WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
+_CONFIGS = ("config.json", "generation_config.json")
 _SAID = ("pre", "token_type", "bos_token_id", "add_space_prefix")
 
 
@@ -54,3 +60,21 @@ def eog_ids(model: Any) -> set[int]:
         ends = getattr(config, "eos_token_id", None)
         ids |= {ends} if isinstance(ends, int) else set(ends or ())
     return ids
+
+
+def tokenizer_in(folder: str) -> TransformersTokenizer:
+    """The tokenizer of a model's files alone, without its weights: ``tokenizer.json`` and what stands beside it."""
+    path = Path(folder).expanduser()
+    if not (path / "tokenizer.json").is_file():
+        raise ModelNotFound(f"there is no tokenizer.json in {folder!r}", hint="name the folder with the model's files")
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+        said = [json.loads(file.read_text()) for name in _CONFIGS if (file := path / name).is_file()]
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"the tokenizer in {folder!r} cannot be read: {error}") from error
+    ends: set[int] = set()
+    for config in said:
+        named = config.get("eos_token_id")
+        ends |= {named} if isinstance(named, int) else set(named or ())
+    width = max(tokenizer.backend_tokenizer.get_vocab().values()) + 1
+    return TransformersTokenizer(tokenizer, path.resolve().name, width=width, eog_ids=ends)

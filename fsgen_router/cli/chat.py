@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..errors import FsgenError
 from ..generation import Finished, Generation, Restarted, TextDelta
+from ..report.losses import degraded_words
 from ..router import Router
 from ..text.messages import Message
 from . import options as o
@@ -174,7 +175,7 @@ class _Session:
             if self._as_json:
                 write_json(answer.to_dict(tokens=False))
             if answer.degraded:
-                say(f"Degraded: the slow model was given up ({answer.degraded}).", "bold red")
+                say(f"Degraded: {degraded_words(answer.degraded)}.", "bold red")
 
     def _stream(self, messages: list[Message]) -> Generation:
         shown = False

@@ -8,6 +8,7 @@ import typer
 
 from ..errors import InvalidRequest
 from ..generation import Finished, Restarted, TextDelta
+from ..report.losses import degraded_words
 from . import options as o
 from .terminal import err, read_prompt, say, write, write_json
 from .tokens import token_records
@@ -112,6 +113,6 @@ def complete(
                 {**answer.to_dict(tokens=False), **({"tokens": token_records(answer, router)} if tokens else {})}
             )
         if answer.degraded:
-            say(f"Degraded: the slow model was given up ({answer.degraded}).", "bold red")
+            say(f"Degraded: {degraded_words(answer.degraded)}.", "bold red")
         if report:
             err().print(answer.report())

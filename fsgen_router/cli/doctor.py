@@ -247,17 +247,18 @@ def _pair(fast: str | None, slow: str | None, tuned: str | None) -> Iterator[Che
         return
     with router:
         if not reads_tokens(router.slow):
-            yield Check(name, "ok", f"{router.fast.name} loads, {router.fast.n_params:,} parameters")
+            yield Check(name, "ok", f"{router.fast.name} loads, {_size(router.fast.n_params)} parameters")
             yield from _costs(router)
             yield from _endpoint(cast(TextModel, router.slow))
             return
         models = [model for model in (router.fast, router.slow, router.tuned) if model is not None]
-        names, sizes = [model.name for model in models], [f"{model.n_params:,}" for model in models]
+        names, sizes = [model.name for model in models], [_size(model.n_params) for model in models]
         differing = router.shared.describe(*names) if router.shared else []
         alike = "" if differing else ", one vocabulary"
         yield Check(name, "ok", f"{_listed(names)} load, {_listed(sizes)} parameters{alike}")
         for sentence in differing:
             yield Check("vocabulary", "note", sentence)
+        yield from _served(router.slow)
         if look_swapped(router.fast, router.slow):
             detail = f"the slow model {router.slow.name} is smaller than the fast model {router.fast.name}"
             yield Check("sizes", "note", detail, "are they swapped? --fast is the small one")
@@ -273,6 +274,23 @@ def _pair(fast: str | None, slow: str | None, tuned: str | None) -> Iterator[Che
             yield Check("answers", "fail", f"{said} to {QUESTION!r}, which is {ANSWER} ({answered})")
             return
         yield Check("answers", "ok", answered if own else f"right; {answered}")
+
+
+def _served(model: object) -> Iterator[Check]:
+    """How a server that gives rows for token ids is asked."""
+    spoken = getattr(model, "spoken", None)
+    if spoken is None:
+        return
+    rows = f"rows of token ids by {spoken.dialect.path}, their {spoken.top_k} best tokens"
+    if spoken.reports_cached:
+        yield Check("server", "ok", f"{rows}; it tells what its prefix cache held")
+        return
+    hint = "it reads the whole text at each call; vLLM: --enable-scale-out --enable-prompt-tokens-details"
+    yield Check("server", "note", f"{rows}; it does not tell what its prefix cache held, which is not used then", hint)
+
+
+def _size(n_params: int | None) -> str:
+    return "of unknown" if n_params is None else f"{n_params:,}"
 
 
 def _costs(router: Router) -> Iterator[Check]:

@@ -87,7 +87,7 @@ def show(head: dict[str, Any], results: Results) -> None:
         if summary.truncated:
             say(f"{summary.policy}: {summary.truncated} answers met --max-tokens or the context", "yellow")
         if summary.degraded:
-            say(f"{summary.policy}: in {summary.degraded} answers the slow model failed and was given up", "bold red")
+            say(f"{summary.policy}: in {summary.degraded} answers the slow model failed or met a cap", "bold red")
 
 
 def _recovery_table(results: Results) -> Table:

@@ -37,6 +37,7 @@ def recommend(
             rich_help_panel="Models",
         ),
     ] = None,
+    tuned: o.Tuned = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -150,6 +151,7 @@ def recommend(
             slow,
             prompts,
             middle=middle,
+            tuned=tuned,
             policies=tuple(policy or ()),
             check=check,
             count=count,
@@ -209,8 +211,8 @@ def modes_table(found: rec.Recommendation) -> Table:
     headings = ["right", "loss", "seconds", "FLOPs", "tok/s"]
     headings += [f"tok/s\n{found.at_once} at once"] if found.at_once > 1 else []
     headings += ["money"] if found.prices is not None else []
-    expected = any(one.expected_seconds is not None for one in found.figures)
-    headings += ["s, as\nexpected"] if expected else []
+    alone = found.figures[0].expected_seconds
+    headings += ["expected"] if alone else []
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for number, one in enumerate(found.figures):
@@ -224,14 +226,15 @@ def modes_table(found: rec.Recommendation) -> Table:
         ]
         cells += [_cell(one.tokens_per_second_at_once, _three)] if found.at_once > 1 else []
         cells += [_cell(one.money_relative, _times)] if found.prices is not None else []
-        cells += [Text(_three(one.expected_seconds) if one.expected_seconds is not None else "-")] if expected else []
+        if alone:
+            cells.append(Text("-" if one.expected_seconds is None else _times(one.expected_seconds / alone)))
         chosen = one.mode.name == found.advice.mode
         table.add_row(Text(one.mode.name, style="bold" if chosen else ""), *cells, end_section=last_alone)
     return table
 
 
 def _alone(one: rec.Figures) -> bool:
-    return one.mode.kind in ("slow", "fast", "middle")
+    return one.mode.kind in ("slow", "fast", "middle", "tuned")
 
 
 def _legend(found: rec.Recommendation) -> str:
@@ -245,6 +248,7 @@ def _legend(found: rec.Recommendation) -> str:
         f"share of its own ({seconds} an answer{flops}). at prompt, at answer: one decision for a whole answer, by "
         "what the fast model makes of the prompt, or behind its answer, and the share that goes to the slow "
         "model; made of both models' own answers."
+        + (" expected: seconds, by what forwards cost and how often the models part." if slow.expected_seconds else "")
     )
 
 

@@ -33,6 +33,14 @@ def study(
             rich_help_panel="Output",
         ),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Pairs that run side by side, each in a process of its own: for small models, on several cores.",
+        ),
+    ] = 1,
     as_json: o.Json = False,
 ) -> None:
     """Measure how often a slow model changes a fast one's tokens, where, and what that is worth.
@@ -49,17 +57,21 @@ def study(
       fsgen-router study examples/study.toml
 
       fsgen-router study study.toml --out results --json
+
+      fsgen-router study examples/study_family.toml --jobs 2
     """
     config = st.read_study(file)
     target = check_folder(folder if folder is not None else Path(f"{file.stem}-results"))
     with stage_bars() as bars:
-        done = st.run_study(config, work=target / "work", progress=bars)
+        done = st.run_study(config, work=target / "work", jobs=jobs, progress=bars)
         bars.begin("results", 1)
         written = st.write_results(done, target)
     if as_json:
         write_json(results_record(done, fit_study(done)))
     else:
         _show(done)
+        if any(policy.found is not None for policy in done.policies):
+            _show_policies(done)
     by_error: dict[tuple[str, str], list[st.CellResult]] = {}
     for cell in done.cells:
         if cell.error is not None:
@@ -67,12 +79,15 @@ def study(
     for (pair, error), cells in by_error.items():
         which = f", {cells[0].key.method}, {cells[0].key.dataset}" if len(cells) == 1 else f", {len(cells)} cells"
         say(f"{pair}{which}: {error}", "bold red")
+    for policy in done.policies:
+        if policy.error is not None:
+            say(f"{_pair(policy)}, {policy.key.method}, {policy.key.dataset}: {policy.error}", "bold red")
     say(f"Written: {', '.join(map(str, written))}")
     if not done.measured:
         raise typer.Exit(EXIT_FAILED)
 
 
-def _pair(cell: st.CellResult) -> str:
+def _pair(cell: st.CellResult | st.PolicyResult) -> str:
     return f"{cell.key.fast} + {cell.key.slow}"
 
 
@@ -102,8 +117,39 @@ def _show(done: st.Study) -> None:
     )
 
 
+def _show_policies(done: st.Study) -> None:
+    """A table for each pair whose policies have figures."""
+    console = out()
+    for pair, group in groupby([policy for policy in done.policies if policy.found is not None], _pair):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=pair, title_justify="left")
+        table.add_column("policy", overflow="fold")
+        table.add_column("data set", overflow="fold")
+        for heading in ("right", "token\nrouting", "escalated", "slow\nsteps", "slow\nreads"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for policy in group:
+            seed = f", seed {policy.key.seed}" if len(done.config.seeds) > 1 else ""
+            found = policy.found
+            assert found is not None
+            figures = [*map(_share, (found.accuracy, found.routed, found.escalated))]
+            figures += [*map(_ratio, (found.slow_forwards, found.slow_positions))]
+            table.add_row(Text(folded(policy.key.method, 16)), Text(f"{policy.key.dataset}{seed}"), *figures)
+        console.print(table)
+    console.print(
+        Text(
+            "Token routing: what entropy thresholds reach at as many sequential slow steps. Escalated: share of "
+            "prompts. Slow steps, and tokens that the slow model reads (prompts included), per token that it writes "
+            "alone.",
+            style="dim",
+        )
+    )
+
+
 def _share(estimate: Estimate) -> Text:
     return _cell(estimate, "{:.1%}", lambda edge: f"{100 * edge:.1f}".replace("100.0", "100"))
+
+
+def _ratio(estimate: Estimate) -> Text:
+    return _cell(estimate, "{:.2f}", "{:.2f}".format)
 
 
 def _number(estimate: Estimate) -> Text:

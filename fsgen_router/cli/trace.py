@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from ..report.losses import degraded_words
 from . import options as o
 from .terminal import err, out, read_prompt, say, write_json
 from .tokens import legend, marked, table_legend, token_records, token_table
@@ -92,6 +93,6 @@ def trace(
             console.print(legend(console, judges=router.method.rule is not None))
             console.print(table_legend(answer), style="dim")
         if answer.degraded:
-            say(f"Degraded: the slow model was given up ({answer.degraded}).", "bold red")
+            say(f"Degraded: {degraded_words(answer.degraded)}.", "bold red")
         if report:
             err().print(answer.report())

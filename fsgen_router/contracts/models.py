@@ -1,4 +1,4 @@
-"""The contract of a local model."""
+"""The contract of a model that gives rows of logits for token ids."""
 
 from __future__ import annotations
 
@@ -20,23 +20,30 @@ class Work:
     Keep the first ``keep`` tokens that the sequence holds (fewer than it holds is a rewind), append
     ``ids`` (at least one), and read the rows named in ``reads``: pairs of an index into ``ids`` and
     what to read of the row behind that token.
+
+    ``more``: so many tokens are wanted behind them, if each is what the row before it chooses. A model that is asked
+    over a network may write them at once; to others it says nothing.
     """
 
     sequence: int
     keep: int
     ids: Sequence[int]
     reads: Sequence[tuple[int, Read]]
+    more: int = 0
 
 
 class Rows(list[Row]):
     """A work's rows, in the order of its reads.
 
-    ``reread``: tokens of its kept prefix that were read again for it, since the model's memory could not go back.
+    ``reread``: tokens of its kept prefix that were read again for it, since the model's memory could not go back, or
+    its server's prefix cache did not hold them. ``calls`` over a network that it took (None: there is none), and tokens
+    ``written`` in them, those included that nobody asked for yet.
     """
 
     def __init__(self, rows: Iterable[Row] = (), *, reread: int = 0) -> None:
         super().__init__(rows)
-        self.reread = reread
+        self.reread, self.written = reread, 0
+        self.calls: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +67,19 @@ class Capabilities:
     it fit side by side. None: forwards may overlap with any other model's."""
     device_share: float = 1.0
     """The part of the device that a forward keeps busy: on a CPU its threads over the cores."""
+    top_k: int | None = None
+    """So many of the best tokens are known of a row, and the log-probabilities of tokens that are named: no whole row,
+    no entropy, none that is masked. None: the whole row."""
+    remote: bool = False
+    """Behind a network: a forward costs a round trip, and those of several threads run side by side."""
 
 
 class TokenModel(Protocol):
-    """A local model that reads token ids and gives reduced rows of logits.
+    """A model that reads token ids and gives reduced rows of logits: a local one, or one behind a server that does.
 
-    Calls are safe from several threads; a model serialises its own forwards. After a fork, :meth:`open` and
-    :meth:`forward` raise :class:`~fsgen_router.errors.ForkedProcess` in the child, and :meth:`close` and
+    One with a method ``take_vocabulary(tokenizer, name)`` has no tokenizer of its own before it is given another
+    model's. Calls are safe from several threads; a local model serialises its own forwards. After a fork, :meth:`open`
+    and :meth:`forward` raise :class:`~fsgen_router.errors.ForkedProcess` in the child, and :meth:`close` and
     :meth:`shutdown` do nothing. A model that is dropped frees its memory like one that is shut down.
     """
 
@@ -77,7 +90,8 @@ class TokenModel(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
     @property
-    def n_params(self) -> int: ...
+    def n_params(self) -> int | None:
+        """None where nobody knows."""
 
     @property
     def n_ctx(self) -> int:

@@ -9,11 +9,15 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from ..rows.signals import Signals
 from ..support.waiting import holding
+from .billing import Billed
 
 T = TypeVar("T")
 
 REST: Final = -1
 """Extent of an escalation that hands over the rest of the answer."""
+
+CAP: Final = "cap on "
+"""How the reason of a decision begins that a cap declined: the answer says so then (``degraded``)."""
 
 Until: TypeAlias = Literal["", "sentence", "line", "step"]
 """Where a span may end before its number of tokens: nowhere, or at the first such boundary in it."""
@@ -60,6 +64,29 @@ class Context:
 
 
 @dataclass(slots=True)
+class Savings:
+    """Requests that were answered twice, routed and by the slow model alone: what both cost, as measured.
+
+    ``right`` and ``slow_right`` are sums of what a checker said of both answers (``checked`` pairs of them).
+    """
+
+    requests: int = 0
+    usd: float = 0.0
+    slow_usd: float = 0.0
+    seconds: float = 0.0
+    slow_seconds: float = 0.0
+    same_text: int = 0
+    checked: int = 0
+    right: float = 0.0
+    slow_right: float = 0.0
+
+    @property
+    def saving(self) -> float | None:
+        """1 - routed / slow-only, in money: negative where routing cost more, None where nothing was priced."""
+        return 1.0 - self.usd / self.slow_usd if self.slow_usd else None
+
+
+@dataclass(slots=True)
 class Ledger:
     """What is never rewound: a Router's running totals, and policies' memory across requests."""
 
@@ -69,9 +96,23 @@ class Ledger:
     slow_tokens: int = 0
     decisions: int = 0
     escalations: int = 0
+    declined: int = 0
+    billed: Billed = field(default_factory=Billed)
+    """What an endpoint bills for all of them, baselines included."""
+    cost_usd: float | None = None
+    """What that costs, at the prices of each request; None where none was priced."""
+    savings: Savings = field(default_factory=Savings)
+    """Of the requests that were also asked of the slow model whole."""
     memory: dict[str, Any] = field(default_factory=dict)
     # A stream may be collected, and so settled, in the middle of anything.
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def bill(self, billed: Billed, usd: float | None) -> None:
+        """Enter what an endpoint bills, and what that costs where somebody knows."""
+        with holding(self.lock):
+            self.billed.add(billed)
+            if usd is not None:
+                self.cost_usd = (self.cost_usd or 0.0) + usd
 
     def recall(self, key: str, default: T) -> T:
         with holding(self.lock):

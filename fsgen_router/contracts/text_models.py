@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeGuard
 
 from ..rows.reading import GREEDY, Warp
+from .billing import Meter
 from .models import TokenModel
 from .tokenizer import Turn
 
@@ -45,6 +46,8 @@ class Continuation:
     max_tokens: int
     warp: Warp = GREEDY
     seed: int | None = None
+    meter: Meter | None = field(default=None, compare=False, repr=False)
+    """Takes what is billed beside this call: tries of which nothing was heard."""
     # A request's stop strings are no part of it, though an endpoint may be paid for the few tokens behind one until its
     # call is cancelled. It would take the string off and say "stop", as where the model itself came to its end: nobody
     # could tell how the answer ended, and a string at once would look like an endpoint that has nothing to say. Servers
@@ -74,7 +77,8 @@ class ReasoningChunk:
 class TextEnd:
     """The last item of a stream: why it ended, and what the endpoint says it counted (None: unsaid).
 
-    ``reasoning_tokens`` are a part of ``completion_tokens``.
+    ``cached_tokens`` and ``cache_write_tokens`` are parts of ``prompt_tokens``, ``reasoning_tokens`` of
+    ``completion_tokens``.
     """
 
     finish_reason: Literal["stop", "length"]
@@ -82,6 +86,7 @@ class TextEnd:
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
 TextEvent: TypeAlias = TextChunk | ReasoningChunk | TextEnd
@@ -92,6 +97,10 @@ class TextModel(Protocol):
 
     After a fork, :meth:`stream` raises :class:`~fsgen_router.errors.ForkedProcess` in the child, and
     :meth:`shutdown` does nothing.
+
+    A model may know ``prices`` (what its own options say) and ``vendor_prices()`` (what its vendor asks), both
+    :class:`~fsgen_router.Prices` or None. ``take_probe_usage()`` gives what probes were billed since it was last
+    called: a :class:`TextEnd` for each.
     """
 
     @property

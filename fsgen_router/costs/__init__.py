@@ -6,7 +6,7 @@ mode that a pair is run with where none is named (``choosing``).
 """
 
 from .choosing import Candidate, Choice, assess, assumed_rates, choose_mode, choose_remote, disagreement
-from .expected import Mode, PairCost, Rates
+from .expected import Judged, Mode, PairCost, Rates
 from .forward import ForwardCost, Point
 from .measuring import QUICK, THOROUGH, Effort, measure_forwards, measure_steps
 from .store import CostStore, cache_folder
@@ -19,6 +19,7 @@ __all__ = [
     "CostStore",
     "Effort",
     "ForwardCost",
+    "Judged",
     "Mode",
     "PairCost",
     "Point",

@@ -31,6 +31,9 @@ LEAST_GAIN = 0.05
 AS_GOOD = 0.02
 """A mode that decides more of the disagreements is preferred to one that saves no more than this beyond it."""
 _EXTENTS = (1, 2, 4, 8, REST)
+LEAST_CALL = 16
+"""Tokens that a slow model behind a network is to judge or to write in one call, at least."""
+_LONG_EXTENTS = (16, 32, REST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +91,19 @@ def assumed_rates(mode: Mode, parts: float) -> Rates:
 def candidates(cost: PairCost, *, judges: bool = True) -> Iterator[Mode]:
     """Modes at the quality asked for. ``judges``: whether drafts can be taken back.
 
-    Drafts are judged in chunks of sizes that were measured alone: between two of them a jump may hide.
+    Drafts are judged in chunks of sizes that were measured alone: between two of them a jump may hide. Behind a network
+    all that is judged or written in one call has :data:`LEAST_CALL` tokens or more.
     """
-    for extent in _EXTENTS:
+    remote = cost.slow is not None and cost.slow.further is not None
+    for extent in _LONG_EXTENTS if remote else _EXTENTS:
         yield Mode(who="rate", rate=RATE, extent=extent)
     yield Mode(who="prompt", rate=RECALL)
     if judges and cost.slow is not None:
-        yield Mode(who="rate", rate=RATE, draft_len=DEFAULT_DRAFT_LEN)
+        if not remote:
+            yield Mode(who="rate", rate=RATE, draft_len=DEFAULT_DRAFT_LEN)
         for chunk in cost.slow.chunks:
-            yield Mode(who="every", interval=chunk - 1, draft_len=chunk - 1)
+            if not remote or chunk > LEAST_CALL:
+                yield Mode(who="every", interval=chunk - 1, draft_len=chunk - 1)
 
 
 def assess(

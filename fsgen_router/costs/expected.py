@@ -17,7 +17,7 @@ exact then, by recursion over the tokens that are left (the renewal equation of 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -105,6 +105,34 @@ class Mode:
         return f"policy={self.policy!r}, method={self.method!r}"
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Drafts that the slow model's rows judged, and how many of them stood: those that the policy had let pass
+    (``plain``), and those at which it escalated."""
+
+    plain: int = 0
+    stood: int = 0
+    escalated: int = 0
+    stood_escalated: int = 0
+
+    @classmethod
+    def of(cls, answer: Generation) -> Judged:
+        """Those of an answer."""
+        plain = stood = escalated = stood_escalated = 0
+        for token in answer.tokens:
+            rejected = token.source == "slow" and token.signals is not None and token.fast_choice is not None
+            if not (token.verified or rejected):
+                continue
+            if token.decision is not None and token.decision.escalate:
+                escalated, stood_escalated = escalated + 1, stood_escalated + token.verified
+            else:
+                plain, stood = plain + 1, stood + token.verified
+        return cls(plain, stood, escalated, stood_escalated)
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(*(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """How often the models part, in a mode: measured (:meth:`of`), or assumed for a pair.
@@ -135,22 +163,20 @@ class Rates:
         """
         by_prompt = mode is not None and mode.who == "prompt"
         decisions = escalations = 0
-        judged = {True: 0, False: 0}
-        stood = {True: 0, False: 0}
+        judged = Judged()
         for answer in answers:
             decisions += 1 if by_prompt else answer.usage.decisions
             escalations += answer.usage.escalations
-            for token in answer.tokens:
-                rejected = token.source == "slow" and token.signals is not None and token.fast_choice is not None
-                if token.verified or rejected:
-                    escalated = token.decision is not None and token.decision.escalate
-                    judged[escalated] += 1
-                    stood[escalated] += token.verified
-        plain = stood[False] / judged[False] if judged[False] else 1.0
+            judged += Judged.of(answer)
+        return cls.counted(decisions, escalations, judged)
+
+    @classmethod
+    def counted(cls, decisions: int, escalations: int, judged: Judged) -> Rates:
+        """The rates of so many of each."""
         return cls(
             escalation=escalations / decisions if decisions else 0.0,
-            acceptance=plain,
-            acceptance_escalated=stood[True] / judged[True] if judged[True] else None,
+            acceptance=judged.stood / judged.plain if judged.plain else 1.0,
+            acceptance_escalated=judged.stood_escalated / judged.escalated if judged.escalated else None,
         )
 
 
@@ -238,7 +264,7 @@ class _Walk:
 
     def _alone(self, model: ForwardCost) -> float:
         first = model.seconds(self._prompt, self._sequences)
-        return first + (self._answer - 1) * model.seconds(1, self._sequences)
+        return first + (self._answer - 1) * model.span_step(self._sequences)
 
     def _asked(self, gap: int, unread: int) -> float:
         """The slow model's forward at an escalation, behind ``unread`` tokens and ``gap`` of the fast model's."""
@@ -277,7 +303,7 @@ class _Walk:
 
     def _routed(self) -> float:
         """E[seconds], by recursion over the tokens that are left, from the end of the answer to its beginning."""
-        length, step, slow_step = self._answer, self._fast(1), self._slow.seconds(1, self._sequences)
+        length, step, slow_step = self._answer, self._fast(1), self._slow.span_step(self._sequences)
         extent = length if self._mode.extent == REST else self._mode.extent
         # Of m tokens left behind one of the slow model's, with the fast model's next read taken as a step.
         values = np.zeros(length + 1)

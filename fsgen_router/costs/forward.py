@@ -43,10 +43,13 @@ class ForwardCost:
 
     Between measured sizes it is linear; beyond the largest the slope is that from a quarter of it on. Whole
     forwards are measured, as a caller waits for them: what is read of the rows is in them.
+    ``further``: seconds of each token behind the first that a model writes in one call, where it is asked over a
+    network; None: it takes a step for each.
     """
 
     name: str
     points: tuple[Point, ...]
+    further: float | None = None
 
     def __post_init__(self) -> None:
         if not any(point.tokens == point.sequences == 1 for point in self.points):
@@ -71,6 +74,10 @@ class ForwardCost:
     def step(self) -> float:
         """Seconds of a forward with one new token of one sequence."""
         return self._last[1]
+
+    def span_step(self, sequences: int = 1) -> float:
+        """Seconds of each token of a span behind its first."""
+        return self.seconds(1, sequences) if self.further is None else self.further
 
     @property
     def spread(self) -> float:
@@ -118,14 +125,16 @@ class ForwardCost:
 
     def to_dict(self) -> dict[str, Any]:
         names = Point.__slots__
-        return {"name": self.name, "points": [{name: getattr(point, name) for name in names} for point in self.points]}
+        points = [{name: getattr(point, name) for name in names} for point in self.points]
+        return {"name": self.name, "points": points, "further": self.further}
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> ForwardCost:
         """What :meth:`to_dict` gave. Raises :class:`ConfigurationError` where it is something else."""
         try:
             points = tuple(Point(**point) for point in found["points"])
-            return cls(str(found["name"]), points)
+            further = found.get("further")
+            return cls(str(found["name"]), points, None if further is None else float(further))
         except (KeyError, TypeError) as error:
             raise ConfigurationError(f"these are no costs of a model: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,10 @@ _LAST = (1, 4, 16, 32, 2, 8, 64, 6, 12, 24, 128)
 _EVERY = (4, 6, 3, 5, 8, 2, 7, 12, 16, 24)
 """Sizes in the order of what they tell; a small budget ends the list early."""
 _SEQUENCES = (2, 4, 8)
-_ESSENTIAL: frozenset[Shape] = frozenset({(1, 1, False), (4, 1, False), (16, 1, False), (4, 1, True)})
+_LAST_REMOTE, _EVERY_REMOTE = (1, 16, 64), (17, 33, 25, 49)
+"""Of a model behind a network, which is never asked for a few tokens."""
+_WRITTEN = 16
+_ESSENTIAL: frozenset[Shape] = frozenset({(1, 1, False), (4, 1, False), (16, 1, False), (4, 1, True), (17, 1, True)})
 """What is measured whatever it takes: without them nothing could be said of a chunk, nor of judging drafts."""
 
 
@@ -92,11 +96,22 @@ def measure_steps(model: TokenModel, count: int, clock: Callable[[], float] = ti
         bench.close()
 
 
-def _reads(role: Role) -> Callable[[int], Read]:
-    """How a model's rows are read in its seat; ``token`` is a draft, where the row judges one."""
+def measure_calls(model: TokenModel, clock: Callable[[], float] = time.perf_counter) -> tuple[float, float]:
+    """Of a model behind a network: seconds of a call that writes one token, and of each further token of a call."""
+    bench = _Bench(model, _reads("slow"), Effort(rounds=1, seconds=0.0, largest=1, sequences=()))
+    try:
+        for _ in range(2):
+            bench.run((1, 1, False), clock)
+        return min(bench.times[1, 1, False]), bench.written(clock)
+    finally:
+        bench.close()
+
+
+def _reads(role: Role) -> Callable[[int | None], Read]:
+    """How a model's rows are read in its seat; ``token`` stands behind, a draft where the row judges one."""
     if role == "fast":
         return lambda token: Read(signals=True, top_k=TOP_K)
-    return lambda token: Read(ids=(token,), check=Check(token=token, rule=Rule()))
+    return lambda token: Read() if token is None else Read(ids=(token,), check=Check(token=token, rule=Rule()))
 
 
 def _alternating(benches: Sequence[_Bench]) -> Iterator[tuple[_Bench, Shape]]:
@@ -113,7 +128,7 @@ class _Bench:
     """One model under measurement: its open sequences, how far each has read, and the times so far."""
 
     model: TokenModel
-    read: Callable[[int], Read]
+    read: Callable[[int | None], Read]
     effort: Effort
     sequences: list[int] = field(default_factory=list)
     times: dict[Shape, list[float]] = field(default_factory=dict)
@@ -122,6 +137,9 @@ class _Bench:
         self.ids = _plain_ids(self.model)
         self.prefix = min(PREFIX, self.model.n_ctx // 4)
         self.room = self.model.n_ctx - self.prefix - 1
+        self.remote = self.model.capabilities.remote
+        # Not the ids of the last time: a server's cache would hold them.
+        self.shift = random.randrange(len(self.ids)) if self.remote else 0
         self.held: dict[int, int] = {}
         self.shapes = self._shapes()
         try:
@@ -132,13 +150,14 @@ class _Bench:
             raise
 
     def _shapes(self) -> list[Shape]:
-        most = min(self.effort.largest, self.room)
+        last, every = (_LAST_REMOTE, _EVERY_REMOTE) if self.remote else (_LAST, _EVERY)
+        most = min(max(self.effort.largest, max(every) if self.remote and self.effort.largest > 1 else 0), self.room)
         judged: dict[Shape, None] = {}
-        for index in range(max(len(_LAST), len(_EVERY))):
-            if index < len(_LAST):
-                judged[_LAST[index], 1, False] = None
-            if index < len(_EVERY) and self.read(0).check is not None:
-                judged[_EVERY[index], 1, True] = None
+        for index in range(max(len(last), len(every))):
+            if index < len(last):
+                judged[last[index], 1, False] = None
+            if index < len(every) and self.read(0).check is not None:
+                judged[every[index], 1, True] = None
         many = [(1, count, False) for count in self.effort.sequences if count <= self.model.n_seq]
         return [shape for shape in judged if shape[0] <= max(most, 1)] + many
 
@@ -157,11 +176,11 @@ class _Bench:
 
     def _read_prefix(self, sequence: int) -> None:
         size = max(self.prefix, 1)
-        self.model.forward([Work(sequence, 0, self._some(0, size), [(size - 1, self.read(self.ids[0]))])])
+        self.model.forward([Work(sequence, 0, self._some(0, size), [(size - 1, self.read(None))])])
         self.held[sequence] = size
 
     def _some(self, start: int, size: int) -> list[int]:
-        return [self.ids[(start + k) % len(self.ids)] for k in range(size)]
+        return [self.ids[(self.shift + start + k) % len(self.ids)] for k in range(size)]
 
     def expected(self, shape: Shape) -> float:
         """Seconds that a shape will take: as before, or what the next smaller one took for its tokens."""
@@ -181,19 +200,33 @@ class _Bench:
                 if self.held[sequence] + tokens > self.model.n_ctx - 1:
                     self._read_prefix(sequence)
                 keep = self.held[sequence]
+            self.shift += self.remote
             ids = self._some(keep, tokens)
             rows = range(tokens) if every else (tokens - 1,)
-            works.append(Work(sequence, keep, ids, [(at, self.read(ids[at])) for at in rows]))
+            behind = [*ids[1:], None]
+            works.append(Work(sequence, keep, ids, [(at, self.read(behind[at])) for at in rows]))
             self.held[sequence] = keep + tokens
         began = clock()
         self.model.forward(works)
         self.times.setdefault(shape, []).append(clock() - began)
 
+    def written(self, clock: Callable[[], float]) -> float:
+        """Seconds of each further token that one call writes."""
+        sequence, keep = self.sequences[0], max(self.prefix, 1)
+        self.shift += 1
+        work = Work(sequence, keep, self._some(keep, 1), [(0, self.read(None))], more=_WRITTEN)
+        began = clock()
+        (rows,) = self.model.forward([work])
+        seconds = clock() - began - min(self.times[1, 1, False])
+        count = max(getattr(rows, "written", 0) - 1, 1)  # an end may come before
+        return max(seconds, 1e-6) / count
+
     def cost(self) -> ForwardCost:
         points = [Point.of(shape, times) for shape, times in sorted(self.times.items())]
         if not all(point.seconds > 0 for point in points):
             raise BackendError(f"{self.model.name}: its forwards take no time that this clock can tell")
-        return ForwardCost(self.model.name, tuple(points))
+        further = self.written(time.perf_counter) if self.remote else None
+        return ForwardCost(self.model.name, tuple(points), further)
 
     def close(self) -> None:
         sequences, self.sequences = self.sequences, []

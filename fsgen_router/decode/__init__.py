@@ -7,6 +7,7 @@ request         what is asked: prompts, limits, masks
 commands        what an engine asks of its driver, and the events that come back
 state           what is known of a request
 core            what every act uses: reads, works and their counters
+spending        what the slow model costs: decided before it is asked, entered behind it
 commit          tokens that cannot be taken back; where an answer ends
 escalation      the slow model has the word: a method's rows are gathered, its token stands
 drafts          the fast model's tokens that are held back, for a rule to judge or until a word is over
@@ -20,16 +21,22 @@ audit           a finished answer is read back
 ending          the record of an answer, and the ledger
 failure         a job came to nothing
 engine          the loop: what comes of an event, and which model reads next
+answers         what is known of whole answers, and the slow model's reading of them
+best_of         whole answers of the fast model's, judged before the loop begins
 ==============  ====================================================================================
 """
 
-from .commands import Cancel, Chunk, Command, Done, Emit, Event, Failed, Open, Start
+from .best_of import BestOfEngine
+from .commands import Call, Cancel, Chunk, Close, Command, Done, Emit, Event, Failed, Open, Returned, Start
 from .engine import Engine
 from .request import Constraint, Request, TextPrompt, Vocabulary
 
 __all__ = [
+    "BestOfEngine",
+    "Call",
     "Cancel",
     "Chunk",
+    "Close",
     "Command",
     "Constraint",
     "Done",
@@ -39,6 +46,7 @@ __all__ = [
     "Failed",
     "Open",
     "Request",
+    "Returned",
     "Start",
     "TextPrompt",
     "Vocabulary",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..contracts.models import Opened, Role, Work
 from ..contracts.text_models import Continuation, TextEnd
@@ -52,7 +52,26 @@ class Cancel:
     job: int
 
 
-Command: TypeAlias = Start | Emit | Cancel
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Give a sequence back before the end: the request needs it no more."""
+
+    role: Role
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Run a function of a user's own, which may take long: no thread that others wait for runs it.
+
+    What it gives comes back as :class:`Returned`; what it raises, mapped by the function itself, as :class:`Failed`.
+    """
+
+    job: int
+    function: Callable[[], Any]
+
+
+Command: TypeAlias = Start | Emit | Cancel | Close | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +104,14 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """What a called function gave."""
+
+    job: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A job came to nothing: the backend's error, or a deadline that passed."""
 
@@ -92,4 +119,4 @@ class Failed:
     error: FsgenError
 
 
-Event: TypeAlias = Done | Chunk | Failed
+Event: TypeAlias = Done | Chunk | Returned | Failed

@@ -12,6 +12,7 @@ from .core import Core
 from .drafts import take_back
 from .proposal import hand_back
 from .restart import begin_anew, draft_of
+from .spending import count_call
 
 MAX_SILENT_CALLS = 2
 """Calls without text after which an endpoint that is asked for spans is given up."""
@@ -42,6 +43,7 @@ def ask(core: Core) -> list[Command]:
         max_tokens=_limit(core),
         warp=core.request.warp,
         seed=core.request.seed,
+        meter=core.meter,
     )
     return [core.begin("slow", wanted, "text")]
 
@@ -248,6 +250,7 @@ def _count_call(core: Core, end: TextEnd, position: int, written: int) -> None:
     slow.prefill += prompt - cached
     slow.decode += written
     slow.forwards += written
+    count_call(core, end, prompt=prompt, written=written, thought=thought)
 
 
 def _why_silent(end: TextEnd, thought: int, limit: int) -> str:

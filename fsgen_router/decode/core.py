@@ -10,12 +10,14 @@ from types import MappingProxyType
 
 import numpy as np
 
+from ..contracts.billing import Meter
 from ..contracts.methods import Method
-from ..contracts.models import Opened, Role, Work
+from ..contracts.models import Opened, Role, Rows, Work
 from ..contracts.policy import Context, Ledger, Policy, hands_over, reads_hidden
 from ..contracts.text_models import Continuation
 from ..errors import ConfigurationError
 from ..generation import Generation
+from ..money import Terms
 from ..rows.acceptance import Check
 from ..rows.reading import FORBIDDEN, Alignment, Floats, Mask, Read, choose_token, hashed_uniform
 from ..rows.signals import TOP_K
@@ -30,7 +32,7 @@ class Core:
 
     ``contexts`` holds each model's context length in tokens, ``alignments`` what makes a model's rows ones of the
     vocabulary, where its own is another. With ``read_ahead`` n > 0 the slow model reads whenever n tokens wait for it,
-    while the fast one goes on: worth it where they run on different devices.
+    while the fast one goes on: worth it where they run on different devices. ``terms`` are what escalations may cost.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Core:
         ledger: Ledger,
         alignments: Mapping[Role, Alignment | None] = MappingProxyType({}),
         read_ahead: int = 0,
+        terms: Terms | None = None,
     ) -> None:
         if policy.asks:
             _require_rows(method, request)
         self.request, self.policy, self.method = request, policy, method
         self.alignments = alignments
         self.vocabulary, self.ledger = vocabulary, ledger
+        self.terms, self.meter = terms or Terms(), Meter()
         self.read_ahead = read_ahead if policy.asks and request.text is None else 0
         self.reads_hidden = reads_hidden(policy)
         # Where a method reads the fast model too, that is asked all the same.
@@ -74,6 +78,10 @@ class Core:
     def sequences(self) -> list[tuple[Role, int]]:
         """Sequences that are open and have to be closed by the driver."""
         return [(role, r.sequence) for role, r in self.state.readers.items() if r.sequence >= 0]
+
+    def late(self, job: int, role: Role, opened: Opened) -> None:
+        """A sequence was opened for a job of which nothing more is heard: it is to be closed with the others."""
+        self.state.readers[role].sequence = opened.sequence
 
     # --- where the answer stands ---
 
@@ -180,14 +188,18 @@ class Core:
         jobs = self.state.jobs
         return bool(jobs) and any(job[0] == role for job in jobs.values())
 
-    def read(self, role: Role, read: Read, purpose: Purpose) -> Start:
-        """Let a model read all that it has not seen, and read the last row."""
+    def read(self, role: Role, read: Read, purpose: Purpose, *, more: int = 0) -> Start:
+        """Let a model read all that it has not seen, and read the last row; ``more`` tokens of its own may follow."""
         reader = self.state.readers[role]
         if reader.sequence < 0:
             return self.open(role)
         keep = min(reader.seen, self.length(role) - 1)
         ids = self.ids(role, keep)
-        return self.work(role, keep, ids, [(len(ids) - 1, read)], purpose)
+        return self.work(role, keep, ids, [(len(ids) - 1, read)], purpose, more=more)
+
+    def left(self, wanted: int) -> int:
+        """How many of so many tokens the answer has room for behind the next one."""
+        return max(min(wanted, min(self.request.max_tokens, self.room) - len(self.state.answer)) - 1, 0)
 
     def open(self, role: Role, purpose: Purpose = "open") -> Start:
         return self.begin(role, Open(self.ids(role, 0)), purpose)
@@ -200,7 +212,14 @@ class Core:
         reader.seen = min(kept, self.length(role) - 1)
 
     def work(
-        self, role: Role, keep: int, ids: Sequence[int], reads: Sequence[tuple[int, Read]], purpose: Purpose
+        self,
+        role: Role,
+        keep: int,
+        ids: Sequence[int],
+        reads: Sequence[tuple[int, Read]],
+        purpose: Purpose,
+        *,
+        more: int = 0,
     ) -> Start:
         """Keep so many tokens, append ``ids``, read: begun and counted."""
         counters, reader = self.state.usage.of(role), self.state.readers[role]
@@ -217,7 +236,7 @@ class Core:
                 counters.decode += 1
                 counters.catchup += len(ids) - in_prompt - 1
         reader.seen = keep + len(ids)
-        return self.begin(role, Work(reader.sequence, keep, ids, reads), purpose)
+        return self.begin(role, Work(reader.sequence, keep, ids, reads, more), purpose)
 
     def begin(self, role: Role, work: Open | Work | Continuation, purpose: Purpose) -> Start:
         job = self.state.next_job
@@ -235,6 +254,11 @@ class Core:
         counters = state.usage.of(role)
         counters.seconds += done.seconds
         counters.reread += done.reread
+        if isinstance(done.result, Rows) and done.result.calls is not None:
+            counters.calls += done.result.calls
+            if done.result.written > 1:  # what they take alone; of a single one most is the way there
+                state.step_seconds[role].append(done.seconds / done.result.written)
+            size = 0
         if done.job == state.readers[role].first_job:  # what it read again was of no use in the KV cache
             counters.cached -= done.reread
         if size == 1 and purpose != "ahead" and not done.chunked and not done.reread:

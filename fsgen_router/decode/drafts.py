@@ -13,6 +13,7 @@ from .commands import Command
 from .commit import at_the_end, commit, ends, release
 from .core import Core
 from .escalation import escalate
+from .spending import admitted
 from .state import Held
 
 _MAX_WORD = 32
@@ -52,8 +53,10 @@ def place(core: Core, record: Token, check: Check | None) -> list[Command]:
     if not at_the_end(core):
         return release(core, core.method.draft_len)
     if any(held.check for held in state.held) and checks_end(core.policy, core.context()):
-        escalate(core, Decision(True, reason="end of the answer"))
-        return []
+        decision = admitted(core, Decision(True, reason="end of the answer"))
+        if decision.escalate:
+            escalate(core, decision)
+            return []
     return release(core, 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..generation import Generation
 from ..support.waiting import holding
-from . import audit
+from . import audit, spending
 from .commands import Command, Emit
 from .core import Core
 
@@ -51,8 +51,9 @@ def conclude(core: Core) -> None:
         seed=core.request.seed,
         policy=core.policy.name,
         method=core.method.name,
-        degraded=state.degraded,
+        degraded=state.degraded or state.limited,
         reasoning="".join(state.reasoning),
+        selection=state.selection,
     )
 
 
@@ -60,6 +61,7 @@ def settle(core: Core) -> None:
     """Enter in the ledger what a request that was given up, or failed, has spent all the same."""
     if core.generation is not None or not core.state.usage.decisions:
         return
+    spending.count_left(core)
     if core.state.finish is None:
         core.policy.end(core.state.policy, core.ledger)
     _enter_in_ledger(core)
@@ -67,6 +69,7 @@ def settle(core: Core) -> None:
 
 def _enter_in_ledger(core: Core) -> None:
     usage, ledger = core.state.usage, core.ledger
+    spending.close(core)
     with holding(ledger.lock):
         ledger.requests += 1
         ledger.audits += usage.audited
@@ -74,3 +77,4 @@ def _enter_in_ledger(core: Core) -> None:
         ledger.slow_tokens += usage.slow_tokens
         ledger.decisions += usage.decisions
         ledger.escalations += usage.escalations
+        ledger.declined += usage.declined

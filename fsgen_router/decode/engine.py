@@ -24,12 +24,14 @@ be under way (the slow model may read ahead while the fast one writes); a job's 
 
 from __future__ import annotations
 
+from ..contracts.billing import Meter
 from ..contracts.models import Opened, Role
 from ..contracts.policy import Ledger
 from ..contracts.text_models import TextEnd
+from ..money import Terms
 from ..rows.reading import Row
 from . import audit, continuation, ending, escalation, failure, forced, proposal, read_ahead, verification
-from .commands import Chunk, Command, Done, Event
+from .commands import Chunk, Command, Done, Event, Returned
 from .core import Core
 from .request import Request
 from .state import Purpose, Reader
@@ -46,6 +48,7 @@ class Engine(Core):
         """Take the outcome of a job. Raises what the fast model failed with."""
         if isinstance(event, Chunk):
             return self._next(continuation.said(self, event))
+        assert not isinstance(event, Returned), "this engine calls no function"
         role, purpose, size = self.state.jobs.pop(event.job)
         error = failure.error_of(event, role)
         if error is not None:
@@ -101,10 +104,11 @@ class Engine(Core):
         ending.settle(self)
 
     def fork(self, request: Request | None = None) -> Engine:
-        """An engine that goes on from here on its own: its sequences open anew, its ledger is its own."""
+        """An engine that goes on from here on its own: its sequences open anew, its ledger is its own, without caps."""
         twin = object.__new__(Engine)
         twin.__dict__.update(self.__dict__)
         twin.request, twin.ledger = request or self.request, Ledger()
+        twin.terms, twin.meter = Terms(), Meter()
         twin.state = self.state.copy()
         twin.state.readers = {role: Reader() for role in self.state.readers}
         twin.state.jobs = {}

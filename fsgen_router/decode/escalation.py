@@ -31,7 +31,12 @@ def ask(core: Core) -> list[Command]:
     state, position = core.state, len(core.state.answer)
     draft = () if state.proposal is None else (state.proposal.row.token,)
     return [
-        core.read(role, core.choice(role, position, ids=draft, full=role in core.whole_rows), "answer")
+        core.read(
+            role,
+            core.choice(role, position, ids=draft, full=role in core.whole_rows),
+            "answer",
+            more=core.left(state.span_left) if core.method.roles == ("slow",) else 0,
+        )
         for role in core.method.roles
         if role not in state.rows and not core.busy(role)
     ]

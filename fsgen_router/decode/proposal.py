@@ -14,14 +14,18 @@ from .core import Core
 from .drafts import check_of, may_cut, place
 from .escalation import escalate
 from .restart import begin_anew
+from .spending import admitted
 from .state import Proposal
 
 
 def hand_over(core: Core) -> None:
     """Give the whole answer to the slow model, where nothing that the fast one says could change that."""
     if core.hands_over and not core.state.answer and core.state.span_left == 0 and core.state.degraded is None:
-        core.state.usage.decisions += 1
-        escalate(core, Decision(True, REST, reason="handed over"))
+        decision = admitted(core, Decision(True, REST, reason="handed over"))
+        core.hands_over = decision.escalate
+        if decision.escalate:
+            core.state.usage.decisions += 1
+            escalate(core, decision)
 
 
 def ask(core: Core) -> list[Command]:
@@ -36,7 +40,9 @@ def ask(core: Core) -> list[Command]:
         full=whole and "fast" in core.whole_rows,
         hidden=whole and core.reads_hidden,
     )
-    return [core.read("fast", read, "propose")]
+    # A model that is in this seat alone, as in a baseline, writes all that follows.
+    more = 0 if core.policy.asks else core.left(core.request.max_tokens)
+    return [core.read("fast", read, "propose", more=more)]
 
 
 def proposed(core: Core, row: Row) -> list[Command]:
@@ -50,6 +56,7 @@ def proposed(core: Core, row: Row) -> list[Command]:
     word_over = in_text and may_cut(core, row.token, piece(core, row.token))
     if in_text and not (word_over or state.text.complete):
         decision = dataclasses.replace(decision, escalate=False, reason="inside a character")
+    decision = admitted(core, decision)
     proposal = Proposal(row, signals.without_hidden(), decision)
     state.usage.decisions += 1
     if not decision.escalate:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from ..contracts.models import Role
 from ..contracts.policy import Decision, PolicyState
-from ..records import FinishReason, Token, Usage
+from ..records import FinishReason, Selection, Token, Usage
 from ..rows.acceptance import Check
 from ..rows.reading import Row
 from ..rows.signals import Signals
@@ -50,7 +50,7 @@ class Held:
     check: Check | None
 
 
-Purpose: TypeAlias = Literal["open", "propose", "answer", "verify", "text", "ahead", "audit"]
+Purpose: TypeAlias = Literal["open", "propose", "answer", "verify", "text", "ahead", "audit", "draft", "score", "judge"]
 
 
 @dataclass(slots=True)
@@ -91,10 +91,16 @@ class EngineState:
     silences: list[str] = field(default_factory=list)
     """Of each call of an endpoint that ended without text, why."""
     last_escalation: int = -1
+    last_call: tuple[int, int] = (0, 0)
+    """Tokens that an endpoint read and wrote in its last call, in its own count."""
+    limited: str | None = None
+    """The cap that first declined an escalation."""
     finish: FinishReason | None = None
     closed: bool = False
     """Whether the answer's text and the policy are done with: what is left then changes neither."""
     degraded: str | None = None
+    selection: Selection | None = None
+    """What came of the fast model's answers, where a verifier chose among several."""
     usage: Usage = field(default_factory=Usage)
 
     def copy(self) -> EngineState:

@@ -31,11 +31,13 @@ def ask(core: Core) -> list[Command]:
         (prompt + at - 1 - keep, core.choice("slow", at, signals=check.rule.gated, ids=(check.token,), check=check))
         for at, check in checks
     ]
+    more = 0
     if at_the_end(core):
         ids = ids[:-1]
     else:
         reads.append((len(ids) - 1, core.choice("slow", len(state.answer))))
-    return [core.work("slow", keep, ids, reads, "verify")]
+        more = core.left(state.span_left)
+    return [core.work("slow", keep, ids, reads, "verify", more=more)]
 
 
 def verified(core: Core, rows: Sequence[Row]) -> list[Command]:

@@ -18,6 +18,7 @@ answer depend on each other. The same seed draws the same prompts for every run.
 The statistics need the extra ``eval``; running items does not.
 """
 
+from .equal_work import EqualWork, at_equal_work
 from .intervals import Estimate, Interval, bootstrap, interval
 from .items import MATCHES, Item, Match, matches, read_items, reference_items
 from .runs import (
@@ -44,6 +45,7 @@ __all__ = [
     "SLOW_ONLY",
     "SWEEP_RATES",
     "Array",
+    "EqualWork",
     "Estimate",
     "Interval",
     "Item",
@@ -53,6 +55,7 @@ __all__ = [
     "Run",
     "Summary",
     "ask",
+    "at_equal_work",
     "bootstrap",
     "interval",
     "make_outcome",

@@ -201,7 +201,8 @@ def run_baselines(
 ) -> tuple[Run, Run]:
     """Both models alone, (fast, slow): what every policy is compared to, run once."""
     # Caps bound a policy; the slow model alone knows none.
-    options = {name: value for name, value in options.items() if name not in ("max_slow_calls", "max_slow_tokens")}
+    caps = ("max_slow_calls", "max_slow_tokens", "max_cost_usd", "max_seconds", "budget")
+    options = {name: value for name, value in options.items() if name not in caps}
     fast = run_items(router, items, "never", concurrency=concurrency, on_answer=on_answer, **options)
     alone = router.with_policy(SLOW_ONLY, method="replace")
     slow = run_items(alone, items, concurrency=concurrency, on_answer=on_answer, **options)

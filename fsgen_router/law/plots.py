@@ -39,9 +39,11 @@ def fits_figure(fits: Sequence[CellFit], *, title: str) -> Any:
             fit.cell.ratio, fit.cell.cof, linestyle="", marker=style["marker"], markersize=4, color=style["color"]
         )
         draw_fit(axes, fit, style["color"])
+    # Room for the legend above the points.
+    top = max(float(fit.cell.cof.max()) for fit in fits) * (1.1 + 0.06 * len(methods))
     for axes in panels:
         axes.legend(fontsize="x-small", frameon=False, loc="upper left")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, top)
     panels[0].set_ylabel("CoF")
     figure.suptitle(title, fontsize="medium")
     return figure

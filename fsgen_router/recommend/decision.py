@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from ..evaluation import Estimate
 from .modes import Kind
 
-Verdict: TypeAlias = Literal["routed", "whole_query", "speculative", "fast", "middle", "slow", "undecided"]
+Verdict: TypeAlias = Literal["routed", "whole_query", "speculative", "fast", "middle", "tuned", "slow", "undecided"]
 
 WORTH = 0.05
 """A saving below which nothing is lost by not having it: modes that save less even at best are ruled out."""

@@ -107,9 +107,8 @@ def columns_of(
     positions = run.column("fast_positions"), run.column("slow_positions")
     flops = np.zeros(len(run))
     for seat, read in zip(mode.seats, positions, strict=True):
-        # A model that was not asked costs nothing, whatever its size.
-        size = n_params[seat]
-        flops = flops + np.where(read > 0, np.nan if size is None else 2.0 * size, 0.0) * read
+        flops = flops + _flops(read, n_params[seat])
+    flops = flops + _flops(sample.extras["tuned_read"], n_params.get("tuned"))
     return Columns(
         right=run.column("right"),
         seconds=run.column("seconds"),
@@ -120,6 +119,11 @@ def columns_of(
         truncated=run.column("truncated"),
         batch=None if batch is None else _throughput(batch),
     )
+
+
+def _flops(read: Array, n_params: int | None) -> Array:
+    """Of so many positions; a model that was not asked costs nothing, whatever its size."""
+    return np.where(read > 0, np.nan if n_params is None else 2.0 * n_params, 0.0) * read
 
 
 def _all_or_none(mode: Mode, run: Run) -> Array:

@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from ..calibration import Answers, WorkDirectory
 from ..calibration.answers import OnItems
 from ..calibration.store import Arrays, join, pack_texts, unpack_texts
+from ..costs import Judged
 from ..evaluation import Array, Item, Run, run_items
 from ..generation import Generation
 from ..records import Usage
@@ -31,6 +32,7 @@ BLOCK = 8
 Key: TypeAlias = tuple[str, int]
 """A mode's name, and how many requests at once."""
 
+JUDGED = tuple(f"drafts_{field.name}" for field in fields(Judged))
 EXTRAS = (
     "first_token_seconds",
     "first_entropy_nats",
@@ -39,9 +41,12 @@ EXTRAS = (
     "slow_cached",
     "slow_written",
     "slow_calls",
+    "tuned_read",
+    *JUDGED,
 )
 """Of an answer, beside the columns of an :class:`~fsgen_router.evaluation.Outcome`: when its first token came and
-how uncertain the fast model was there, its highest mean entropy over a few tokens, and what the slow seat is billed."""
+how uncertain the fast model was there, its highest mean entropy over a few tokens, what the slow seat is billed, what
+a tuned model read, and what became of the drafts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,8 @@ def _extras(answer: Generation) -> dict[str, float]:
         "slow_cached": cached,
         "slow_written": written,
         "slow_calls": calls,
+        "tuned_read": answer.usage.tuned.positions + answer.usage.tuned.cached,
+        **dict(zip(JUDGED, astuple(Judged.of(answer)), strict=True)),
     }
 
 

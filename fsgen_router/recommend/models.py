@@ -26,7 +26,8 @@ _BATCHED = ("llama_cpp:", "transformers:")
 
 
 class Models:
-    """A pair, or three models, as model strings or objects; none: the reference pair.
+    """A pair, with a third model beside it or the fast one tuned, as model strings or objects; none: the reference
+    pair.
 
     Strings are loaded with room for ``at_once`` requests, where they do not say how many. Raises
     :class:`ConfigurationError` where two of them are one file.
@@ -38,6 +39,7 @@ class Models:
         slow: AnyModel | str | None = None,
         middle: AnyModel | str | None = None,
         *,
+        tuned: AnyModel | str | None = None,
         at_once: int = 1,
         seed: int = 0,
         prices: Prices | None = None,
@@ -50,8 +52,8 @@ class Models:
         self.is_reference = fast is None
         fast, slow = (fast, slow) if fast is not None and slow is not None else REFERENCE_PAIR
         self.named: dict[Seat, AnyModel | str] = {"fast": fast, "slow": slow}
-        if middle is not None:
-            self.named["middle"] = middle
+        third: dict[Seat, AnyModel | str | None] = {"middle": middle, "tuned": tuned}
+        self.named |= {seat: model for seat, model in third.items() if model is not None}
         require_different(self.named)
         self._seed, self._prices = seed, prices
         self._owned: list[AnyModel] = []
@@ -86,7 +88,17 @@ class Models:
                     warnings.simplefilter("ignore", SwappedModelsWarning)
                 fast, slow = (self.loaded[seat] for seat in seats)
                 prices = self._prices if seats[1] == "slow" else None
-                router = Router(fast, slow, policy="never", method="replace", seed=self._seed, prices=prices)
+                tuned = self.loaded.get("tuned") if seats == ("fast", "slow") else None
+                router = Router(
+                    fast,
+                    slow,
+                    tuned=tuned,
+                    policy="never",
+                    method="replace",
+                    seed=self._seed,
+                    prices=prices,
+                    at_any_price=True,  # each mode is measured, also one that its price forbids
+                )
             self._routers[seats] = router
         return self._routers[seats]
 

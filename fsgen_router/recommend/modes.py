@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 from ..evaluation import SLOW_ONLY
 from ..pairing import DEFAULT_POLICY
 
-Seat: TypeAlias = Literal["fast", "middle", "slow"]
-Kind: TypeAlias = Literal["fast", "middle", "slow", "speculative", "routed", "whole_query"]
+Seat: TypeAlias = Literal["fast", "middle", "slow", "tuned"]
+Kind: TypeAlias = Literal["fast", "middle", "slow", "tuned", "speculative", "routed", "whole_query"]
 """A model alone, lossless speculation, a policy inside answers, or one decision for a whole answer."""
 
 
@@ -53,6 +53,9 @@ ROUTED: tuple[Mode, ...] = (
 )
 """Modes of two local models, which the slow one's rows are needed for."""
 
+PROXY = Mode(name="proxy", kind="routed", policy=DEFAULT_POLICY, method="proxy")
+"""With a third model: what tuning changed of the fast one is added to the slow one."""
+
 DEFAULT = "default"
 """The name of a mode that is the Router's own policy, where a pair comes with one."""
 
@@ -66,7 +69,7 @@ def rest_mode(threshold: float) -> Mode:
     return Mode(name="rest", kind="routed", policy=policy)
 
 
-def alone_modes(*, middle: bool, local: bool) -> list[Mode]:
+def alone_modes(*, middle: bool = False, tuned: bool = False, local: bool) -> list[Mode]:
     """Each model alone, the slow one first. A local model sits in the fast seat then, and no other reads along;
     ``local`` is whether the slow model can."""
     slow = Mode(name="slow alone", kind="slow", policy=SLOW_ONLY, lossless=True)
@@ -75,18 +78,23 @@ def alone_modes(*, middle: bool, local: bool) -> list[Mode]:
     modes = [slow, Mode(name="fast alone", kind="fast", policy="never")]
     if middle:
         modes.append(Mode(name="middle alone", kind="middle", policy="never", seats=("middle", "fast")))
+    if tuned:
+        modes.append(Mode(name="tuned alone", kind="tuned", policy="never", seats=("tuned", "fast")))
     return modes
 
 
-def pair_modes(*, local: bool, rest: float, policies: Sequence[str], seats: tuple[Seat, Seat]) -> list[Mode]:
-    """What two models can do together; ``policies`` are a user's own, short forms or files."""
+def pair_modes(
+    *, local: bool, rest: float, policies: Sequence[str], seats: tuple[Seat, Seat], tuned: bool = False
+) -> list[Mode]:
+    """What two models can do together; ``policies`` are a user's own, short forms or files, and ``tuned`` says that
+    there is a third one, the fast one tuned."""
     shown = {policy: re.split(r"[\\/]", policy)[-1] for policy in policies}
     if len(set(shown.values())) < len(shown):  # files of one name in several folders
         shown = {policy: policy for policy in shown}
     own = [Mode(name=f"own: {name}", kind="routed", policy=policy, method=None) for policy, name in shown.items()]
     modes = [*(ROUTED if local else ()), rest_mode(rest), *own]
     if seats == ("fast", "slow"):
-        return modes
+        return [*modes, *([PROXY] if tuned else [])]
     # What two smaller models write together is nobody's own text that is compared with.
     lossless = seats[1] == "slow"
     return [

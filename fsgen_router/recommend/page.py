@@ -44,7 +44,7 @@ def render_page(found: Recommendation) -> str:
             pair=_pair(found),
             machine=machine(),
             image=base64.b64encode(figure_bytes(quality_figure(found))).decode(),
-            alone=sum(one.mode.kind in ("slow", "fast", "middle") for one in found.figures),
+            alone=sum(one.mode.kind in ("slow", "fast", "middle", "tuned") for one in found.figures),
             expected=any(one.expected_seconds is not None for one in found.figures),
             total=sum(found.seconds.values()),
         )

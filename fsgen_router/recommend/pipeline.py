@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..calibration.checks import Checker, Judge
 from ..calibration.progress import Progress, Silent
 from ..calibration.prompts import prompt_key
 from ..calibration.report import check_report_path
+from ..costs import PairCost
 from ..errors import CheckerFailed, ConfigurationError, InvalidRequest
 from ..evaluation import Item, Run, read_items, reference_items
 from ..evaluation.intervals import RESAMPLES
@@ -26,8 +27,9 @@ from ..records import Prices
 from ..reference import policy_path
 from ..run.workers import AnyModel
 from .decision import Option, decide
+from .expectation import expected_seconds, measured_costs
 from .figures import PREFERENCES, Columns, Figures, columns_of, find, make_figures
-from .measuring import BLOCK, Measurements
+from .measuring import BLOCK, EXTRAS, Measurements
 from .models import Models, check_prompts, require_both
 from .modes import DEFAULT, Mode, Seat, alone_modes, pair_modes
 from .page import write_page
@@ -40,9 +42,6 @@ DEFAULT_COUNT = 40
 ENOUGH_TO_DOUBT = 16
 """Prompts after which a checker that found no right answer is taken for a wrong one."""
 
-Expected = Callable[[Mode], float | None]
-"""What a cost model says an answer in a mode takes, in seconds."""
-
 
 def recommend(
     fast: AnyModel | str | None = None,
@@ -50,6 +49,7 @@ def recommend(
     prompts: str | Path | Sequence[Item] | None = None,
     *,
     middle: AnyModel | str | None = None,
+    tuned: AnyModel | str | None = None,
     policies: Sequence[str] = (),
     check: str | Judge | None = None,
     count: int | None = None,
@@ -64,7 +64,6 @@ def recommend(
     work: str | Path | None = None,
     report: str | Path | None = None,
     progress: Progress | None = None,
-    expected: Expected | None = None,
 ) -> Recommendation:
     """Measure what a pair can do on prompts, in turns, and say which of it to use.
 
@@ -74,11 +73,12 @@ def recommend(
         print(found.evidence, found.python)
 
     Without models: the reference pair and ``count`` problems of its own (40); of a file, its first ``count``, or all.
-    ``policies`` are measured beside the modes that always are, each as a short form or a file. At most ``quality_loss``
-    of accuracy may be lost against the slow model alone; what is saved counts in ``prefer``: seconds, money (with
-    ``prices`` of the slow model) or flops. ``at_once`` requests at a time are measured beside one; 1 leaves that out.
-    ``work`` (default: beside ``report``) keeps what is finished. ``expected`` gives a cost model's seconds of a mode,
-    to stand beside the measured ones. Answers are greedy.
+    ``tuned`` is the fast model after a tuning, for the method ``proxy``. ``policies`` are measured beside the modes
+    that always are, each as a short form or a file. At most ``quality_loss`` of accuracy may be lost against the slow
+    model alone; what is saved counts in ``prefer``: seconds, money (with ``prices`` of the slow model) or flops.
+    ``at_once`` requests at a time are measured beside one; 1 leaves that out. ``work`` (default: beside ``report``)
+    keeps what is finished. Beside a local pair's measured seconds stand those that its cost model expects. Answers are
+    greedy.
 
     Raises :class:`ConfigurationError` for what does not go together (two models that are one file),
     :class:`InvalidRequest` for prompts that cannot be used (:class:`PromptTooLong` where one leaves no room for an
@@ -93,7 +93,7 @@ def recommend(
     items, source = load_items(prompts, fast, slow, count=count)
     checker = make_checker(check, items)
     stages = Stages(progress or Silent())
-    with Models(fast, slow, middle, at_once=at_once, seed=seed, prices=prices) as models:
+    with Models(fast, slow, middle, tuned=tuned, at_once=at_once, seed=seed, prices=prices) as models:
         if prefer == "flops" and models.loaded["slow"].n_params is None:
             raise ConfigurationError(
                 f"{models.loaded['slow'].name} does not say its size, so its FLOPs are unknown",
@@ -109,11 +109,14 @@ def recommend(
         options = {"max_tokens": max_tokens, "stop": tuple(stop), "seed": seed}
         with _work_directory(work, report) as folder:
             directory = WorkDirectory(folder, _belongs_to(models, names, items, options))
+            with stages.stage("what forwards cost", 1):
+                costs, said = measured_costs(models, directory)
+            notes += said
             measured, modes = _measure(
                 models, items, directory, options, checker, stages, policies=policies, at_once=at_once, seed=seed
             )
         with stages.stage("intervals", 1):
-            figures = _figures(models, measured, modes, checker, prices, at_once, seed, resamples, expected)
+            figures = _figures(models, measured, modes, checker, prices, at_once, seed, resamples, costs)
         is_reference = models.is_reference
     advice = decide(
         [_option(one, prefer) for one in figures if one.mode.kind != "slow"],
@@ -199,6 +202,7 @@ def _belongs_to(
         "models": dict(names),
         "prompts": [prompt_key(item) for item in items],
         "options": {**options, "stop": list(options["stop"])},
+        "extras": list(EXTRAS),
     }
 
 
@@ -219,7 +223,8 @@ def _measure(
     measured.warm_up()
     local = "slow" in models.local
     several = (1, at_once) if at_once > 1 else (1,)
-    alone = [replace(mode, at_once=several) for mode in alone_modes(middle="middle" in models.named, local=local)]
+    alone = alone_modes(middle="middle" in models.named, tuned="tuned" in models.named, local=local)
+    alone = [replace(mode, at_once=several) for mode in alone]
     with stages.stage("fast alone", min(BLOCK, len(items))) as on_items:
         measured.on_items = on_items
         for number in range(min(BLOCK, len(items))):
@@ -228,7 +233,9 @@ def _measure(
     rest = float(f"{np.median(peaks):.3g}")
     modes = list(alone)
     for seats in _pairs(models):
-        made = pair_modes(local=seats[1] in models.local, rest=rest, policies=policies, seats=seats)
+        made = pair_modes(
+            local=seats[1] in models.local, rest=rest, policies=policies, seats=seats, tuned="tuned" in models.named
+        )
         if models.is_reference and seats == ("fast", "slow"):
             made.append(Mode(name=DEFAULT, kind="routed", policy=str(policy_path()), method=None))
         modes += [replace(mode, at_once=several) for mode in made]
@@ -277,7 +284,7 @@ def _figures(
     at_once: int,
     seed: int,
     resamples: int,
-    expected: Expected | None,
+    costs: PairCost | None,
 ) -> list[Figures]:
     runs = _judged(measured, modes, checker, len(measured.items))
     n_params = {seat: model.n_params for seat, model in models.loaded.items()}
@@ -290,8 +297,12 @@ def _figures(
     def figures(mode: Mode, columns: Columns, **known: Any) -> Figures:
         return make_figures(mode, columns, slow, seed=seed, resamples=resamples, **known)
 
+    def expected(mode: Mode, run: Run) -> float | None:
+        return None if costs is None else expected_seconds(costs, mode, models, run, measured.sample(mode))
+
     found = [
-        figures(mode, made[mode.name], expected_seconds=None if expected is None else expected(mode)) for mode in modes
+        figures(mode, made[mode.name], expected_seconds=expected(mode, run))
+        for mode, run in zip(modes, runs, strict=True)
     ]
     alone, run = measured.sample(modes[1]), runs[1]
     for one in whole_queries(

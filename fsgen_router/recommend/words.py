@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from ..evaluation import Estimate
+from ..methods import make_method
 from .decision import Advice
 from .figures import Figures, find
 from .modes import DEFAULT, Seat
@@ -16,6 +17,7 @@ HEADLINES = {
     "speculative": "Use plain speculative decoding: {mode}",
     "fast": "The fast model is enough",
     "middle": "The middle model is enough",
+    "tuned": "The tuned model is enough",
     "slow": "Do not route: use the slow model alone",
     "undecided": "Not decidable with so few prompts: {needed} would do",
 }
@@ -150,10 +152,15 @@ def as_python(one: Figures, models: Mapping[Seat, str], *, reference: bool) -> s
 def _router(
     seats: tuple[Seat, Seat], models: Mapping[Seat, str], policy: str | None, method: str | None, *, reference: bool
 ) -> str:
-    given = [] if reference and "middle" not in seats else [repr(models[seat]) for seat in seats]
+    given = [] if reference and seats == ("fast", "slow") else [repr(models[seat]) for seat in seats]
+    given += [f"tuned={models['tuned']!r}"] if _reads_tuned(method) else []
     given += [f"policy={policy!r}"] if policy is not None else []
     given += [f"method={method!r}"] if method is not None else []
     return f"Router({', '.join(given)})".replace("'", '"')
+
+
+def _reads_tuned(method: str | None) -> bool:
+    return method is not None and "tuned" in make_method(method).roles
 
 
 def as_options(one: Figures, models: Mapping[Seat, str], *, reference: bool) -> str:
@@ -164,8 +171,9 @@ def as_options(one: Figures, models: Mapping[Seat, str], *, reference: bool) -> 
     if one.mode.kind == "slow":
         seats, policy, method = ("fast", "slow"), "always,span=rest", "replace"
     given: list[str] = []
-    if not reference or "middle" in seats:
+    if not reference or seats != ("fast", "slow"):
         given += ["--fast", models[seats[0]], "--slow", models[seats[1]]]
+    given += ["--tuned", models["tuned"]] if _reads_tuned(method) else []
     given += ["--policy", policy]
     given += ["--method", method] if method is not None else []
     return shlex.join(given)

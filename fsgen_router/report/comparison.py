@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from ..contracts.billing import Billed
 from ..json_forms import ComparisonJson
-from ..records import ModelCard, ModelUsage, Prices, Role, Usage
+from ..money import cost_of, local_bill
+from ..records import MachinePrice, ModelCard, ModelUsage, Prices, Role, Usage
 
 Kind: TypeAlias = Literal["measured", "estimated", "unknown"]
 
@@ -51,14 +53,8 @@ def flops(usage: ModelUsage, n_params: int | None) -> float | None:
 
 
 def cost_usd(usage: ModelUsage, *, written: int, calls: int, prices: Prices) -> float:
-    """cached x P_cached + read x P_in + written x P_out, in US dollars.
-
-    A call's own tokens, all but its last, are read on the way to the next one and are not billed as
-    input: ``read`` is positions - (written - calls).
-    """
-    cached = prices.input if prices.cached_input is None else prices.cached_input
-    read = usage.positions - (written - calls)
-    return (usage.cached * cached + read * prices.input + written * prices.output) / 1e6
+    """cached x P_cached + read x P_in + written x P_out, in US dollars (see :func:`~fsgen_router.money.local_bill`)."""
+    return cost_of(local_bill(usage, written=written, calls=calls), prices)
 
 
 def compare_flops(usage: Usage, alone: ModelUsage, models: Mapping[Role, ModelCard], kind: Kind) -> Comparison:
@@ -80,22 +76,66 @@ def compare_seconds(usage: Usage, measured: Usage | None, slow: ModelCard | None
     return Comparison(usage.seconds, usage.tokens * slow.step_seconds, "estimated")
 
 
-def compare_money(usage: Usage, alone: ModelUsage, written: int, slow: ModelCard | None, kind: Kind) -> Comparison:
-    """US dollars for what the slow model read and wrote; ``written``: tokens of its own answer."""
-    if slow is None or slow.prices is None:
+def bill_of(usage: Usage, slow: ModelCard | None) -> Billed | None:
+    """What the slow model's prices apply to: an endpoint's own bill, or what one for a local model would name."""
+    if slow is None:
+        return None
+    if usage.billed.requests or not slow.gives_rows:
+        return usage.billed
+    if slow.prices is None:
+        return None
+    calls = usage.escalations if usage.slow.forwards else 0
+    return local_bill(usage.slow, written=usage.slow_tokens, calls=calls)
+
+
+def compare_money(
+    usage: Usage, alone: ModelUsage, measured: Usage | None, slow: ModelCard | None, kind: Kind
+) -> Comparison:
+    """US dollars for what the slow model read and wrote; ``measured`` is what it used for its own answer.
+
+    Unknown where nobody knows its prices: no price is not a price of 0.
+    """
+    billed = bill_of(usage, slow)
+    if slow is None or slow.prices is None or billed is None:
         return Comparison(None, None, "unknown")
-    routed, calls = usage.slow_tokens, usage.escalations if usage.slow.forwards else 0
-    if usage.round_trips:  # an endpoint bills what it counted itself: prompts as input, all that it wrote as output
-        routed, calls = usage.slow.decode, 0
-    # The slow model's own answer, of one call: from an endpoint, too, in its own count.
-    alone_is_remote = bool(usage.round_trips) and kind == "measured"
-    return Comparison(
-        cost_usd(usage.slow, written=routed, calls=calls, prices=slow.prices),
-        cost_usd(
-            alone,
-            written=alone.decode if alone_is_remote else written,
-            calls=0 if alone_is_remote else 1,
-            prices=slow.prices,
-        ),
-        kind,
-    )
+    # The slow model's own answer, of one call: from an endpoint in its own count.
+    if measured is not None and measured.billed.requests:
+        own = _first_alone(measured.billed, usage)
+    else:
+        own = local_bill(alone, written=usage.tokens if measured is None else measured.tokens, calls=1)
+    return Comparison(cost_of(billed, slow.prices), cost_of(own, slow.prices), kind)
+
+
+def _first_alone(billed: Billed, usage: Usage) -> Billed:
+    """A baseline's bill without what its endpoint's cache holds only because the routed answer came before it."""
+    left = max(billed.cached_input - usage.prompt_cached, 0) if usage.billed.calls else 0
+    return replace(billed, cached_input=billed.cached_input - left, input=billed.input + left)
+
+
+def compare_machines(
+    usage: Usage,
+    measured: Usage | None,
+    models: Mapping[Role, ModelCard],
+    value: Callable[[MachinePrice, float], float | None],
+) -> Comparison:
+    """What this side's machines cost, by a ``value`` of their seconds: of all local models, against the slow one's.
+
+    Models whose machine has no price count nothing; where none has one, nothing is known. An endpoint is none of them.
+    """
+    parts = [
+        value(card.machine, usage.of(role).seconds)
+        for role, card in models.items()
+        if card.machine is not None and card.gives_rows
+    ]
+    known = [part for part in parts if part is not None]
+    slow = models.get("slow")
+    if slow is None or not known:
+        return Comparison(None, None, "unknown")
+    routed = sum(known)
+    if not slow.gives_rows:
+        return Comparison(routed, 0.0, "measured")
+    if slow.machine is None or (measured is None and slow.step_seconds is None):
+        return Comparison(routed, None, "unknown")
+    if measured is not None:  # its only model is in its "fast" seat
+        return Comparison(routed, value(slow.machine, measured.fast.seconds), "measured")
+    return Comparison(routed, value(slow.machine, usage.tokens * (slow.step_seconds or 0.0)), "estimated")

@@ -13,7 +13,9 @@ from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
-from ..records import Usage
+from ..contracts.billing import Billed
+from ..money import cost_of
+from ..records import Prices, Usage
 from .comparison import Comparison
 from .numbers import percent, shown, si
 
@@ -25,7 +27,12 @@ _SAVINGS = {
     "seconds": ("seconds", "{:.3f}".format),
     "flops": ("FLOPs, {models} models", si),
     "money_usd": ("US dollars", "{:.6f}".format),
+    "local_usd": ("US dollars, local", "{:.6f}".format),
+    "local_joules": ("joules, local", "{:,.1f}".format),
 }
+
+
+_PRICED = ("money_usd", "local_usd", "local_joules")
 
 
 def page(
@@ -34,11 +41,13 @@ def page(
     comparisons: Mapping[str, Comparison],
     losses: Iterable[str],
     usage: Usage,
+    bill: tuple[Billed, Prices | None] | None,
+    prices: str | None,
     verified_tokens: int,
     auditable: bool,
     notes: Sequence[tuple[str, str]],
 ) -> RenderableType:
-    """All of a report; ``notes`` are (text, style) below the tables."""
+    """All of a report; ``notes`` are (text, style) below the tables, ``prices`` a sentence about those."""
 
     def parts() -> Iterator[RenderableType]:
         yield from (Text(line, style="bold") for line in head)
@@ -48,6 +57,12 @@ def page(
         sentences = [Text(sentence) for sentence in losses]
         yield from sentences
         if sentences:
+            yield Text()
+        if bill is not None:
+            yield bill_table(*bill)
+            yield Text()
+        if prices is not None:
+            yield Text(prices)
             yield Text()
         yield rates_table(usage, verified_tokens=verified_tokens, auditable=auditable)
         yield Text()
@@ -67,7 +82,7 @@ def savings_table(comparisons: Mapping[str, Comparison], *, models: str = "both"
     """Steps, seconds, FLOPs and money, routed and slow-only; ``models`` says whose."""
     table = _table(("against the slow model alone", "routed", "slow only", "saved", "slow-only figure"), numbers=3)
     for name, comparison in comparisons.items():
-        if name == "money_usd" and comparison.routed is None and comparison.slow_only is None:
+        if name in _PRICED and comparison.routed is None and comparison.slow_only is None:
             continue  # nobody named a price
         label, form = _SAVINGS[name]
         table.add_row(
@@ -77,6 +92,32 @@ def savings_table(comparisons: Mapping[str, Comparison], *, models: str = "both"
             shown(comparison.saving, percent),
             comparison.baseline,
         )
+    return table
+
+
+def bill_table(billed: Billed, prices: Prices | None) -> Table:
+    """Tokens that are billed, by kind, and what each kind costs where prices are known."""
+    table = _table(("billed", "tokens", "$ a million", "US dollars", ""), numbers=3)
+    for name, at in (
+        ("input", "input"),
+        ("cached_input", "of_cached"),
+        ("cache_write", "of_cache_write"),
+        ("output", "output"),
+        ("reasoning", "of_reasoning"),
+    ):
+        tokens: int = getattr(billed, name)
+        price: float | None = getattr(prices, at, None)
+        if tokens:
+            cost = None if price is None else tokens * price / 1e6
+            table.add_row(
+                name.replace("_", " "), f"{tokens:,}", shown(price, "{:g}".format), shown(cost, "{:.6f}".format), ""
+            )
+    sent = ((billed.calls, "call"), (billed.probes, "probe"), (billed.failed, "failed request"))
+    said = ", ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in sent if count)
+    if billed.estimated:
+        said += f"; {billed.estimated:,} tokens estimated"
+    total = None if prices is None else cost_of(billed, prices)
+    table.add_row("all", f"{billed.tokens:,}", "", shown(total, "{:.6f}".format), said)
     return table
 
 
@@ -96,6 +137,9 @@ def rates_table(usage: Usage, *, verified_tokens: int, auditable: bool) -> Table
         ("disagreement_rate", differing),
     ):
         table.add_row(name, shown(getattr(usage, name), percent), meaning)
+    again = "tokens, by the slow model, which cannot go back"
+    if usage.slow.calls:
+        again = "tokens, by the slow model, that its server's cache did not hold or did not tell of"
     for name, count, meaning in (
         ("round trips", usage.round_trips, "calls that the endpoint answered"),
         ("reasoning tokens", usage.reasoning_tokens, "written and billed, but no part of the answer"),
@@ -104,11 +148,13 @@ def rates_table(usage: Usage, *, verified_tokens: int, auditable: bool) -> Table
         ("tuned model", usage.tuned.positions, "tokens that it read"),
         ("verified tokens", verified_tokens, "drafts that it judged and let stand"),
         ("bonus tokens", usage.bonus_tokens, "its own, behind drafts that it let stand"),
+        ("declined", usage.declined, "escalations that a cap or their price forbade"),
         ("discarded drafts", usage.discarded_tokens, "corrected, or behind a correction"),
         ("restarts", usage.restarts, "hand-overs at which it began the answer anew"),
         ("seam repairs", usage.seam_repairs, "of what it said again, put around its text or left out"),
         ("read ahead", usage.slow.ahead, "tokens that it read while the fast one went on"),
-        ("read again", usage.slow.reread, "tokens, by the slow model, which cannot go back"),
+        ("calls", usage.slow.calls, "requests to the slow model's server"),
+        ("read again", usage.slow.reread, again),
         ("read again, fast", usage.fast.reread, "tokens, by the fast model, which cannot go back"),
     ):
         if count:

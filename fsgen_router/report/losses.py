@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..contracts.policy import CAP
 from ..records import ModelUsage, Usage
 from .comparison import Comparison
 from .numbers import seconds_of, si
@@ -27,6 +28,13 @@ def explain_loss(
         case "flops":
             return _lost_flops(usage, alone, routed, slow_only)
     return _lost_money(usage, alone)
+
+
+def degraded_words(reason: str) -> str:
+    """Why an answer was finished by the fast model, in a sentence: a cap kept the slow one, or it failed."""
+    if reason.startswith(CAP):
+        return f"the fast model finished the answer ({reason})"
+    return f"the slow model was given up ({reason})"
 
 
 def _lost_steps(usage: Usage, routed: float, slow_only: float) -> str:
@@ -75,6 +83,8 @@ def _lost_flops(usage: Usage, alone: ModelUsage, routed: float, slow_only: float
 def _lost_money(usage: Usage, alone: ModelUsage) -> str:
     calls = usage.round_trips or usage.escalations
     again = "; every call pays for the text so far" if usage.round_trips > 1 else ""
+    if extra := usage.billed.probes + usage.billed.failed:
+        again += f"; {extra:,} of its requests were probes or failed"
     return (
         f"Dollars were lost: in {calls:,} call{'s' * (calls != 1)} the slow model read "
         f"{usage.slow_positions + usage.slow.cached:,} tokens ({usage.slow.cached:,} of them cached), and alone it "

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
-from ..json_forms import FsgenJson, ReportJson, dumps
-from ..records import Claim, ModelCard, ModelUsage, Role, Token, Usage
-from .comparison import Comparison, Kind, compare_flops, compare_money, compare_seconds
-from .losses import explain_loss
+from ..contracts.billing import Billed
+from ..json_forms import BilledJson, FsgenJson, ReportJson, dumps
+from ..money import PRICES_VARIABLE
+from ..records import Claim, MachinePrice, ModelCard, ModelUsage, Prices, Role, Selection, Token, Usage
+from .comparison import (
+    Comparison,
+    Kind,
+    bill_of,
+    compare_flops,
+    compare_machines,
+    compare_money,
+    compare_seconds,
+)
+from .losses import degraded_words, explain_loss
 
+UNKNOWN = Comparison(None, None, "unknown")
 FSGEN_RATE = 0.2
 FSGEN_SOURCE = "arXiv 2406.12295"
 _AUDIT = "Router(audit=1.0), or --audit 1 on the command line, has the slow model read every answer afterwards"
@@ -30,10 +41,19 @@ class Report:
     method: str
     finish_reason: str
     degraded: str | None
+    local_usd: Comparison = UNKNOWN
+    """What the machines of the local models cost for their seconds, beside the bill."""
+    local_joules: Comparison = UNKNOWN
+    billed: Billed | None = None
+    """Tokens that the slow model's prices apply to, by kind; None of a local one without prices."""
+    prices: Prices | None = None
+    slow_name: str = ""
     verified_tokens: int = 0
     """Emitted tokens of the fast model's that the slow one judged, and that stand."""
     claim: Claim | None = None
     """What the policy's certificate says: see :attr:`~fsgen_router.Generation.claim`."""
+    selection: str | None = None
+    """What a verifier made of the fast model's answers, in a sentence."""
     alone: ModelUsage | None = None
     """What the slow model does alone: counted where its answer was measured, else estimated."""
     fast_step_seconds: float | None = None
@@ -50,12 +70,14 @@ class Report:
 
     @property
     def _comparisons(self) -> dict[str, Comparison]:
-        """The four quantities by name."""
+        """The quantities by name."""
         return {
             "slow_forwards": self.slow_forwards,
             "seconds": self.seconds,
             "flops": self.flops,
             "money_usd": self.money_usd,
+            "local_usd": self.local_usd,
+            "local_joules": self.local_joules,
         }
 
     @property
@@ -67,7 +89,7 @@ class Report:
         return {
             name: explain_loss(name, comparison, self.usage, self.alone, *steps)
             for name, comparison in self._comparisons.items()
-            if comparison.lost
+            if comparison.lost and not name.startswith("local")
         }
 
     @property
@@ -89,6 +111,10 @@ class Report:
             "seconds": self.seconds.to_dict(),
             "flops": self.flops.to_dict(),
             "money_usd": self.money_usd.to_dict(),
+            "local_usd": self.local_usd.to_dict(),
+            "local_joules": self.local_joules.to_dict(),
+            "billed": None if self.billed is None else cast(BilledJson, asdict(self.billed)),
+            "prices": None if self.prices is None else self.prices.to_dict(),
             "usage": self.usage.to_dict(),
             "losses": self.losses,
             "fsgen": self.fsgen,
@@ -99,8 +125,20 @@ class Report:
             "verified_tokens": self.verified_tokens,
             "guarantee": None if self.claim is None else str(self.claim),
             "guarantee_holds": None if self.claim is None else self.claim.holds,
+            "selection": self.selection,
             "advice": self.advice,
         }
+
+    def _about_prices(self) -> str | None:
+        """Where the prices come from; or that nobody knows any, in front of an endpoint."""
+        if self.prices is not None and (self.prices.source or self.prices.date):
+            return f"Prices of {self.slow_name}, {self.prices}."
+        if self.prices is None and not self.auditable:
+            return (
+                f"No price known of {self.slow_name}, so its bill is unknown: give prices= (Prices, or a table), "
+                f"or set {PRICES_VARIABLE}."
+            )
+        return None
 
     def to_json(self) -> str:
         return dumps(self.to_dict())
@@ -114,11 +152,13 @@ class Report:
         from .layout import page
 
         notes = [] if self.claim is None else [(f"Guarantee of the policy: {self.claim}.", "")]
+        if self.selection is not None:
+            notes.append((self.selection, ""))
         notes.append((self.fsgen["note"], "dim"))
         if self.advice is not None:
             notes.append((self.advice, "bold"))
         if self.degraded:
-            notes.append((f"Degraded: the slow model was given up ({self.degraded}).", "bold red"))
+            notes.append((f"Degraded: {degraded_words(self.degraded)}.", "bold red"))
         yield page(
             head=(
                 f"policy {self.policy}, method {self.method}",
@@ -127,6 +167,8 @@ class Report:
             comparisons=self._comparisons,
             losses=self.losses.values(),
             usage=self.usage,
+            bill=None if self.billed is None or not self.billed.requests else (self.billed, self.prices),
+            prices=self._about_prices(),
             verified_tokens=self.verified_tokens,
             auditable=self.auditable,
             notes=notes,
@@ -145,6 +187,7 @@ def make_report(
     degraded: str | None,
     claim: Claim | None,
     default_policy: bool,
+    selection: Selection | None = None,
 ) -> Report:
     """The report of an answer, against the slow model's own where that was ``measured``, else an estimate.
 
@@ -160,24 +203,39 @@ def make_report(
         if measured
         else ModelUsage(prefill=usage.prompt_tokens, decode=max(usage.tokens - 1, 0), forwards=usage.tokens)
     )
-    written = measured.tokens if measured else usage.tokens
     return Report(
         usage=usage,
         slow_forwards=Comparison(usage.slow_forwards, alone.forwards, kind),
         seconds=compare_seconds(usage, measured, slow),
         flops=compare_flops(usage, alone, models, kind),
-        money_usd=compare_money(usage, alone, written, slow, kind),
+        money_usd=compare_money(usage, alone, measured, slow, kind),
+        local_usd=compare_machines(usage, measured, models, MachinePrice.usd),
+        local_joules=compare_machines(usage, measured, models, MachinePrice.joules),
+        billed=bill_of(usage, slow),
+        prices=None if slow is None else slow.prices,
+        slow_name="" if slow is None else slow.name,
         policy=policy,
         method=method,
         finish_reason=finish_reason,
         degraded=degraded,
         verified_tokens=sum(token.verified for token in tokens),
         claim=claim,
+        selection=None if selection is None else _selected(selection),
         alone=alone,
         fast_step_seconds=fast.step_seconds if fast else None,
         slow_step_seconds=slow.step_seconds if slow else None,
-        advice=_advice(policy, tokens) if default_policy and not usage.escalations else None,
+        advice=_advice(policy, tokens) if default_policy and not (usage.escalations or usage.declined) else None,
         auditable=slow is None or slow.gives_rows,
+    )
+
+
+def _selected(selection: Selection) -> str:
+    """Which of the fast model's answers stands, or that none does, and by what scores."""
+    count = len(selection.candidates)
+    scores = ", ".join("none" if c.score is None else f"{c.score:.3g}" for c in selection.candidates)
+    which = "None" if selection.chosen is None else f"Number {selection.chosen + 1}"
+    return (
+        f"{which} of the fast model's {count} answer{'s' * (count != 1)} stands: {selection.reason} (scores: {scores})."
     )
 
 

@@ -18,9 +18,10 @@ from typing import TypeAlias, cast
 
 from ..contracts.models import Opened, TokenModel
 from ..contracts.text_models import Continuation
-from ..decode import Cancel, Chunk, Command, Done, Emit, Engine, Event, Start
+from ..decode import Call, Cancel, Chunk, Close, Command, Done, Emit, Engine, Event, Failed, Returned, Start
+from ..errors import BackendError, FsgenError
 from ..records import Role
-from ..support.waiting import Home, holding, may_wait
+from ..support.waiting import Home, WorkerThread, holding, may_wait
 from .workers import AnyModel, Worker, as_backend_error, perform
 
 Models: TypeAlias = Mapping[Role, AnyModel]
@@ -70,6 +71,15 @@ def _close(engine: Engine, models: Models) -> None:
         raise failed
 
 
+def _called(command: Call) -> Generator[Event, None, None]:
+    """Call a function here and now."""
+    try:
+        event: Event = Returned(command.job, command.function())
+    except FsgenError as error:
+        event = Failed(command.job, error)
+    yield event
+
+
 def _local(model: AnyModel) -> TokenModel:
     return cast(TokenModel, model)
 
@@ -90,6 +100,10 @@ def run(engine: Engine, models: Models) -> Generator[Emit, None, None]:
                 yield command
             elif isinstance(command, Start):
                 jobs[command.job] = perform(models[command.role], command)
+            elif isinstance(command, Call):
+                jobs[command.job] = _called(command)
+            elif isinstance(command, Close):
+                _local(models[command.role]).close(command.sequence)
             elif isinstance(command, Cancel):
                 jobs.pop(command.job).close()
             else:
@@ -129,7 +143,7 @@ class Live:
         self._steps = _steps(engine)
         self._heard = True
         self._lock = threading.RLock()
-        self._under_way: dict[int, Start] = {}
+        self._under_way: dict[int, Start | Call] = {}
         self._failed: BaseException | None = None
         self.cancelled = False
 
@@ -144,7 +158,7 @@ class Live:
                 return
             self.cancelled = True
             for job, command in list(self._under_way.items()):
-                if isinstance(command.work, Continuation):
+                if isinstance(command, Start) and isinstance(command.work, Continuation):
                     del self._under_way[job]
             self._end_if_idle()
 
@@ -163,9 +177,9 @@ class Live:
             if not stopping:
                 self._advance(event)
                 return event.job in self._under_way
-            if isinstance(event, Done) and isinstance(event.result, Opened):
+            if isinstance(command, Start) and isinstance(event, Done) and isinstance(event.result, Opened):
                 # The engine hears no more of it, so nobody else would have it closed.
-                self._engine.state.readers[command.role].sequence = event.result.sequence
+                self._engine.late(event.job, command.role, event.result)
             self._end_if_idle()
             return False
 
@@ -180,6 +194,11 @@ class Live:
                     # The lock is held, so nothing is delivered of it before it is entered.
                     self._workers[command.role].submit(command, self)
                     self._under_way[command.job] = command
+                elif isinstance(command, Call):
+                    self._under_way[command.job] = command
+                    WorkerThread(target=self._call, args=(command,), name="fsgen-call", daemon=True).start()
+                elif isinstance(command, Close):
+                    _local(self._models[command.role]).close(command.sequence)
                 else:
                     del self._under_way[command.job]
         except StopIteration:
@@ -189,6 +208,14 @@ class Live:
         else:
             return
         self._end_if_idle()
+
+    def _call(self, command: Call) -> None:
+        """Call a user's function, in a thread that nobody else waits for."""
+        try:
+            event = next(_called(command))
+        except BaseException as error:  # SystemExit, say: the request would wait for ever
+            event = Failed(command.job, BackendError(f"a function ended with {type(error).__name__}: {error}"))
+        self.deliver(event)
 
     def _end_if_idle(self) -> None:
         if self._under_way:

@@ -77,6 +77,7 @@ class Place:
         self.turn: Future[None] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked = self._holds = self._gone = False
+        self._more = 0
 
     @property
     def lost(self) -> bool:
@@ -130,6 +131,24 @@ class Place:
             self.leave()
             raise
 
+    def widen(self, count: int) -> int:
+        """Up to ``count`` more slots that nobody uses or waits for: how many there were. Never waits."""
+        slots = self._slots
+        with holding(slots._lock):
+            found = 0 if slots._waiting else min(count, slots._free)
+            slots._free -= found
+            self._more += found
+        return found
+
+    def narrow(self) -> None:
+        """Give back what :meth:`widen` took."""
+        if not self._more:
+            return
+        slots = self._slots
+        with holding(slots._lock):
+            slots._free, self._more = slots._free + self._more, 0
+            slots._hand_on()
+
     def leave(self) -> None:
         """Give all of it back, on any thread: the slot to who has waited longest. Leaving twice is allowed."""
         slots = self._slots
@@ -144,7 +163,8 @@ class Place:
                 slots._waiting.remove(self)
             # Also where it gave up waiting, and was given a slot in that very moment.
             if slots._handed.pop(self, self) is None or self._holds:
-                slots._free += 1
+                slots._free += 1 + self._more
+                self._more = 0
                 slots._hand_on()
 
     def leave_unread(self) -> None:

@@ -422,19 +422,20 @@ def _split(job: _Job, size: int) -> tuple[Work, list[int]]:
         return left, job.slots
     now = [(slot, at, read) for slot, (at, read) in zip(job.slots, left.reads, strict=True) if at < size]
     later = [(slot, at - size, read) for slot, (at, read) in zip(job.slots, left.reads, strict=True) if at >= size]
-    job.left = Work(left.sequence, left.keep + size, left.ids[size:], [(at, read) for _, at, read in later])
+    rest = [(at, read) for _, at, read in later]
+    job.left = Work(left.sequence, left.keep + size, left.ids[size:], rest, left.more)
     job.slots = [slot for slot, _, _ in later]
     part = Work(left.sequence, left.keep, left.ids[:size], [(at, read) for _, at, read in now])
     return part, [slot for slot, _, _ in now]
 
 
 class StreamWorker:
-    """Threads that wait for an endpoint, one for each stream under way.
+    """Threads that wait for an endpoint, one for each stream under way; or for a server, one for each call for rows.
 
     Not a pool's: the interpreter would wait for them at its end, and an endpoint may hang.
     """
 
-    def __init__(self, model: TextModel, name: str) -> None:
+    def __init__(self, model: AnyModel, name: str) -> None:
         self._model, self._name = model, name
         self._lock = threading.Lock()
         self._under_way: dict[threading.Thread, tuple[int, Client]] = {}
@@ -547,8 +548,8 @@ class Workers:
             return self._started[role]
 
     def _make(self, model: AnyModel, name: str) -> Worker:
-        if not reads_tokens(model):
-            return StreamWorker(cast(TextModel, model), name)
+        if not reads_tokens(model) or model.capabilities.remote:
+            return StreamWorker(model, name)
         return BatchWorker(model, name, thread=_thread_of(model, self._models.values()), pair=self._pair)
 
     def close(self, deadline: float | None = None) -> None:

@@ -16,6 +16,7 @@ Needs the extras ``eval`` and ``calibrate`` (figures, the page), and those of th
 
 from .config import DatasetSpec, ModelSpec, PairSpec, StudyConfig, read_study
 from .measures import CellResult
+from .policies import PolicyResult
 from .report import write_results
 from .running import Study, probe_pair, run_study
 
@@ -24,6 +25,7 @@ __all__ = [
     "DatasetSpec",
     "ModelSpec",
     "PairSpec",
+    "PolicyResult",
     "Study",
     "StudyConfig",
     "probe_pair",

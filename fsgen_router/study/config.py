@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..errors import ConfigurationError
 from ..evaluation import Item, Match, read_items, reference_items
 from ..methods import make_method
+from ..policies import make_policy
 from ..reference import world
 from ..support.options import checked
 
@@ -107,6 +108,7 @@ class StudyConfig(_Table):
     models: tuple[ModelSpec, ...] = Field((), description="models, smallest first; without pairs: all pairs of them")
     pairs: tuple[PairSpec, ...] = ()
     methods: tuple[Name, ...] = Field(("replace",), min_length=1, description="short forms of methods")
+    policies: tuple[Name, ...] = Field((), description="short forms of policies to set beside token routing")
     datasets: tuple[DatasetSpec, ...] = Field(min_length=1)
     n: int = Field(200, ge=2, description="prompts of each data set")
     max_tokens: int = Field(256, ge=1, description="tokens of an answer at most")
@@ -156,12 +158,15 @@ def make_study(record: Mapping[str, Any]) -> StudyConfig:
         ("models", [model.label for model in study.models]),
         ("data sets", [dataset.label for dataset in study.datasets]),
         ("methods", study.methods),
+        ("policies", study.policies),
         ("seeds", study.seeds),
     ):
         if repeated := [label for number, label in enumerate(labels) if label in labels[:number]]:
             raise ConfigurationError(f"two {what} are {repeated[0]!r}", hint="give each a name of its own")
     for method in study.methods:
         make_method(method)
+    for policy in study.policies:
+        make_policy(policy)
     if not study.pairs and len(study.models) < 2:
         raise ConfigurationError("no pairs", hint="name pairs, or at least two models, smallest first")
     return study

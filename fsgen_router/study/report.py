@@ -19,10 +19,11 @@ from ..evaluation import Estimate
 from ..json_forms import dumps
 from .figures import study_figures
 from .measures import SIGNALS, CellResult
+from .policies import SWEEP
 from .running import Study
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
-TABLE, RECORD, PAGE = "results.csv", "results.json", "report.html"
+TABLE, RECORD, PAGE, POLICIES = "results.csv", "results.json", "report.html", "policies.csv"
 _EXAMPLES = 8
 _FIGURES: Mapping[str, str] = {
     "quality": "The collaboration beside both models alone.",
@@ -51,7 +52,8 @@ def check_folder(path: str | Path) -> Path:
 
 
 def write_results(study: Study, folder: str | Path) -> list[Path]:
-    """Write ``results.csv``, ``results.json`` and ``report.html`` into a folder: the files' paths."""
+    """Write ``results.csv``, ``results.json``, ``report.html`` and, where policies were studied, ``policies.csv`` into
+    a folder: the files' paths."""
     target = check_folder(folder)
     fits = fit_study(study)
     files = {
@@ -59,6 +61,8 @@ def write_results(study: Study, folder: str | Path) -> list[Path]:
         RECORD: dumps(results_record(study, fits), indent=1) + "\n",
         PAGE: render_page(study, fits, study_figures(study.measured, fits)),
     }
+    if study.policies:
+        files[POLICIES] = _csv([policy.to_dict() for policy in study.policies])
     for name, text in files.items():
         write_file(target / name, text.encode())
     return [target / name for name in files]
@@ -80,12 +84,17 @@ def results_record(study: Study, fits: Sequence[law.CellFit]) -> dict[str, Any]:
         "study": study.config.model_dump(mode="json"),
         "cells": [cell.to_dict() for cell in study.cells],
         "law": [fit.to_dict() for fit in fits],
+        "policies": [policy.to_dict() for policy in study.policies],
     }
 
 
 def results_csv(study: Study) -> str:
     """A line a cell; intervals as ``<name>_low`` and ``<name>_high``. ``law --table`` reads it."""
-    rows = [_flat(cell.to_dict()) for cell in study.cells]
+    return _csv([cell.to_dict() for cell in study.cells])
+
+
+def _csv(records: Sequence[Mapping[str, Any]]) -> str:
+    rows = [_flat(record) for record in records]
     columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -122,6 +131,7 @@ def render_page(study: Study, fits: Sequence[law.CellFit], figures: Mapping[str,
             tuned=any(cell.found and cell.found.cof_tuned.value is not None for cell in measured),
             fits=[fit for fit in fits if len(fit.cell)],
             signals=SIGNALS,
+            sweep=SWEEP,
             classes=[one.name.lower() for one in TokenClass if one.name.lower() in present],
             unknown=Estimate(None),
             figures={

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import re
+import signal
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,15 +23,17 @@ from ..contracts.methods import Method
 from ..contracts.models import TokenModel
 from ..contracts.text_models import reads_tokens
 from ..errors import CalibrationError, ConfigurationError, FsgenError
-from ..evaluation import SLOW_ONLY, Estimate, Item, interval, run_items
+from ..evaluation import SLOW_ONLY, EqualWork, Estimate, Item, at_equal_work, interval, run_items
 from ..generation import Generation
 from ..methods import Replace, Verify, make_method
+from ..policies import make_policy
 from ..resolve import make_model
 from ..router import Router
 from ..run.workers import AnyModel
 from ..text.vocabulary import vocabulary_hash
 from .config import DatasetSpec, ModelSpec, PairSpec, StudyConfig
 from .measures import CellResult, Key, measure
+from .policies import SWEEP, PolicyResult
 from .positions import Positions, read_positions
 
 _BATCHED = ("llama_cpp", "reference", "transformers")
@@ -41,6 +46,8 @@ class Study:
 
     config: StudyConfig
     cells: tuple[CellResult, ...]
+    policies: tuple[PolicyResult, ...] = ()
+    """Policies beside token routing, in the order of pairs, data sets, seeds and policies."""
 
     @property
     def measured(self) -> list[CellResult]:
@@ -84,24 +91,70 @@ class _Models:
         return f"{string}{'&' if '?' in rest else '?'}n_seq={self._concurrency}"
 
 
-def run_study(config: StudyConfig, *, work: str | Path, progress: Progress | None = None) -> Study:
+def run_study(config: StudyConfig, *, work: str | Path, jobs: int = 1, progress: Progress | None = None) -> Study:
     """Run every cell, or read from the folder ``work`` what an earlier run finished.
 
-    A cell that fails says why in its ``error``, and the others go on: a missing model, a file of prompts that is
-    wrong, too few tokens. Raises :class:`CalibrationError` where ``work`` cannot be written.
+    ``jobs`` pairs run side by side, each in a process of its own with its own models: for small models, which this
+    package's own work in one thread holds up. (A script that asks for several needs Python's usual guard,
+    ``if __name__ == "__main__"``.) A cell that fails says why in its ``error``, and the others go on: a
+    missing model, a file of prompts that is wrong, too few tokens. Raises :class:`CalibrationError` where ``work``
+    cannot be written, and :class:`ConfigurationError` for less than one job.
     """
-    cells: list[CellResult] = []
+    pairs = config.all_pairs()
+    if jobs < 1:
+        raise ConfigurationError(f"{jobs} jobs", hint="at least 1: pairs that run side by side")
+    progress = progress or Silent()
+    if min(jobs, len(pairs)) > 1:
+        found = _side_by_side(config, len(pairs), Path(work), jobs, progress)
+    else:
+        found = _one_by_one(config, pairs, Path(work), progress)
+    return Study(
+        config, tuple(c for cells, _ in found for c in cells), tuple(p for _, policies in found for p in policies)
+    )
+
+
+_Found: TypeAlias = tuple[list[CellResult], list[PolicyResult]]
+"""What came of one pair."""
+
+
+def _one_by_one(config: StudyConfig, pairs: Sequence[PairSpec], work: Path, progress: Progress) -> list[_Found]:
     models = _Models(config.concurrency)
     try:
-        for number, pair in enumerate(pairs := config.all_pairs(), 1):
-            named = [config.model(label) for label in (pair.fast, pair.slow, *([pair.tuned] if pair.tuned else []))]
-            runner = _PairRunner(
-                config, pair, named, models, Path(work), progress or Silent(), f"pair {number}/{len(pairs)}"
-            )
-            cells += runner.run()
+        runners = (
+            _PairRunner(config, pair, models, work, progress, f"pair {number}/{len(pairs)}")
+            for number, pair in enumerate(pairs, 1)
+        )
+        return [(runner.run(), runner.policies) for runner in runners]
     finally:
         models.keep([])
-    return Study(config, tuple(cells))
+
+
+def _side_by_side(config: StudyConfig, pairs: int, work: Path, jobs: int, progress: Progress) -> list[_Found]:
+    """The same from processes. An interruption ends them; what is finished is kept."""
+    # A process that was forked would have its parent's threads' locks and none of their threads.
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+    try:
+        progress.begin(f"{pairs} pairs, {jobs} at a time", pairs)
+        running = [pool.submit(_one_pair, config, number, work) for number in range(pairs)]
+        for _ in as_completed(running):
+            progress.advance(1)
+        found = [pair.result() for pair in running]
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
+    return found
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _one_pair(config: StudyConfig, number: int, work: Path) -> _Found:
+    (found,) = _one_by_one(config, config.all_pairs()[number : number + 1], work, Silent())
+    return found
 
 
 class _PairRunner:
@@ -111,15 +164,16 @@ class _PairRunner:
         self,
         config: StudyConfig,
         pair: PairSpec,
-        named: Sequence[ModelSpec],
         models: _Models,
         work: Path,
         progress: Progress,
         title: str,
     ) -> None:
-        self.config, self.pair, self.named = config, pair, named
+        self.config, self.pair = config, pair
+        self.named = [config.model(label) for label in (pair.fast, pair.slow, *([pair.tuned] if pair.tuned else []))]
         self._models, self._work, self._progress, self._title = models, work, progress, title
         self._without: Exception | None = None  # why the tuned model is missing
+        self.policies: list[PolicyResult] = []
 
     def run(self) -> list[CellResult]:
         config = self.config
@@ -129,7 +183,7 @@ class _PairRunner:
             fast, slow = (self._models.get(spec.model) for spec in self.named[:2])
             router = _open(fast, slow, self._tuned(), batching=config.concurrency > 1)
         except (FsgenError, ImportError) as error:
-            return [self._failed(dataset, seed, method, error) for dataset, seed in where for method in config.methods]
+            return [cell for dataset, seed in where for cell in self._all_failed(dataset, seed, error)]
         with router:
             return [cell for dataset, seed in where for cell in self._on(router, dataset, seed)]
 
@@ -165,6 +219,14 @@ class _PairRunner:
     ) -> CellResult:
         return CellResult(self._key(dataset, seed, method, router), error=str(error))
 
+    def _all_failed(
+        self, dataset: DatasetSpec, seed: int, error: Exception, router: Router | None = None
+    ) -> list[CellResult]:
+        """Nothing on this data set can be measured."""
+        for policy in self.config.policies:
+            self.policies.append(PolicyResult(self._key(dataset, seed, policy, router), error=str(error)))
+        return [self._failed(dataset, seed, method, error, router) for method in self.config.methods]
+
     def _on(self, router: Router, dataset: DatasetSpec, seed: int) -> list[CellResult]:
         """All methods on one data set."""
         config = self.config
@@ -176,7 +238,7 @@ class _PairRunner:
         except CalibrationError:
             raise  # nothing can be kept
         except FsgenError as error:
-            return [self._failed(dataset, seed, method, error, router) for method in config.methods]
+            return self._all_failed(dataset, seed, error, router)
         results = []
         for method in config.methods:
             key = self._key(dataset, seed, method, router)
@@ -189,6 +251,34 @@ class _PairRunner:
                 raise
             except (FsgenError, ImportError) as error:
                 results.append(CellResult(key, error=str(error)))
+        if config.policies:
+            self.policies += self._beside(runner, alone, [self._key(dataset, seed, p, router) for p in config.policies])
+        return results
+
+    def _beside(self, runner: _Runner, alone: Mapping[str, Answers], keys: Sequence[Key]) -> list[PolicyResult]:
+        """The policies on one data set, beside token routing."""
+        title = f"{self._title}, {keys[0].dataset}"
+
+        def answers(policy: str) -> Answers:
+            self._progress.begin(f"{title}, {policy}", runner.count)
+            return runner.policy(policy)
+
+        try:
+            runner.require_answers()
+            sweep = [answers(policy) for policy in SWEEP]
+        except CalibrationError:
+            raise
+        except FsgenError as error:
+            return [PolicyResult(key, error=str(error)) for key in keys]
+        results = []
+        for key in keys:
+            try:
+                found = runner.at_equal_work(key, answers(key.method), alone, sweep)
+                results.append(PolicyResult(key, found))
+            except CalibrationError:
+                raise
+            except FsgenError as error:
+                results.append(PolicyResult(key, error=str(error)))
         return results
 
 
@@ -275,6 +365,33 @@ class _Runner:
         }
         name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
         return WorkDirectory(self._work / f"{what}-{name}", whole)
+
+    @property
+    def count(self) -> int:
+        """How many prompts there are."""
+        return len(self._items)
+
+    def require_answers(self) -> None:
+        """Refuse what has no quality."""
+        if not all(item.answer for item in self._items):
+            raise ConfigurationError(
+                "no quality: the data set has prompts without an expected answer",
+                hint="policies are set beside token routing by their quality",
+            )
+
+    def policy(self, policy: str) -> Answers:
+        """Answers under a policy."""
+        directory = self._directory("policy", {"models": self._identities[:2], "policy": make_policy(policy).name})
+        return self._answers(self._router, policy, "replace", directory)
+
+    def at_equal_work(
+        self, key: Key, answers: Answers, alone: Mapping[str, Answers], sweep: Sequence[Answers]
+    ) -> EqualWork:
+        """A policy's figures beside token routing's."""
+        items = self._items
+        fast, slow = (alone[role].run(items, role) for role in ("fast", "slow"))
+        routed = [one.run(items, policy) for one, policy in zip(sweep, SWEEP, strict=True)]
+        return at_equal_work(answers.run(items, key.method), fast, slow, routed, seed=key.seed)
 
     def cell(self, key: Key, alone: Mapping[str, Answers], seed: int) -> CellResult:
         """One method's cell. Raises what makes it fail."""

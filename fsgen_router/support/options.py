@@ -40,20 +40,22 @@ TemplateVariables = Annotated[Mapping[str, Any], BeforeValidator(_template_varia
 T = TypeVar("T", bound=BaseModel)
 
 OF_ROUTER: Final = (
-    "audit", "batching", "fast", "max_waiting", "method", "policy", "prices", "read_ahead", "slow", "tuned",
+    "at_any_price", "audit", "baseline_share", "batching", "budget", "checker", "fast", "machine", "max_waiting",
+    "method", "policy", "prices", "read_ahead", "slow", "tuned",
 )  # fmt: skip
 """What is said once, to the Router, and by some to a request or a model."""
 OF_REQUEST: Final = (
-    "baseline", "chat_template_kwargs", "constraint", "logit_bias", "max_slow_calls", "max_slow_tokens", "max_tokens",
-    "min_p", "request_id", "seed", "stop", "stop_tokens", "temperature", "top_k", "top_p",
+    "baseline", "chat_template_kwargs", "constraint", "logit_bias", "max_cost_usd", "max_seconds", "max_slow_calls",
+    "max_slow_tokens", "max_tokens", "min_p", "request_id", "seed", "stop", "stop_tokens", "temperature", "top_k",
+    "top_p",
 )  # fmt: skip
 OF_MODEL: Final = (
-    "allow_http", "allow_pickle", "api", "api_key_env", "attn_implementation", "chat_template",
+    "ahead", "allow_http", "allow_pickle", "api", "api_key_env", "attn_implementation", "chat_template",
     "connect_timeout_seconds", "deadline_seconds", "device", "dtype", "extra_body", "flash_attn", "gguf_file", "lora",
-    "main_gpu", "max_retries", "mmap", "n_batch", "n_ctx", "n_gpu_layers", "n_seq", "n_threads", "prefill",
-    "quantization_config", "read_timeout_seconds", "rope_freq_base", "rope_freq_scale", "rope_scaling_type",
-    "sampling", "split_mode", "tensor_split", "trust_remote_code", "type_k", "type_v", "yarn_attn_factor",
-    "yarn_beta_fast", "yarn_beta_slow", "yarn_ext_factor", "yarn_orig_ctx",
+    "main_gpu", "max_retries", "mmap", "n_batch", "n_best", "n_ctx", "n_gpu_layers", "n_params", "n_seq", "n_threads",
+    "prefill", "prices", "quantization_config", "read_timeout_seconds", "rope_freq_base", "rope_freq_scale",
+    "rope_scaling_type", "sampling", "split_mode", "tensor_split", "tokenizer", "trust_remote_code", "type_k",
+    "type_v", "vocabulary", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_ext_factor", "yarn_orig_ctx",
 )  # fmt: skip
 
 _OWNERS: Final = (

@@ -1,23 +1,28 @@
-"""The contract of a local model, one suite over every adapter.
+"""The contract of a model that gives rows, one suite over every adapter.
 
-A new adapter joins by one more entry in ``ADAPTERS``.
+A new adapter joins by one more entry in ``ADAPTERS``. Of a model behind a server the rows are compared as far as it
+tells them: see :class:`_Told`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import scripted_pairs
 import tiny_transformers
+from token_server import token_server
 
 from fsgen_router import BackendError, Mask, NoFreeSequence, reference
 from fsgen_router.adapters.row_trie import TrieModel
 from fsgen_router.adapters.scripted import ScriptedModel
+from fsgen_router.adapters.tokens import TokensModel
 from fsgen_router.adapters.transformers import TransformersModel
 from fsgen_router.adapters.transformers.reading import reduce_rows
 from fsgen_router.contracts.models import TokenModel, Work
@@ -56,6 +61,38 @@ def _as_on_an_accelerator(model: TransformersModel) -> TokenModel:
     return model
 
 
+class _Told:
+    """A model behind a server, asked for the best tokens of a row where a whole one is: of the others it says NaN."""
+
+    def __init__(self, n_seq: int, api: str, **settings: Any) -> None:
+        folder = tiny_transformers.saved("llama")
+        self._serving = token_server(folder, max_model_len=N_CTX + 1, **settings)
+        server = self._serving.__enter__()
+        self._inner = TokensModel(f"slow@{server.url}", api=api, n_seq=n_seq, tokenizer=str(folder))  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+        asked = [dataclasses.replace(work, reads=[(at, self._told(read)) for at, read in work.reads]) for work in works]
+        return [
+            [self._whole(row) if read.full else row for row, (_, read) in zip(rows, work.reads, strict=True)]
+            for rows, work in zip(self._inner.forward(asked), works, strict=True)
+        ]
+
+    def _told(self, read: Read) -> Read:
+        return dataclasses.replace(read, full=False, top_k=20) if read.full else read
+
+    def _whole(self, row: Row) -> Row:
+        logits = np.full(self.tokenizer.n_vocab, np.nan, np.float32)
+        logits[list(row.top_ids)] = row.top_logprobs
+        return dataclasses.replace(row, logits=logits)
+
+    def shutdown(self) -> None:
+        self._inner.shutdown()
+        self._serving.__exit__(None, None, None)
+
+
 ADAPTERS: dict[str, Callable[[], TokenModel]] = {
     "scripted-1": lambda: _scripted(1),
     "scripted-4": lambda: _scripted(4),
@@ -71,7 +108,17 @@ ADAPTERS: dict[str, Callable[[], TokenModel]] = {
     "trie-4-llama_cpp": lambda: TrieModel(_llama_cpp(4, 512)),
     "trie-4-transformers-chunked": lambda: TrieModel(_transformers("gemma2", 4, 7)),
     "trie-4-transformers-recurrent": lambda: TrieModel(_transformers("falcon_h1", 4)),
+    "tokens-1-completions": lambda: _Told(1, "completions"),
+    "tokens-4-generate": lambda: _Told(4, "generate"),
 }
+
+
+@pytest.fixture
+def whole_rows(request: pytest.FixtureRequest) -> None:
+    """For tests of what is read of whole rows, and of hidden states."""
+    names = [request.getfixturevalue(name) for name in ("model", "wide_model") if name in request.fixturenames]
+    if any(isinstance(model, _Told) for model in names):
+        pytest.skip("a server tells the best tokens of a row alone")
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -127,7 +174,7 @@ def is_scripted(model: TokenModel) -> bool:
 def test_a_model_says_what_it_runs_on(model: TokenModel) -> None:
     """Models of one device take turns there; the double runs on none unless it is told."""
     capabilities = model.capabilities
-    assert capabilities.device == (None if is_scripted(model) else "cpu")
+    assert capabilities.device == (None if is_scripted(model) or capabilities.remote else "cpu")
     assert capabilities.device_share > 0
 
 
@@ -277,6 +324,7 @@ def assert_same_state(found: Row, expected: Row) -> None:
     np.testing.assert_allclose(found.hidden, expected.hidden, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("whole_rows")
 def test_a_hidden_state_comes_with_the_row_where_it_is_asked_for(model: TokenModel) -> None:
     ids = some_ids(model, 40)
     plain, row = fresh(model, ids), fresh(model, ids, STATE)
@@ -290,6 +338,7 @@ def test_a_hidden_state_comes_with_the_row_where_it_is_asked_for(model: TokenMod
     assert (row.hidden == kept).all()  # it is a copy
 
 
+@pytest.mark.usefixtures("whole_rows")
 @pytest.mark.parametrize("first", [0, 3, 70])
 def test_hidden_states_among_other_reads(model: TokenModel, first: int) -> None:
     """However much is read without, before and in between."""
@@ -307,6 +356,7 @@ def test_hidden_states_among_other_reads(model: TokenModel, first: int) -> None:
             assert_same_row(row, fresh(model, ids[: at + 1]))
 
 
+@pytest.mark.usefixtures("whole_rows")
 def test_hidden_states_in_a_batch_and_after_rewinds(wide_model: TokenModel) -> None:
     rng = random.Random(8)
     contexts: dict[int, list[int]] = {wide_model.open([]).sequence: [] for _ in range(wide_model.n_seq - 1)}
@@ -361,6 +411,7 @@ def test_a_context_can_be_filled_to_the_last_token(model: TokenModel) -> None:
 # --- what is read of a row -----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("whole_rows")
 def test_reductions_agree_with_the_full_row(model: TokenModel) -> None:
     ids = some_ids(model, 14)
     asked = (0, 7, 3)
@@ -386,6 +437,7 @@ def test_nothing_is_read_that_was_not_asked_for(model: TokenModel) -> None:
     assert (row.top_ids, row.top_logprobs, row.id_logprobs, row.logits) == ((), (), (), None)
 
 
+@pytest.mark.usefixtures("whole_rows")
 def test_masks_come_before_everything_else(model: TokenModel) -> None:
     ids, n_vocab = some_ids(model, 6), model.tokenizer.n_vocab
     plain = fresh(model, ids)
@@ -403,6 +455,7 @@ def test_masks_come_before_everything_else(model: TokenModel) -> None:
     assert_same_row(fresh(model, ids), plain)
 
 
+@pytest.mark.usefixtures("whole_rows")
 def test_a_read_can_draw(model: TokenModel) -> None:
     ids = some_ids(model, 6)
     logits = fresh(model, ids).logits
@@ -476,7 +529,8 @@ def test_forwards_can_be_timed_and_nothing_stays_in_use(model: TokenModel) -> No
     ids = some_ids(model, 12)
     before = fresh(model, ids)
     found = measure_forwards({"slow": model}, Effort(rounds=2, seconds=5.0))["slow"]
-    assert {point.tokens for point in found.points} >= {1, 4, 16}
+    assert {point.tokens for point in found.points} >= ({1, 16, 17} if model.capabilities.remote else {1, 4, 16})
+    assert (found.further is None) != model.capabilities.remote
     assert {point.sequences for point in found.points} <= {1, 2, 4}
     assert found.step > 0.0
     assert found.seconds(4, rows=4) > 0.0

@@ -69,6 +69,24 @@ def test_generate_writes_checkable_json_lines(split: str) -> None:
     assert all(item["solution"].endswith(f"Answer: {item['answer']}") for item in items)
 
 
+def test_remote_slow_prints_the_bill_and_what_slow_only_would_have_cost() -> None:
+    """Of a real server, which counts its own tokens: both are measured."""
+    pytest.importorskip("xllamacpp", reason="llama.cpp's own server comes with xllamacpp, which is not installed")
+    out = run("remote_slow.py", "6")
+    routed, alone = (
+        float(re.search(rf"^{who} +\$([\d.]+), \d right$", out, re.MULTILINE)[1]) for who in ("routed", "slow alone")
+    )
+    saved = float(re.search(r"^saved +(-?[\d.]+)%$", out, re.MULTILINE)[1])
+    assert saved == pytest.approx(100 * (1 - routed / alone), abs=0.1)
+    assert 0 < routed < alone
+    assert "of which 0 are estimates" in out
+    whole = float(re.search(r"bills \$([\d.]+)", out)[1])
+    assert routed < whole < routed + alone + 1e-9  # its cache held what the routed answer had sent
+    row = next(line for line in out.splitlines() if line.startswith("US dollars  "))
+    assert row.endswith("measured")
+    assert "cached input" in out
+
+
 # --- the server ----------------------------------------------------------------------------------
 
 QUESTION = {"messages": [{"role": "user", "content": "How many coins do 3 lamps and 4 ropes cost in Norvale?"}]}

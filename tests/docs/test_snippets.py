@@ -54,6 +54,7 @@ def follow(block: Block, page: Page, where: str) -> str:
             snippets.check_json(block.code)
         case "toml", None:
             tomllib.loads(block.code)
+            page.keep(block)
         case unknown:
             raise AssertionError(f"{where}:{block.line}: {unknown}")
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import pytest
 import scripted_pairs
 import typer
 
-from fsgen_router import InvalidRequest, RequestOptions, Router
+from fsgen_router import Budget, InvalidRequest, MachinePrice, Prices, RequestOptions, Router
 from fsgen_router.adapters.llama_cpp import LlamaCppOptions
 from fsgen_router.adapters.openai import OpenAIOptions
+from fsgen_router.adapters.tokens import TokensOptions
 from fsgen_router.adapters.transformers import TransformersOptions
 from fsgen_router.calibration import CalibrationOptions
 from fsgen_router.cli import app
@@ -24,13 +26,15 @@ from fsgen_router.support import options
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for path in (ROOT / room).rglob("*.py"))
 ROUTER = set(inspect.signature(Router).parameters)
-MODELS = {name for model in (LlamaCppOptions, TransformersOptions, OpenAIOptions) for name in model.model_fields}
+BACKENDS = (LlamaCppOptions, TransformersOptions, OpenAIOptions, TokensOptions)
+MODELS = {name for model in BACKENDS for name in model.model_fields}
 
 
 def test_whose_an_option_is_is_known() -> None:
     """The lists that hints are made from are those of the real parts."""
     assert set(options.OF_ROUTER) | {"seed"} == ROUTER
-    assert set(options.OF_REQUEST) == set(RequestOptions.model_fields) - {"policy", "method"}  # the Router's first
+    first_the_routers = {"budget", "policy", "method"}
+    assert set(options.OF_REQUEST) == set(RequestOptions.model_fields) - first_the_routers
     assert set(options.OF_MODEL) == MODELS - {"chat_template_kwargs"}  # a request's first
     assert set(options._ELSEWHERE.values()) <= {*options.OF_REQUEST, *options.OF_MODEL}
 
@@ -94,7 +98,10 @@ def commands(group: typer.core.TyperGroup) -> Iterator[str]:
 
 def test_advice_names_options_that_exist() -> None:
     known = ROUTER | MODELS | set(RequestOptions.model_fields) | set(CalibrationOptions.model_fields)
-    known |= {"at", "bound", "draft", "draft_len", "max", "span", "window"}  # of certify(), of short forms
+    known |= {field.name for record in (Prices, MachinePrice) for field in dataclasses.fields(record)}
+    known |= set(inspect.signature(Budget).parameters)
+    # Of certify(), of a method's and of a policy's short forms.
+    known |= {"at", "bound", "draft", "draft_len", "else", "max", "near_best", "span", "token", "window"}
     others = {"CMAKE_ARGS", "DGGML_CUDA", "DGGML_METAL", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "errors"}
     flags = set(commands(typer.main.get_command(app)))
     flags |= {
@@ -103,7 +110,9 @@ def test_advice_names_options_that_exist() -> None:
         "--no-deps",
         "--preload",
         "--merge",
-    }  # pip's, gunicorn's, llama.cpp's
+        "--enable-scale-out",
+        "--enable-prompt-tokens-details",
+    }  # pip's, gunicorn's, llama.cpp's, vLLM's
     seen = 0
     for where, text in advice():
         for name in re.findall(r"\b([A-Za-z_]+)=", text):

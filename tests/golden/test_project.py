@@ -27,31 +27,34 @@ SOURCES = sorted(path for room in ("fsgen_router", "adapters", "policies") for p
 # --- exports -------------------------------------------------------------------------------------
 
 EXPORTS = {
-    "REST", "BackendError", "CalibrationError", "CheckerFailed", "Claim", "Comparison", "ConfigurationError",
-    "Constraint", "Context", "Decision", "Finished", "ForkedProcess", "FsgenError", "Generation", "InvalidRequest",
-    "Ledger", "Mask", "Message", "ModelCard", "ModelFileCorrupt", "ModelLoadError", "ModelNotFound", "ModelUsage",
-    "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost", "Policy", "PolicyFileError", "Prices",
-    "PromptTooLong", "QueueFull", "ReasoningDelta", "Report", "RequestKeywords", "RequestOptions", "Restarted",
-    "RewindWarning", "Router", "RouterClosed", "Signals", "SlowAloneWarning", "SmallExtentWarning", "Span",
-    "StreamEvent", "SwappedModelsWarning", "SystemMessageWarning", "TextDelta", "TextPart", "Token", "TokenClass",
-    "UnsteadyMachineWarning", "Usage", "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
+    "REST", "BackendError", "Budget", "CalibrationError", "Candidate", "CheckerFailed", "Claim", "Comparison",
+    "ConfigurationError", "Constraint", "Context", "Decision", "Draft", "Finished", "ForkedProcess", "FsgenError",
+    "Generation", "InvalidRequest", "Ledger", "MachinePrice", "Mask", "Message", "ModelCard", "ModelFileCorrupt",
+    "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost",
+    "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "ReasoningDelta", "Report",
+    "RequestKeywords", "RequestOptions", "Restarted", "RewindWarning", "Router", "RouterClosed", "Selection", "Signals",
+    "SlowAloneWarning", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning", "SystemMessageWarning",
+    "TextDelta", "TextPart", "Token", "TokenClass", "UnsteadyMachineWarning", "Usage", "Verifier", "VerifierFailed",
+    "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
-    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "Budget", "Capped", "Every", "Extended", "Guarantee", "Learned",
-    "MissedEstimate", "Never", "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning", "Random", "SpanRule",
-    "Threshold", "audit_of", "check_pair", "check_prompt", "estimate_missed", "fingerprint", "guarantee_of",
-    "load_policy", "make_policy", "promote", "save_policy",
+    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "BestOf", "Budget", "Capped", "Check", "Every", "Extended",
+    "Guarantee", "Learned", "MissedEstimate", "Never", "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning",
+    "Random", "Score", "SpanRule", "Threshold", "Vote", "audit_of", "check_pair", "check_prompt", "estimate_missed",
+    "fingerprint", "guarantee_of", "load_policy", "make_policy", "promote", "save_policy",
 }  # fmt: skip
 METHOD_EXPORTS = {
     "DEFAULT_DRAFT_LEN", "FSGEN_SETTINGS", "SHORT_FORMS", "Contrast", "Proxy", "Replace", "Verify", "make_method",
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
-    "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "baseline", "policy", "method", "request_id",
+    "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "max_cost_usd", "max_seconds",
+    "budget", "baseline", "policy", "method", "request_id",
 }  # fmt: skip
 ROUTER = {
-    "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "batching", "chat", "close", "complete",
-    "costs", "fast", "ledger", "max_waiting", "measure", "measure_steps", "method", "policy", "prices", "read_ahead",
+    "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "baseline_share", "batching", "budget", "chat",
+    "checker", "close", "complete", "costs", "fast", "ledger", "machine",
+    "max_waiting", "measure", "measure_steps", "method", "policy", "prices", "read_ahead",
     "seed", "shared", "slow", "stream", "stream_chat", "tuned", "with_policy",
 }  # fmt: skip
 
@@ -178,7 +181,7 @@ def test_log_events_are_the_documented_ones() -> None:
 
 # A file imports only from rooms before its own.
 ORDER = (
-    "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "report",
+    "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "money", "report",
     "generation", "decode", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
     "requests", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
     "study", "cli",
@@ -188,7 +191,7 @@ ORDER = (
 HEAVY = {
     "torch", "transformers", "llama_cpp", "huggingface_hub", "gguf", "matplotlib", "scipy", "psutil", "tokenizers",
     "safetensors", "tqdm", "openai", "httpx", "httpx2", "tenacity", "sklearn", "jinja2",
-    "accelerate",
+    "accelerate", "genai_prices",
 }  # fmt: skip
 AT_IMPORT = {
     "adapters/chat_template.py": {"jinja2"},
@@ -203,7 +206,9 @@ AT_IMPORT = {
     "adapters/openai/connection.py": {"httpx2", "tenacity"},
     "adapters/openai/endpoint.py": {"httpx2"},
     "adapters/openai/errors.py": {"httpx2", "tenacity"},
+    "adapters/openai/metering.py": {"httpx2"},
     "adapters/openai/responses.py": {"httpx2"},
+    "adapters/tokens/server.py": {"httpx2"},
     "adapters/transformers/__init__.py": {
         *("accelerate", "gguf", "huggingface_hub", "jinja2", "psutil", "tokenizers", "torch", "transformers"),
     },
@@ -222,6 +227,7 @@ WHEN_CALLED = {
     "fsgen_router/calibration/fit.py": {"sklearn", "torch"},
     "fsgen_router/calibration/report.py": {"jinja2"},
     "adapters/llama_cpp/files.py": {"huggingface_hub"},
+    "adapters/openai/prices.py": {"genai_prices"},
     "fsgen_router/evaluation/intervals.py": {"scipy"},
     "fsgen_router/cli/doctor.py": {"llama_cpp", "huggingface_hub", "torch"},
     "fsgen_router/support/machine.py": {"psutil"},
@@ -365,6 +371,7 @@ def test_importing_the_package_loads_no_backend() -> None:
         ("jinja2", "transformers", "transformers:folder"),
         ("httpx2", "openai", "openai:name@https://host/v1"),
         ("tenacity", "openai", "openai:name@https://host/v1"),
+        ("httpx2", "openai", "tokens:name@http://host:8000"),
     ],
 )
 def test_a_missing_extra_is_named(missing: str, extra: str, model: str) -> None:

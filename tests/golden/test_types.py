@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from fsgen_router import RequestKeywords, RequestOptions
 from fsgen_router.adapters.llama_cpp import LlamaCppKeywords, LlamaCppOptions
 from fsgen_router.adapters.openai import OpenAIKeywords, OpenAIOptions
+from fsgen_router.adapters.tokens import TokensKeywords, TokensOptions
 from fsgen_router.adapters.transformers import TransformersKeywords, TransformersOptions
 
 PROGRAM = """
@@ -94,6 +95,7 @@ def test_what_is_right_passes_and_what_is_wrong_does_not(tmp_path: Path) -> None
         (RequestKeywords, RequestOptions),
         (LlamaCppKeywords, LlamaCppOptions),
         (OpenAIKeywords, OpenAIOptions),
+        (TokensKeywords, TokensOptions),
         (TransformersKeywords, TransformersOptions),
     ],
 )

@@ -8,15 +8,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from fsgen_router import Router, reference
 from fsgen_router.cli import app
 from fsgen_router.contracts.models import TokenModel
+from fsgen_router.errors import CalibrationError, ConfigurationError
 from fsgen_router.evaluation import reference_items, run_baselines, run_items
 from fsgen_router.law import read_table
-from fsgen_router.study import probe_pair, run_study
+from fsgen_router.study import probe_pair, run_study, running
 from fsgen_router.study.config import make_study
 
 PAIR = {"fast": "reference:fast", "slow": "reference:slow"}
@@ -105,6 +107,47 @@ def test_a_study_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert asked == []
 
 
+POLICIES = ("best_of:2,score>-0.3", "best_of:3,vote>0.5")
+
+
+def test_policies_stand_beside_token_routing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At equal slow steps, with what the Router itself measures; another time nothing is asked again."""
+    sweep = ("entropy>0.2", "entropy>1")
+    monkeypatch.setattr(running, "SWEEP", sweep)
+    prompts = tmp_path / "open.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"lamp {k}"}) for k in range(3)))
+    datasets = [{"split": "test"}, {"name": "open", "file": str(prompts)}]
+    pairs = [PAIR, {"fast": "llama_cpp:nowhere.gguf", "slow": "reference:slow"}]
+    settings: dict[str, Any] = {"pairs": pairs, "datasets": datasets, "policies": POLICIES, "min_tokens": 20}
+    settings |= {"n": 6, "concurrency": 1}
+    study = run_study(config(**settings), work=tmp_path / "work")
+    assert [row.key.method for row in study.policies] == [*POLICIES] * 4
+    assert all("expected answer" in (row.error or "") for row in study.policies[2:4])
+    assert all("nowhere.gguf" in (row.error or "") for row in study.policies[4:])
+    items = reference_items("test", 6)
+    with Router(policy="always", method="replace") as router:
+        fast, slow = run_baselines(router, items, max_tokens=MAX_TOKENS, seed=0)
+        curve = [run_items(router, items, policy, max_tokens=MAX_TOKENS, seed=0) for policy in sweep]
+        works = [run.column("slow_forwards").sum() for run in (fast, *curve, slow)]
+        heights = [run.accuracy for run in (fast, *curve, slow)]
+        order = np.argsort(works, kind="stable")
+        for row in study.policies[:2]:
+            assert row.found is not None, row.error
+            run = run_items(router, items, row.key.method, max_tokens=MAX_TOKENS, seed=0)
+            work = run.column("slow_forwards").sum()
+            assert row.found.accuracy.value == run.accuracy
+            assert row.found.slow_forwards.value == pytest.approx(work / slow.column("tokens").sum())
+            assert row.found.escalated.value == (run.column("escalations") > 0).mean()
+            routed = np.interp(work, np.array(works)[order], np.array(heights)[order])
+            assert row.found.routed.value == pytest.approx(routed)
+            assert row.found.gain.value == pytest.approx(run.accuracy - routed)
+    asked: list[object] = []
+    monkeypatch.setattr(Router, "chat", lambda *args, **options: asked.append(args))
+    again = run_study(config(**settings), work=tmp_path / "work")
+    assert asked == []
+    assert [row.to_dict() for row in again.policies] == [row.to_dict() for row in study.policies]
+
+
 def test_cells_that_fail_fail_alone(work: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "open.jsonl"
     prompts.write_text("\n".join(json.dumps({"prompt": f"lamp {k}"}) for k in range(6)))
@@ -132,6 +175,17 @@ def test_cells_that_fail_fail_alone(work: Path, tmp_path: Path) -> None:
     assert "line 1" in (by_name["broken"].error or "")
     assert "nowhere.jsonl cannot be read" in (by_name["missing"].error or "")
     assert "6 tokens in 2 answers are too few for a rate (min_tokens = 20)" in (by_name["short"].error or "")
+    # In processes of their own the pairs come to the same.
+    progress = Stops()
+    beside = run_study(study.config, work=tmp_path / "beside", jobs=2, progress=progress)
+    assert [cell.to_dict() for cell in beside.cells] == [cell.to_dict() for cell in study.cells]
+    assert (progress.stages, progress.done) == ([("2 pairs, 2 at a time", 2)], 2)
+    # What cannot be kept ends all of them, with the reason.
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CalibrationError, match="file"):
+        run_study(study.config, work=tmp_path / "file" / "work", jobs=2)
+    with pytest.raises(ConfigurationError, match="0 jobs"):
+        run_study(study.config, work=work, jobs=0)
 
 
 def test_the_command_writes_a_table_and_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +195,7 @@ def test_the_command_writes_a_table_and_a_page(tmp_path: Path, monkeypatch: pyte
         f"n = {N}",
         f"max_tokens = {MAX_TOKENS}",
         "min_tokens = 50",
+        'policies = ["best_of:1,score>-0.4"]',
         "[[pairs]]",
         'fast = "reference:fast"',
         'slow = "reference:slow"',
@@ -156,6 +211,11 @@ def test_the_command_writes_a_table_and_a_page(tmp_path: Path, monkeypatch: pyte
     assert done.exit_code == 0, done.output
     assert "nowhere.gguf" in done.stderr
     folder = tmp_path / "mine-results"
+    beside = list(csv.DictReader((folder / "policies.csv").read_text().splitlines()))
+    assert [row["policy"] for row in beside] == ["best_of:1,score>-0.4"] * 2
+    assert f"{float(beside[0]['accuracy']):.1%}" in done.stdout
+    assert float(beside[0]["slow_forwards"]) > 0
+    assert "nowhere.gguf" in beside[1]["error"]
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
     assert len(rows) == 2
     assert rows[1]["cof"] == ""
@@ -163,12 +223,14 @@ def test_the_command_writes_a_table_and_a_page(tmp_path: Path, monkeypatch: pyte
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 6
     assert "1 cells were not measured" in page
+    assert "best_of:1,score&gt;-0.4" in page
     (cell,) = read_table(folder / "results.csv").cells
     assert len(cell) == 1
     as_json = runner.invoke(app, ["study", "mine.toml", "--json"])
     assert as_json.exit_code == 0
     record = json.loads(as_json.stdout)
     assert record == json.loads((folder / "results.json").read_text())
+    assert record["policies"][0]["accuracy"] == float(beside[0]["accuracy"])
     measured = record["cells"][0]
     assert measured["cof"] == pytest.approx(float(rows[0]["cof"]))
     assert measured["cof_interval"][0] <= measured["cof"] <= measured["cof_interval"][1]

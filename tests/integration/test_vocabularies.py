@@ -151,7 +151,7 @@ def test_ids_that_one_model_lacks_are_never_written(load, files, turned: bool) -
     tried = 0
     for method in METHODS:
         with Router(*pair, policy="every:3", method=method, audit=1.0) as router:
-            for seed in range(4):
+            for seed in range(2):
                 sampled = {"temperature": 1.5, "seed": seed} if seed else {}
                 answer = router.complete(prompt, max_tokens=30, baseline=True, **sampled)
                 assert answer.degraded is None
@@ -161,7 +161,7 @@ def test_ids_that_one_model_lacks_are_never_written(load, files, turned: bool) -
                 assert answer.usage.disagreement_rate is not None
                 if not seed and method == "verify":
                     assert ids_of(answer) == ids_of(answer.baseline) == slow_only
-    assert tried > 200
+    assert tried > 100
 
 
 def test_always_asking_gives_the_slow_models_own_text(load, files) -> None:

@@ -1,6 +1,7 @@
 """Code blocks of a Markdown page: read, run in the page's order, and, where a page says so, only checked.
 
-``python`` blocks share one namespace a page, and may await, as in Jupyter; with ``title="name.py"`` they are files.
+``python`` blocks share one namespace a page, and may await, as in Jupyter; with ``title="name.py"`` they are files, and
+so are ``toml`` blocks.
 ``console`` blocks are run by bash, line by line: what follows ``$``. A line that ends in ``&`` is a server, which
 is waited for and ended with the page. All of it happens in one folder a page, in which ``examples`` is this
 repository's. Ports (8000 to 8099) are replaced by free ones.
@@ -48,7 +49,7 @@ UPDATE = os.environ.get("FSGEN_UPDATE_DOCS") == "1"
 """Whether outputs are written into the pages instead of being compared."""
 
 PUBLIC = re.compile(
-    r"fsgen_router(\.(policies|methods|adapters(\.\w+)?|calibration|costs|evaluation|json_forms|law|recommend|reference|study))?"
+    r"fsgen_router(\.(policies|methods|adapters(\.\w+)?|calibration|costs|evaluation|json_forms|money|law|recommend|reference|study))?"
 )
 """Where documentation may import from: all else moves."""
 MODEL_OPTIONS = {
@@ -124,7 +125,7 @@ class Page:
         """Run it; what it printed."""
         code = self._with_free_ports(block.code)
         if block.title is not None:
-            (self.folder / block.title).write_text(code)
+            self.keep(block)
             return ""
         # Lines of the page, so that errors point into it.
         tree = ast.parse("\n" * block.line + code, where)
@@ -135,6 +136,11 @@ class Page:
             if inspect.iscoroutine(waiting):
                 self.runner.run(waiting)
         return self._with_shown_ports(out.getvalue())
+
+    def keep(self, block: Block) -> None:
+        """Write it as a file, where it has a name."""
+        if block.title is not None:
+            (self.folder / block.title).write_text(self._with_free_ports(block.code))
 
     def console(self, block: Block) -> str:
         printed = ""

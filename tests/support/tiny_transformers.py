@@ -138,3 +138,23 @@ def saved(architecture: str) -> Path:
     make_model(architecture).save_pretrained(folder)
     byte_level().save_pretrained(folder)
     return folder
+
+
+@cache
+def altered(architecture: str, noise: float) -> Path:
+    """A model of :data:`CONFIGS` without padding rows that writes no control token, so that no answer ends early.
+
+    With noise on its weights, relative to their size: a little of it mostly changes no choice.
+    """
+    folder = _root() / f"{architecture}-{noise:g}"
+    config = CONFIGS[architecture]()
+    config.vocab_size = N_VOCAB
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += noise * weight.std().nan_to_num() * torch.randn_like(weight)
+        model.get_output_embeddings().weight[: len(SPECIALS)] = 0.0
+    model.save_pretrained(folder)
+    byte_level().save_pretrained(folder)
+    return folder

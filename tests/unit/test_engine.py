@@ -126,7 +126,7 @@ def test_every_k_and_spans_equal_a_plain_loop(case: int, interval: int, extent: 
 
 
 @given(case=CASE, policy=st.sampled_from(POLICIES), warp=st.sampled_from([Warp(), *WARPS]))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_each_token_is_its_models_own_choice(case: int, policy: str, warp: Warp) -> None:
     """Whatever the policy: given what stands before it, each token is its writer's."""
     models, ids = pair(case), prompt(case)

@@ -243,6 +243,35 @@ def test_the_first_crossing_counts_in_any_order_of_the_sweep() -> None:
 # --- sweeps --------------------------------------------------------------------------------------
 
 
+def test_equal_work_reads_the_sweep_at_the_policys_own_steps() -> None:
+    """The fast model 0%, a sweep through (20 steps, 50%) and (60, 80%), the slow one (100, 100%); in any order."""
+    n = 200
+
+    def right(share: float) -> np.ndarray:
+        return np.arange(n) < share * n
+
+    fast, slow = made("fast", right(0.0), 0.0), made("slow", right(1.0), 1.0)
+    sweep = [made("b", right(0.8), 0.6), made("a", right(0.5), 0.2)]
+    found = ev.at_equal_work(made("mine", right(0.75), 0.4), fast, slow, sweep)
+    assert (found.policy, found.n, found.accuracy.value) == ("mine", n, 0.75)
+    assert found.slow_forwards.value == pytest.approx(0.4)
+    assert found.slow_positions.value == pytest.approx(1.4)  # 100 read, and 40 written
+    assert found.escalated.value == 1.0
+    assert found.routed.value == pytest.approx(0.65)
+    assert found.gain.value == pytest.approx(0.1)
+    assert found.gain.interval is not None
+    low, high = found.gain.interval
+    assert low < 0.1 < high
+    # Beyond the curve's ends it is read at the end, and a point of it has no gain.
+    above = ev.at_equal_work(made("more", right(1.0), 1.5), fast, slow, sweep)
+    assert above.routed.value == 1.0
+    own = ev.at_equal_work(sweep[0], fast, slow, sweep)
+    assert (own.gain.value, own.gain.interval) == (0.0, (0.0, 0.0))
+    assert {"gain", "gain_interval", "routed", "policy"} <= set(own.to_dict())
+    with pytest.raises(ConfigurationError, match="the same items"):
+        ev.at_equal_work(made("short", right(1.0)[:5], 0.1), fast, slow, sweep)
+
+
 def test_sweeps_are_policies_at_quantiles() -> None:
     from fsgen_router.policies import make_policy
 

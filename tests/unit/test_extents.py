@@ -147,7 +147,7 @@ def test_a_span_ends_at_its_boundary_and_so_does_the_call(span: str, said: str, 
         assert (request.answer, request.gap) == (" One two", " ")
         assert written(answer, "slow") == [said]
         assert answer.text.startswith(f" One two{said}")
-        assert (answer.degraded, answer.usage.round_trips, endpoint.closed_early) == (None, 1, 1)
+        assert (answer.usage.round_trips, endpoint.closed_early) == (1, 1)
         came = SLOW if size == len(SLOW) else said
         assert answer.usage.slow.decode >= len(vocabulary().encode(came, add_bos=False))
 

@@ -544,7 +544,9 @@ def test_a_call_that_thought_and_said_nothing_is_counted() -> None:
 
     fast = ScriptedModel(letters, tokenizer())
     prices = Prices(input=2.0, output=8.0, cached_input=1.0)
-    with Router(fast, Thinking(lambda request: ()), policy="every:3,span=2", prices=prices) as router:
+    with Router(
+        fast, Thinking(lambda request: ()), policy="every:3,span=2", prices=prices, at_any_price=True
+    ) as router:
         answer = router.complete(ASKED, max_tokens=6)
     usage = answer.usage
     assert (usage.escalations, usage.round_trips) == (2, 2)

@@ -59,6 +59,8 @@ def test_models_by_size_make_all_their_pairs() -> None:
         ({"models": [{"model": "a:b", "size": "7B"}]}, "models.0.size='7B'"),
         ({"models": [{"model": "a:b", "size": float("inf")}]}, "models.0.size"),
         ({"n": 1}, "n=1"),
+        ({"policies": ["best_of:0"]}, "best_of:0 (at least 1"),
+        ({"policies": ["never", "never"]}, "two policies are 'never'"),
         ({"seeds": [-1]}, "seeds.0"),
         ({"seeds": []}, "seeds"),
         ({"datasets": [{"split": "test", "matches": "number"}]}, "datasets.0.matches"),
