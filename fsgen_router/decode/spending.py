@@ -29,7 +29,8 @@ def admitted(core: Core, decision: Decision) -> Decision:
     if not terms.holds:
         return decision
     settle(core)
-    standing = len(state.answer) if decision.draft == "keep" else 0
+    # What an endpoint may write anew counts as if it were not there.
+    standing = len(state.answer if core.request.text is None else state.tokens) if decision.draft == "keep" else 0
     left = min(core.request.max_tokens, core.room) - standing
     length = left if decision.extent == REST else min(decision.extent, left)
     call = _call(core)
