@@ -21,6 +21,8 @@ PAGE = HERE.parent / "docs" / "figures.md"
 PAIR = HERE.parent / "examples" / "reference_pair"
 METHODS = HERE.parent / "docs" / "methods.md"
 RECOMMEND = HERE.parent / "docs" / "recommend.md"
+POLICIES = HERE.parent / "docs" / "policies.md"
+PAIRS = HERE.parent / "docs" / "pairs.md"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -529,6 +531,28 @@ def recommend() -> str:
     return "\n".join(lines)
 
 
+def drafts() -> str:
+    figures = load("drafts")
+    lines = [
+        "| handed over by | draft, tokens | `keep`: right | bill | `drop`: right | bill | `show`: right | bill |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for point in figures["points"]:
+        by = figures[point]
+        cells = [f"`{point}`", f"{by['keep']['draft_tokens']:.0f}"]
+        for draft in ("keep", "drop", "show"):
+            cells += [percent(by[draft], "accuracy"), percent(by[draft], "bill")]
+        lines.append(f"| {' | '.join(cells)} |")
+    alone = [percent(figures[f"{role}_alone"], "accuracy") for role in ("fast", "slow")]
+    lines += [
+        "",
+        f"Alone the fast model is right in {alone[0]}, the slow one in {alone[1]}. "
+        f"`benchmarks/drafts.py`, {figures['n']} problems, method `replace`, nothing cached, seed {figures['seed']}, "
+        f"95% bootstrap intervals by prompt, {figures['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def method_step() -> str:
     found = load("method_step")
 
@@ -578,6 +602,21 @@ def best_of_k() -> str:
         f"{found['n']} held-out problems of the reference pair; slow steps and slow reads are per token that the slow "
         f"model writes alone, reads with the prompt. {_certified_score(found['certified'])} "
         f"`benchmarks/best_of_k.py`, seed {found['seed']}, 95% bootstrap intervals by prompt, {found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def seams() -> str:
+    figures = load("seams")
+    lines = ["| tokenizer | cuts | in mid-word | tokens | wrong bytes |", "|---|---|---|---|---|"]
+    for name, found in figures["tokenizers"].items():
+        counts = (found["cuts"], found["in_words"], found["tokens"], found["wrong"])
+        lines.append(f"| {name} | {' | '.join(f'{count:,}' for count in counts)} |")
+    total = sum(found["cuts"] for found in figures["tokenizers"].values())
+    lines += [
+        "",
+        f"`benchmarks/seams.py`, {total:,} cuts of {figures['texts']} texts, seed {figures['seed']}, "
+        f"{figures['date']}.",
     ]
     return "\n".join(lines)
 
@@ -641,6 +680,8 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "card": (PAIR / "MODEL_CARD.md", card),
     "http_verify": (README, http_verify),
     "recommend": (RECOMMEND, recommend),
+    "drafts": (POLICIES, drafts),
+    "seams": (PAIRS, seams),
     "method_step": (METHODS, method_step),
 }
 

@@ -5,7 +5,7 @@ python examples/chat_backend.py
 
 import asyncio
 
-from fsgen_router import Finished, Message, Router, TextDelta
+from fsgen_router import Finished, Message, Restarted, Router, TextDelta
 from fsgen_router.reference import world
 
 
@@ -19,6 +19,8 @@ async def converse(router: Router, questions: list[str]) -> list[str]:
             match event:
                 case TextDelta(text=text):
                     pieces.append(text)  # a server would send this piece on
+                case Restarted():
+                    pieces.clear()  # with draft=show or draft=drop: what was sent does not stand
                 case Finished(generation=answer):
                     cached = answer.usage.fast.cached
                     print(f"{answer.usage.tokens} tokens, {answer.usage.slow_forwards} slow steps, {cached} cached")

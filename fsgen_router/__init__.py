@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         VerifierFailed,
         VocabularyMismatch,
     )
-    from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
+    from .generation import Finished, Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta
     from .money import Budget
     from .pairing import (
         RewindWarning,
@@ -108,6 +108,7 @@ __all__ = [
     "Report",
     "RequestKeywords",
     "RequestOptions",
+    "Restarted",
     "RewindWarning",
     "Router",
     "RouterClosed",
@@ -171,7 +172,7 @@ _HOMES = {
         "UnsteadyMachineWarning",
         "VocabularyWarning",
     ),
-    "generation": ("Finished", "Generation", "ReasoningDelta", "StreamEvent", "TextDelta"),
+    "generation": ("Finished", "Generation", "ReasoningDelta", "Restarted", "StreamEvent", "TextDelta"),
     "records": (
         "Candidate",
         "Claim",

@@ -136,10 +136,19 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Restarted:
+    """A stream event: the slow model begins the answer anew. The text so far does not stand, and has to be taken away.
+
+    Only a policy with ``draft=show`` or ``draft=drop`` brings it, at a hand-over of the rest: once in an answer, unless
+    a cap on slow tokens ended that early.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last stream event."""
 
     generation: Generation
 
 
-StreamEvent: TypeAlias = TextDelta | ReasoningDelta | Finished
+StreamEvent: TypeAlias = TextDelta | ReasoningDelta | Restarted | Finished

@@ -28,13 +28,15 @@ class SignalsJson(TypedDict):
 
 
 class DecisionJson(TypedDict):
-    """:class:`~fsgen_router.Decision`; an ``extent`` of -1 is the rest of the answer."""
+    """:class:`~fsgen_router.Decision`; an ``extent`` of -1 is the rest of the answer, ``until`` mostly empty."""
 
     escalate: bool
     extent: int
     score: float | None
     threshold: float | None
     reason: str
+    until: Literal["", "sentence", "line", "step"]
+    draft: Literal["keep", "show", "drop"]
 
 
 class TokenJson(TypedDict):
@@ -136,6 +138,8 @@ class UsageJson(TypedDict):
     corrections: int
     tuned_corrections: int
     bonus_tokens: int
+    restarts: int
+    seam_repairs: int
     reasoning_tokens: int
     round_trips: int
     billed: BilledJson

@@ -149,7 +149,7 @@ class Usage:
     decisions: int = 0
     escalations: int = 0
     discarded_tokens: int = 0
-    """Drafts of the fast model's that do not stand."""
+    """Tokens that do not stand: the fast model's drafts, and what was written before a restart."""
     corrections: int = 0
     """Positions at which the method put another token in the place of the fast model's.
 
@@ -159,6 +159,10 @@ class Usage:
     """Those of the same positions at which its token is not the third model's: the CoF against the tuned model."""
     bonus_tokens: int = 0
     """Tokens that the slow model wrote behind drafts that it had accepted, in the forward that judged them."""
+    restarts: int = 0
+    """Hand-overs at which the slow model began the answer anew; the draft's tokens are among ``discarded_tokens``."""
+    seam_repairs: int = 0
+    """Repairs at seams: what an endpoint that was told in words to go on repeated, put around its text or left out."""
     reasoning_tokens: int = 0
     """What an endpoint wrote and was not to be shown, a part of ``slow.decode``: it is billed and waited for.
 

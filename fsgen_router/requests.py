@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -169,6 +169,7 @@ def _make_request(
         id=options.request_id or uuid.uuid4().hex,
         prompts=prompts,
         text=text if pair.local_slow is None else None,
+        show_draft=_draft_shower(pair, text),
         key=key,
         max_tokens=options.max_tokens,
         seed=seed,
@@ -177,6 +178,19 @@ def _make_request(
         stop_ids=options.stop_ids(pair.vocabulary.n_vocab),
         constraint=options.make_constraint(pair.vocabulary.n_vocab),
     )
+
+
+def _draft_shower(pair: Pairing, text: TextPrompt) -> Callable[[str], Sequence[int]] | None:
+    """What makes a local slow model's prompt with a draft in view."""
+    slow = pair.local_slow
+    if slow is None:
+        return None
+    tokenizer = pair.tokenizer("slow", slow)
+
+    def show(draft: str) -> Sequence[int]:
+        return _ids(text.showing(draft), tokenizer)
+
+    return show
 
 
 def _require_known(pair: Pairing, options: RequestOptions, method: Method) -> None:

@@ -26,7 +26,7 @@ from .costs import THOROUGH, PairCost, measure_steps
 from .costs.measuring import Progress
 from .decode import BestOfEngine, Emit, Engine, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
-from .generation import Finished, Generation, ReasoningDelta, StreamEvent, TextDelta
+from .generation import Finished, Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta
 from .methods import make_method
 from .money import Budget, PriceTable, Purse, Spending, Terms, cost_of, known_prices
 from .pairing import REFERENCE_PAIR, Pairing, is_reference_pair, warn_of_swapped
@@ -393,7 +393,8 @@ class Router:
     def stream(self, prompt: str, **options: Unpack[RequestKeywords]) -> Iterator[StreamEvent]:
         """Like :meth:`complete`, as :class:`TextDelta` events and one :class:`Finished`.
 
-        An endpoint that shows what it thinks adds :class:`ReasoningDelta` events.
+        An endpoint that shows what it thinks adds :class:`ReasoningDelta` events, and a policy with ``draft=show`` or
+        ``draft=drop`` a :class:`Restarted`, where the text so far has to be taken away.
         Raises :class:`InvalidRequest` and :class:`QueueFull` at the call. A stream that is closed or dropped, read or
         not, gives its place back.
         """
@@ -798,6 +799,8 @@ class Router:
 
 
 def _event(emit: Emit) -> StreamEvent:
+    if emit.restarts:
+        return Restarted()
     return ReasoningDelta(emit.reasoning) if emit.reasoning else TextDelta(emit.text, emit.token)
 
 

@@ -5,6 +5,7 @@ from .basic import Always, AtPrompt, Capped, Every, Never, Random, Threshold
 from .best_of import BestOf, Check, Score, Vote
 from .budget import Budget
 from .cards import Guarantee, Pair, PolicyCard, fingerprint
+from .extents import Extended
 from .files import PolicyPairWarning, check_pair, load_policy, save_policy
 from .learned import Learned, SpanRule, check_prompt, guarantee_of
 from .online import OnlineHead, promote
@@ -20,6 +21,7 @@ __all__ = [
     "Capped",
     "Check",
     "Every",
+    "Extended",
     "Guarantee",
     "Learned",
     "MissedEstimate",

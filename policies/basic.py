@@ -280,8 +280,7 @@ class Capped:
         if self.max_tokens is None:
             return state, decision
         left = self.max_tokens - context.slow_tokens
-        extent = left if decision.extent == REST else min(decision.extent, left)
-        return state, Decision(True, extent, decision.score, decision.threshold, decision.reason)
+        return state, replace(decision, extent=left if decision.extent == REST else min(decision.extent, left))
 
     def _reached(self, context: Context) -> str:
         """The cap that leaves no further escalation; empty where none does."""

@@ -14,6 +14,7 @@ from fsgen_router.errors import ConfigurationError
 from .basic import THRESHOLDS, Always, AtPrompt, Every, Never, Random, SignalName, Threshold
 from .best_of import BestOf, Score, Vote
 from .budget import Budget
+from .extents import BOUNDARIES, DRAFTS, MAX_SPAN, Extended
 from .files import SUFFIX, load_policy
 
 SHORT_FORMS = (
@@ -28,6 +29,8 @@ SHORT_FORMS = (
     "delta<0.2",
     "budget:0.2",
     "entropy>1.2,at=prompt",
+    "entropy>1.2,span=sentence,max=64",
+    "entropy>1.2,span=rest,draft=drop",
     "best_of:4,score>-0.3",
     "best_of:4,vote>0.5",
 )
@@ -36,9 +39,10 @@ FSGEN_FORMS = ("none", "normal", "threshold:0.5", "delta:0.2")
 score: ``fsgen-router calibrate --scorer svm``."""
 _HINT = (
     f"one of {', '.join(SHORT_FORMS)} with your own numbers (FS-GEN's names are known too: {', '.join(FSGEN_FORMS)}); "
-    "add ',span=8' (or span=rest) for what the slow model then writes, ',window=4' to a threshold to average over the "
-    "last tokens, and ',at=prompt' to decide about the whole answer at its first token; ',else=POLICY' to best_of for "
-    "who writes where no answer passes; or a policy file, NAME.safetensors"
+    f"add ',span=8', span=rest or span={'|'.join(BOUNDARIES)} (with ',max=64' tokens at most) for what the slow model "
+    f"then writes, ',draft={'|'.join(DRAFTS)}' to span=rest for what it makes of the answer so far, ',window=4' to a "
+    "threshold to average over the last tokens, and ',at=prompt' to decide about the whole answer at its first token; "
+    "',else=POLICY' to best_of for who writes where no answer passes; or a policy file, NAME.safetensors"
 )
 _PARTS = ("name", "asks", "begin", "decide", "end")
 _HEAD = re.compile(r"(?P<kind>[a-z_]+)\s*(?:(?P<mark>[:<>])\s*(?P<value>[-+.\w]+))?")
@@ -78,7 +82,9 @@ def make_policy(policy: Policy | str | Path) -> Policy:
     if found is None:
         raise ConfigurationError(f"unknown policy {policy!r}", hint=_HINT)
     kind, mark, value = found["kind"], found["mark"], found["value"]
-    settings = _options(policy, options)
+    settings, words = _options(policy, options)
+    if words or "max" in settings:
+        return _extended(policy, head, settings, words)
     window, extent = settings.pop("window", None), settings.pop("span", 1)
     if window is not None and kind not in (*THRESHOLDS, *_FSGEN):
         raise ConfigurationError(f"window does not go with {kind!r}", hint=_HINT)
@@ -106,6 +112,24 @@ def make_policy(policy: Policy | str | Path) -> Policy:
                 )
             return Threshold(kind, _number(policy, value), mark == ">", extent, 1 if window is None else window)
     raise ConfigurationError(f"unknown policy {policy!r}", hint=_HINT)
+
+
+def _extended(policy: str, head: str, settings: dict[str, int], words: dict[str, str]) -> Policy:
+    """A policy whose extent is more than a number of tokens."""
+    window = f",window={settings['window']}" if "window" in settings else ""
+    inner = make_policy(head + window)
+    if not inner.asks or "at" in settings:
+        raise ConfigurationError(f"{next(iter(words), 'max')}= does not go with the rest of {policy!r}", hint=_HINT)
+    if "max" in settings and "until" not in words:
+        raise ConfigurationError(
+            f"max= in policy {policy!r} is the most of a span to a boundary",
+            hint=f"write span=16 for a number of tokens, or span={'|'.join(BOUNDARIES)} beside max=16",
+        )
+    extent = settings.get("max", MAX_SPAN) if "until" in words else settings.get("span", 1)
+    made = Extended(inner, extent, **words)  # type: ignore[arg-type]  # which checks them
+    if made.until or made.draft != "keep":
+        return made
+    return make_policy(f"{head},span={'rest' if extent == REST else extent}{window}")
 
 
 _BEST_OF = re.compile(
@@ -158,16 +182,22 @@ def _number(policy: str, value: str, *, whole: bool = False) -> float:
         raise ConfigurationError(f"{value!r} in policy {policy!r} is not {kind}", hint=_HINT) from None
 
 
-def _options(policy: str, options: list[str]) -> dict[str, int]:
+def _options(policy: str, options: list[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """Options that are numbers, and ``until`` and ``draft``, which are words."""
     settings: dict[str, int] = {}
+    words: dict[str, str] = {}
     for option in options:
         name, _, value = option.partition("=")
-        if name not in ("span", "window", "at") or not value or (name == "at" and value != "prompt"):
+        if name not in ("span", "max", "draft", "window", "at") or not value or (name == "at" and value != "prompt"):
             raise ConfigurationError(f"unknown option {option!r} in policy {policy!r}", hint=_HINT)
-        if (name, value) in (("span", "rest"), ("at", "prompt")):
+        if name == "draft":
+            words["draft"] = value
+        elif name == "span" and value[0].isalpha() and value != "rest":
+            words["until"] = value
+        elif (name, value) in (("span", "rest"), ("max", "rest"), ("at", "prompt")):
             settings[name] = REST
         elif (number := int(_number(policy, value, whole=True))) >= 1:
             settings[name] = number
         else:
             raise ConfigurationError(f"{option!r} in policy {policy!r}: at least 1", hint=_HINT)
-    return settings
+    return settings, words

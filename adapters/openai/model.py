@@ -20,10 +20,12 @@ from fsgen_router.contracts.text_models import (
 )
 from fsgen_router.errors import BackendError, ConfigurationError, InvalidRequest
 from fsgen_router.records import Prices
+from fsgen_router.support.logs import log
 from fsgen_router.support.options import checked
 from fsgen_router.text.messages import require_messages, require_text
 
-from ..streaming import Call, Patience, ThinkBlock, Unrepeat, late
+from ..seams import Seam
+from ..streaming import Call, Patience, ThinkBlock, late
 from .connection import Connection
 from .endpoint import parse_endpoint
 from .errors import EndpointError
@@ -212,7 +214,7 @@ class OpenAIModel:
     def _continue(self, request: Continuation, patience: Patience) -> Generator[TextEvent]:
         body = fields(request, self.options) | {"stream": True, "stream_options": {"include_usage": True}}
         body["max_tokens"] = max_tokens_of(request, self.options)
-        unrepeat = Unrepeat("")
+        seam = Seam("")
         think: ThinkBlock | None = None
         if request.prompt is not None and not self._probes.wraps(request, patience):
             path = "/completions"
@@ -223,9 +225,10 @@ class OpenAIModel:
             continues = False
             if request.answer.strip():
                 dialect = self._probes.dialect(request, patience)
-                unrepeat, continues = add_answer(messages, body, request.answer, dialect), dialect is not None
+                seam = add_answer(messages, body, request.answer, dialect, gap=request.gap)
+                continues = dialect is not None
             elif request.answer:
-                unrepeat = Unrepeat(request.answer, minimum=1)  # white space alone is no message
+                seam = Seam(request.answer, told=False)  # white space alone is no message
             body["messages"] = messages
             # Where the last message goes on, no block of reasoning can begin: such tags are a part of its text.
             think = None if continues else ThinkBlock()
@@ -237,7 +240,7 @@ class OpenAIModel:
                     if patience.ended:
                         raise late(self.name)
                     for part in (event,) if think is None else think.push(event):
-                        yield from _unrepeated(part, unrepeat)
+                        yield from self._joined(part, seam)
         except EndpointError as error:
             if error.bad_request and request.answer.strip():
                 self._probes.forget()  # it may be set up in another way by now
@@ -246,13 +249,15 @@ class OpenAIModel:
             if patience.ended:
                 unheard.given_up()
 
-
-def _unrepeated(event: TextEvent, unrepeat: Unrepeat) -> Iterator[TextEvent]:
-    if isinstance(event, ReasoningChunk):
-        yield event
-        return
-    text = unrepeat.push(event.text) if isinstance(event, TextChunk) else unrepeat.flush()
-    if text:
-        yield TextChunk(text)
-    if isinstance(event, TextEnd):
-        yield event
+    def _joined(self, event: TextEvent, seam: Seam) -> Iterator[TextEvent]:
+        if isinstance(event, ReasoningChunk):
+            yield event
+            return
+        text = seam.push(event.text) if isinstance(event, TextChunk) else seam.flush()
+        if text:
+            repairs, seam.repairs = tuple(seam.repairs), []
+            if repairs:
+                log.info("seam_repaired", model=self.name, repairs=list(repairs))
+            yield TextChunk(text, repairs)
+        if isinstance(event, TextEnd):
+            yield event

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from fsgen_router.contracts.text_models import Continuation
 from fsgen_router.rows.reading import Warp
 
-from ..streaming import Unrepeat
+from ..seams import Seam
 from .options import OpenAIOptions
 
 Messages: TypeAlias = list[dict[str, Any]]
@@ -83,14 +83,16 @@ _CONTINUE = (
 )
 
 
-def add_answer(messages: Messages, body: dict[str, Any], answer: str, dialect: Dialect | None) -> Unrepeat:
-    """Put the answer so far at the end of ``messages``; returns what takes repetitions off its continuation."""
+def add_answer(
+    messages: Messages, body: dict[str, Any], answer: str, dialect: Dialect | None, *, gap: str = ""
+) -> Seam:
+    """Put the answer so far at the end of ``messages``; returns what joins its continuation to it."""
     if dialect is None:
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": _CONTINUE}]
-        return Unrepeat(answer)
+        return Seam(answer, gap=gap)
     # Chat templates trim white space at the end (and some vendors refuse it): it is left out, and taken off
     # the continuation, which begins with it.
     kept = answer.rstrip()
     messages.append({"role": "assistant", "content": kept, **dialect.message})
     body |= dialect.body
-    return Unrepeat(answer[len(kept) :], minimum=1)
+    return Seam(answer, told=False)

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from ..errors import FsgenError
-from ..generation import Finished, Generation, TextDelta
+from ..generation import Finished, Generation, Restarted, TextDelta
 from ..report.losses import degraded_words
 from ..router import Router
 from ..text.messages import Message
@@ -197,6 +197,9 @@ class _Session:
                     if isinstance(event, TextDelta) and event.text and not self._as_json:
                         write(event.text)
                         shown = True
+                    elif isinstance(event, Restarted) and not self._as_json:
+                        write("\n")
+                        say("The slow model begins the answer anew: what is above does not stand.")
             finally:
                 if shown or not self._as_json:
                     write("\n")

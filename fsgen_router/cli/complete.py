@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidRequest
-from ..generation import Finished, TextDelta
+from ..generation import Finished, Restarted, TextDelta
 from ..report.losses import degraded_words
 from . import options as o
 from .terminal import err, read_prompt, say, write, write_json
@@ -109,6 +109,10 @@ def complete(
                 elif isinstance(event, TextDelta) and event.text and not as_json:
                     write(event.text)
                     ends_line = event.text.endswith("\n")
+                elif isinstance(event, Restarted) and not as_json:
+                    write("\n" * (not ends_line))
+                    ends_line = True
+                    say("The slow model begins the answer anew: what is above does not stand.")
         finally:
             if not ends_line:
                 write("\n")

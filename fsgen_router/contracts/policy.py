@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from ..rows.signals import Signals
 from ..support.waiting import holding
@@ -19,6 +19,12 @@ REST: Final = -1
 CAP: Final = "cap on "
 """How the reason of a decision begins that a cap declined: the answer says so then (``degraded``)."""
 
+Until: TypeAlias = Literal["", "sentence", "line", "step"]
+"""Where a span may end before its number of tokens: nowhere, or at the first such boundary in it."""
+
+Draft: TypeAlias = Literal["keep", "show", "drop"]
+"""What the slow model makes of the answer so far: goes on with it, judges it as a draft, or never sees it."""
+
 PolicyState: TypeAlias = Any
 """An immutable value, kept per position: a rewind restores it by keeping the older one."""
 
@@ -27,8 +33,9 @@ PolicyState: TypeAlias = Any
 class Decision:
     """Accept the fast model's token, or escalate.
 
-    ``extent`` is the number of tokens that the slow model then writes (``REST``: all that follow).
-    ``score`` and ``threshold`` are what was compared, in the policy's own unit.
+    ``extent`` is the number of tokens that the slow model then writes at most (``REST``: all that follow); with
+    ``until`` it stops at the first such boundary. ``score`` and ``threshold`` are what was compared, in the policy's
+    own unit. With ``draft`` other than ``keep`` the slow model begins the answer anew.
     """
 
     escalate: bool
@@ -36,6 +43,8 @@ class Decision:
     score: float | None = None
     threshold: float | None = None
     reason: str = ""
+    until: Until = ""
+    draft: Draft = "keep"
 
 
 @dataclass(frozen=True, slots=True)

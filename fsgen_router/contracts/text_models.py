@@ -40,13 +40,16 @@ class WrappedPromptWarning(UserWarning):
 class Continuation:
     """A text to go on with: one of ``prompt`` (raw text) and ``messages``, and the ``answer`` so far.
 
-    ``max_tokens`` counts the endpoint's own tokens; ``chat_template_kwargs`` are variables for its chat template.
+    ``gap`` is the white space with which a draft went on behind ``answer``: what is to be put in between where a model
+    that was told in words to go on leaves it out. ``max_tokens`` counts the endpoint's own tokens;
+    ``chat_template_kwargs`` are variables for its chat template.
     """
 
     prompt: str | None = None
     messages: tuple[Turn, ...] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     answer: str = ""
+    gap: str = ""
     max_tokens: int
     warp: Warp = GREEDY
     seed: int | None = None
@@ -60,9 +63,14 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
-    """A piece of the continuation, as it arrived."""
+    """A piece of the continuation, as it arrived.
+
+    ``repairs`` names what was mended at the seam before it: ``repetition`` or ``restart`` (of the answer, taken off),
+    ``introduction``, ``wrapping`` (quotation marks or a code fence), ``space`` (put in or taken off).
+    """
 
     text: str
+    repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

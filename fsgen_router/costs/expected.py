@@ -52,11 +52,13 @@ class Mode:
     @classmethod
     def of(cls, policy: Policy, method: Method) -> Mode:
         """The mode that a policy and a method make, on a pair of local models."""
-        from ..policies import Always, AtPrompt, Budget, Capped, Every, Never
+        from ..policies import Always, AtPrompt, Budget, Capped, Every, Extended, Never
 
         while isinstance(policy, Capped):
             policy = policy.inner
         extent, judged = int(getattr(policy, "extent", 1)), 0 if method.rule is None else method.draft_len
+        if isinstance(policy, Extended):
+            policy = policy.inner
         if isinstance(policy, Never) or not policy.asks:
             return cls(who="fast")
         if isinstance(policy, AtPrompt):

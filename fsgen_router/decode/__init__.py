@@ -10,7 +10,8 @@ core            what every act uses: reads, works and their counters
 spending        what the slow model costs: decided before it is asked, entered behind it
 commit          tokens that cannot be taken back; where an answer ends
 escalation      the slow model has the word: a method's rows are gathered, its token stands
-drafts          the fast model's tokens that are held back, for a rule to judge
+drafts          the fast model's tokens that are held back, for a rule to judge or until a word is over
+restart         the slow model begins the answer anew
 proposal        the fast model proposes, the policy decides
 verification    drafts are judged, and taken back
 continuation    a slow model that gives text goes on

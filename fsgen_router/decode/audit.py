@@ -37,7 +37,7 @@ def audited(core: Core, role: Role, rows: Sequence[Row]) -> None:
 
 def _read_back(core: Core, role: Role) -> Start:
     reader = core.state.readers[role]
-    start = len(core.request.prompts[role]) - 1
+    start = len(core.state.prompts[role]) - 1
     if reader.sequence < 0:
         return core.open(role)
     keep = min(reader.seen, start)

@@ -34,11 +34,15 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """A token stands, and ``text`` may be shown; or the slow model thinks (``reasoning``), which is no text."""
+    """A token stands, and ``text`` may be shown; or the slow model thinks (``reasoning``), which is no text.
+
+    ``restarts``: the answer begins anew, and what was shown of it does not stand.
+    """
 
     text: str
     token: Token | None
     reasoning: str = ""
+    restarts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +76,15 @@ Command: TypeAlias = Start | Emit | Cancel | Close | Call
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a continuation, or of the ``reasoning`` before it; its job goes on."""
+    """A piece of a continuation, or of the ``reasoning`` before it; its job goes on.
+
+    ``repairs`` names what was mended at the seam before it.
+    """
 
     job: int
     text: str
     reasoning: bool = False
+    repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

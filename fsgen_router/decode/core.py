@@ -66,11 +66,11 @@ class Core:
         self.whole_rows = frozenset(method.whole_rows if policy.asks else ())
         if method.rule is not None and method.rule.needs_fast_row:
             self.whole_rows |= {"fast"}
-        # Where no slow model may be asked, its context limits nothing.
-        self.room = min(limit - len(request.prompts[role]) for role, limit in contexts.items())
+        self.contexts = contexts
         roles: dict[Role, None] = dict.fromkeys(("fast", "slow", *request.prompts))
         self.state = EngineState(
             policy=policy.begin(ledger),
+            prompts=dict(request.prompts),
             text=TextStream(request.stop),
             readers={role: Reader() for role in roles},
             step_seconds={role: [] for role in roles},
@@ -89,15 +89,20 @@ class Core:
 
     # --- where the answer stands ---
 
+    @property
+    def room(self) -> int:
+        """Tokens that the contexts hold behind the prompts; the slow model's counts only where that may be asked."""
+        return min(limit - len(self.state.prompts[role]) for role, limit in self.contexts.items())
+
     def ids(self, role: Role, start: int) -> Sequence[int]:
         """Prompt and answer tokens from ``start`` on; costs what it returns."""
-        prompt = self.request.prompts[role]
+        prompt = self.state.prompts[role]
         if start >= len(prompt):
             return self.state.answer[start - len(prompt) :]
         return [*prompt[start:], *self.state.answer]
 
     def length(self, role: Role) -> int:
-        return len(self.request.prompts[role]) + len(self.state.answer)
+        return len(self.state.prompts[role]) + len(self.state.answer)
 
     def context(self) -> Context:
         """What the policy may know of this position."""
@@ -234,7 +239,7 @@ class Core:
         if reader.first_job < 0:
             reader.first_job = self.state.next_job
             counters.cached += keep
-        in_prompt = min(max(len(self.request.prompts[role]) - keep, 0), len(ids))
+        in_prompt = min(max(len(self.state.prompts[role]) - keep, 0), len(ids))
         counters.prefill += in_prompt
         if purpose == "ahead":
             counters.catchup += len(ids) - in_prompt

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..contracts.models import Role
-from ..contracts.policy import REST, Decision
+from ..contracts.policy import REST, Decision, Until
 from ..errors import ConfigurationError
 from ..records import Token
 from ..rows.reading import Row
+from ..text.boundaries import end_of
 from .commands import Command, Emit
 from .commit import commit, piece
 from .core import Core
@@ -20,7 +21,8 @@ def escalate(core: Core, decision: Decision) -> None:
             f"the policy {core.policy.name} escalates for {decision.extent} tokens", hint="at least 1, or REST"
         )
     core.state.usage.escalations += 1
-    core.state.escalation = decision
+    core.state.escalation, core.state.span_start = decision, -1
+    core.state.anew = decision.draft != "keep" and bool(core.state.answer)
     core.state.span_left = core.room if decision.extent == REST else decision.extent
 
 
@@ -66,8 +68,10 @@ def stands(core: Core, draft: int | None, fast: Proposal | Token | None) -> Emit
         state.usage.discarded_tokens += token != draft
     state.span_left -= 1
     state.last_escalation = len(state.answer)
+    if state.span_start < 0:
+        state.span_start = len(state.answer)
     state.answer.append(token)
-    return commit(
+    emit = commit(
         core,
         Token(
             id=token,
@@ -81,3 +85,12 @@ def stands(core: Core, draft: int | None, fast: Proposal | Token | None) -> Emit
             tuned_choice=tuned_row.argmax if tuned_row else None,
         ),
     )
+    if state.escalation is not None and state.escalation.until and _ended(core, state.escalation.until):
+        state.span_left = 0
+    return emit
+
+
+def _ended(core: Core, until: Until) -> bool:
+    """Whether the span has come to its boundary; the token that shows it stands."""
+    span = core.state.tokens[core.state.span_start :]
+    return end_of(b"".join(token.piece for token in span).decode(errors="ignore"), until) is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from ..contracts.models import Role
-from ..contracts.text_models import TextEnd
 from ..errors import BackendError, FsgenError, RouterClosed
 from . import continuation, ending, proposal
 from .commands import Command, Done, Failed
@@ -39,9 +38,7 @@ def failed(core: Core, role: Role, purpose: Purpose, error: FsgenError) -> list[
     state.degraded = state.degraded or f"{type(error).__name__}: {error.message}"
     # What an error says about the endpoint without quoting it: that may repeat the prompt.
     state.fault = state.fault or f"{type(error).__name__}: {getattr(error, 'plain', error.message)}"
-    counted: TextEnd | None = getattr(error, "end", None)
-    spent = counted is not None or state.span_text or state.span_reasoning
-    emitted = continuation.text_stands(core, counted) if spent else []
+    emitted = continuation.broke_off(core, getattr(error, "end", None))
     if state.span_left == 0:  # it was reading ahead
         state.escalation = None
         return emitted

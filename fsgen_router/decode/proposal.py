@@ -11,8 +11,9 @@ from ..rows.signals import make_signals
 from .commands import Command
 from .commit import piece, release
 from .core import Core
-from .drafts import check_of, place
+from .drafts import check_of, may_cut, place
 from .escalation import escalate
+from .restart import begin_anew
 from .spending import admitted
 from .state import Proposal
 
@@ -51,8 +52,10 @@ def proposed(core: Core, row: Row) -> list[Command]:
     if state.degraded is not None:
         return fast_stands(core, Proposal(row, signals, Decision(False, reason="degraded")))
     state.policy, decision = core.policy.decide(state.policy, signals, core.context())
-    if decision.escalate and core.request.text is not None:
-        declined = core.unready() if state.text.complete else "inside a character"
+    in_text = decision.escalate and core.request.text is not None
+    word_over = in_text and may_cut(core, row.token, piece(core, row.token))
+    if in_text:
+        declined = core.unready() if word_over or state.text.complete else "inside a character"
         if declined is not None:
             decision = dataclasses.replace(decision, escalate=False, reason=declined)
     decision = admitted(core, decision)
@@ -61,12 +64,16 @@ def proposed(core: Core, row: Row) -> list[Command]:
     if not decision.escalate:
         return fast_stands(core, proposal)
     escalate(core, decision)
+    if state.anew and core.request.text is None:
+        state.proposal = proposal
+        return begin_anew(core)
     if core.method.rule is not None:
         return fast_stands(core, proposal)
     state.proposal = proposal
     if "fast" in core.method.roles:
         state.rows["fast"] = row
-    return []
+    # Else what is held back of a word gives way to the slow model's first one.
+    return release(core, 0) if word_over and not state.anew else []
 
 
 def fast_stands(core: Core, proposal: Proposal) -> list[Command]:

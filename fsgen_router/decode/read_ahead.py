@@ -13,7 +13,7 @@ def ask(core: Core) -> list[Command]:
     state, reader = core.state, core.state.readers["slow"]
     if reader.sequence < 0:
         return [core.open("slow", "ahead")]
-    until = len(core.request.prompts["slow"]) + len(state.tokens) - 1
+    until = len(core.state.prompts["slow"]) + len(state.tokens) - 1
     if until - reader.seen < core.read_ahead:
         return []
     ids = core.ids("slow", reader.seen)[: until - reader.seen]

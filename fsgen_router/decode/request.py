@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from ..contracts.models import Role
 from ..contracts.tokenizer import Turn
 from ..errors import ConfigurationError
 from ..rows.reading import Mask, Warp
+from ..text.drafts import show_in_messages, show_in_prompt
 
 
 class Constraint(Protocol):
@@ -32,6 +34,12 @@ class TextPrompt:
     messages: tuple[Turn, ...] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    def showing(self, draft: str) -> TextPrompt:
+        """This prompt with a draft of the answer in view, for an answer that is written anew."""
+        if self.messages is not None:
+            return dataclasses.replace(self, messages=show_in_messages(self.messages, draft))
+        return dataclasses.replace(self, prompt=show_in_prompt(self.prompt or "", draft))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -44,6 +52,8 @@ class Request:
     """Its name in log events."""
     prompts: Mapping[Role, Sequence[int]]
     text: TextPrompt | None = None
+    show_draft: Callable[[str], Sequence[int]] | None = None
+    """The slow model's prompt with a draft of the answer in view, where it reads tokens."""
     key: str
     """What random numbers are drawn for, beside the seed: a hash of the prompt."""
     max_tokens: int

@@ -29,14 +29,17 @@ def admitted(core: Core, decision: Decision) -> Decision:
     if not terms.holds:
         return decision
     settle(core)
-    left = min(core.request.max_tokens, core.room) - len(state.answer)
+    # What an endpoint may write anew counts as if it were not there.
+    standing = len(state.answer if core.request.text is None else state.tokens) if decision.draft == "keep" else 0
+    left = min(core.request.max_tokens, core.room) - standing
     length = left if decision.extent == REST else min(decision.extent, left)
     call = _call(core)
     if terms.gate and terms.prices is not None and core.request.text is not None and _margin(core, terms.prices) < 0:
         cost = 0.0 if call is None else call.usd(length)
         return _decline(core, decision, f"not worth ${cost:.6f}")
     if _rest_is_cheaper(core, decision, call, length, left):
-        decision, length = dataclasses.replace(decision, extent=REST, reason="the rest costs less than spans"), left
+        why = "the rest costs less than spans"
+        decision, length = dataclasses.replace(decision, extent=REST, until="", reason=why), left
     granted = min(length, _affordable(core, call))
     if granted < min(length, LEAST_SPAN):
         granted = min(length, LEAST_SPAN)  # which is refused by the cap that leaves less

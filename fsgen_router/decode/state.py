@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -57,6 +58,8 @@ class EngineState:
     """All that an engine knows of a request. Tokens and records in it are immutable."""
 
     policy: PolicyState
+    prompts: dict[Role, Sequence[int]]
+    """As each model reads them; the slow one's holds a draft that it was shown."""
     text: TextStream
     readers: dict[Role, Reader]
     step_seconds: dict[Role, list[float]]
@@ -76,7 +79,13 @@ class EngineState:
     escalation: Decision | None = None
     span_left: int = 0
     """Tokens that the slow model is still to write; above 0, it has the word."""
+    span_start: int = -1
+    """Where a local slow model's span began; below 0 until it has written."""
+    anew: bool = False
+    """The slow model begins the answer anew with its first word, which takes the place of the draft."""
     span_text: str = ""
+    """What an endpoint has said of its span, of which ``span_shown`` characters are shown."""
+    span_shown: int = 0
     span_reasoning: str = ""
     reasoning: list[str] = field(default_factory=list)
     silences: list[str] = field(default_factory=list)
@@ -99,6 +108,7 @@ class EngineState:
     def copy(self) -> EngineState:
         return dataclasses.replace(
             self,
+            prompts=dict(self.prompts),
             text=self.text.copy(),
             answer=list(self.answer),
             tokens=list(self.tokens),

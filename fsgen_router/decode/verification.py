@@ -11,6 +11,7 @@ from ..rows.reading import Row
 from .commands import Command
 from .commit import at_the_end, commit
 from .core import Core
+from .drafts import take_back
 from .escalation import stands
 
 
@@ -21,7 +22,7 @@ def ask(core: Core) -> list[Command]:
     state, reader = core.state, core.state.readers["slow"]
     if reader.sequence < 0:
         return [core.open("slow")]
-    prompt, done = len(core.request.prompts["slow"]), len(state.tokens)
+    prompt, done = len(core.state.prompts["slow"]), len(state.tokens)
     # The row that judges a token is the one before it; nothing is read of the row behind the end.
     checks = [(done + k, held.check) for k, held in enumerate(state.held) if held.check]
     keep = min(reader.seen, prompt + (checks[0][0] if checks else len(state.answer)) - 1)
@@ -50,7 +51,7 @@ def verified(core: Core, rows: Sequence[Row]) -> list[Command]:
         if row is not None and row is rejected:
             state.usage.discarded_tokens += len(state.held)
             state.policy = rewound(core.policy, held.policy, state.policy)
-            _rewind(core, len(state.tokens))
+            take_back(core, len(state.tokens))
             state.rows["slow"] = row
             emitted.append(stands(core, held.record.id, held.record))
             break
@@ -77,13 +78,3 @@ def _rejected(core: Core, rows: Sequence[Row]) -> Row | None:
         return None
     stand = first_rejected(rule, [bool(row.accepted) for row in rows[:count]], [row.entropy for row in rows[:count]])
     return rows[stand] if stand < count else None
-
-
-def _rewind(core: Core, length: int) -> None:
-    """Take the answer back to its first ``length`` tokens."""
-    state = core.state
-    state.held.clear()
-    del state.answer[length:]
-    for role, reader in state.readers.items():
-        if reader.sequence >= 0:
-            reader.seen = min(reader.seen, core.length(role))

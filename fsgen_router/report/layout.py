@@ -150,6 +150,8 @@ def rates_table(usage: Usage, *, verified_tokens: int, auditable: bool) -> Table
         ("bonus tokens", usage.bonus_tokens, "its own, behind drafts that it let stand"),
         ("declined", usage.declined, "escalations that a cap or their price forbade"),
         ("discarded drafts", usage.discarded_tokens, "corrected, or behind a correction"),
+        ("restarts", usage.restarts, "hand-overs at which it began the answer anew"),
+        ("seam repairs", usage.seam_repairs, "of what it said again, put around its text or left out"),
         ("read ahead", usage.slow.ahead, "tokens that it read while the fast one went on"),
         ("calls", usage.slow.calls, "requests to the slow model's server"),
         ("read again", usage.slow.reread, again),

@@ -46,7 +46,7 @@ def _steps(engine: Engine) -> Generator[Command | None, Event | None, None]:
                 yield command
                 continue
             usage.seconds += time.perf_counter() - resumed
-            if usage.first_token_seconds is None and not command.reasoning:
+            if usage.first_token_seconds is None and not command.reasoning and not command.restarts:
                 usage.first_token_seconds = usage.seconds
             yield command
             resumed = time.perf_counter()

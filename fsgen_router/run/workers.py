@@ -90,7 +90,10 @@ def _stream(
             if isinstance(item, TextEnd):
                 yield Done(job, item, time.perf_counter() - began)
                 return
-            yield Chunk(job, item.text, reasoning=isinstance(item, ReasoningChunk))
+            if isinstance(item, ReasoningChunk):
+                yield Chunk(job, item.text, reasoning=True)
+            else:
+                yield Chunk(job, item.text, repairs=item.repairs)
     finally:
         with suppress(Exception):  # what was said stands, and nobody hears more of it
             stream.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..contracts.tokenizer import Tokenizer, Turn
 
@@ -13,7 +13,10 @@ class SystemMessageWarning(UserWarning):
 
 
 def encode_after(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
-    """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between."""
+    """Ids of ``text`` behind ``before``: cut with the word before it in view, where the cut falls between.
+
+    Their bytes are those of ``text``, as far as the vocabulary has them: some tokenizers normalise what they cut.
+    """
     # A replacement character stands for bytes that are no text, and would be cut in another way.
     tail = before[-32:].rpartition("\N{REPLACEMENT CHARACTER}")[2]
     ids = tokenizer.encode(tail + text, add_bos=False)
@@ -24,7 +27,32 @@ def encode_after(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
         own += 1
     if b"".join(pieces[own:]) == text.encode():
         return ids[own:]
-    return encode_within(tokenizer, text)
+    ids = encode_within(tokenizer, text)
+    return ids if _says(tokenizer, ids, text) else _encode_in_parts(tokenizer, text, _spelling(tokenizer))
+
+
+def _says(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> bool:
+    return b"".join(map(tokenizer.piece, ids)) == text.encode()
+
+
+def _spelling(tokenizer: Tokenizer) -> dict[bytes, int]:
+    """Tokens of single characters and bytes."""
+    hidden = tokenizer.special_ids | tokenizer.unused_ids
+    pieces = ((tokenizer.piece(token), token) for token in range(tokenizer.n_vocab) if token not in hidden)
+    return {piece: token for piece, token in pieces if len(piece) <= 4}
+
+
+def _encode_in_parts(tokenizer: Tokenizer, text: str, spelling: Mapping[bytes, int]) -> list[int]:
+    """Ids of a text that a tokenizer changes: of the parts that it leaves as they are, and bytes of the rest."""
+    ids = encode_within(tokenizer, text)
+    if _says(tokenizer, ids, text):
+        return ids
+    if len(text) > 1:
+        halves = text[: len(text) // 2], text[len(text) // 2 :]
+        return [token for half in halves for token in _encode_in_parts(tokenizer, half, spelling)]
+    character = text.encode()
+    parts = [character] if character in spelling else [bytes([byte]) for byte in character]
+    return [spelling[part] for part in parts] if all(part in spelling for part in parts) else ids
 
 
 def encode_within(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> list[int]:

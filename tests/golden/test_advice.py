@@ -101,7 +101,7 @@ def test_advice_names_options_that_exist() -> None:
     known |= {field.name for record in (Prices, MachinePrice) for field in dataclasses.fields(record)}
     known |= set(inspect.signature(Budget).parameters)
     # Of certify(), of a method's and of a policy's short forms.
-    known |= {"at", "bound", "draft_len", "else", "near_best", "span", "token", "window"}
+    known |= {"at", "bound", "draft", "draft_len", "else", "max", "near_best", "span", "token", "window"}
     others = {"CMAKE_ARGS", "DGGML_CUDA", "DGGML_METAL", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "errors"}
     flags = set(commands(typer.main.get_command(app)))
     flags |= {

@@ -32,15 +32,15 @@ EXPORTS = {
     "Generation", "InvalidRequest", "Ledger", "MachinePrice", "Mask", "Message", "ModelCard", "ModelFileCorrupt",
     "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost",
     "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "ReasoningDelta", "Report",
-    "RequestKeywords", "RequestOptions", "RewindWarning", "Router", "RouterClosed", "Selection", "Signals",
+    "RequestKeywords", "RequestOptions", "Restarted", "RewindWarning", "Router", "RouterClosed", "Selection", "Signals",
     "SlowAloneWarning", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning", "SystemMessageWarning",
     "TextDelta", "TextPart", "Token", "TokenClass", "UnsteadyMachineWarning", "Usage", "Verifier", "VerifierFailed",
     "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
-    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "BestOf", "Budget", "Capped", "Check", "Every", "Guarantee",
-    "Learned", "MissedEstimate", "Never", "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning", "Random",
-    "Score", "SpanRule", "Threshold", "Vote", "audit_of", "check_pair", "check_prompt", "estimate_missed",
+    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "BestOf", "Budget", "Capped", "Check", "Every", "Extended",
+    "Guarantee", "Learned", "MissedEstimate", "Never", "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning",
+    "Random", "Score", "SpanRule", "Threshold", "Vote", "audit_of", "check_pair", "check_prompt", "estimate_missed",
     "fingerprint", "guarantee_of", "load_policy", "make_policy", "promote", "save_policy",
 }  # fmt: skip
 METHOD_EXPORTS = {

@@ -44,7 +44,7 @@ from hypothesis import strategies as st
 from fsgen_router import BackendError, ConfigurationError, InvalidRequest, WrappedPromptWarning, reference
 from fsgen_router.adapters.openai import DIALECTS, OpenAIModel, parse_endpoint
 from fsgen_router.adapters.openai.requests import estimate_tokens
-from fsgen_router.adapters.streaming import Increments, SurrogateJoiner, ThinkBlock, Unrepeat
+from fsgen_router.adapters.streaming import Increments, SurrogateJoiner, ThinkBlock
 from fsgen_router.cli import doctor
 from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.contracts.text_models import (
@@ -1552,55 +1552,6 @@ def test_prefill_that_is_forced_and_refused() -> None:
         pytest.raises(BackendError, match=r"refuses partial answers.*leave out prefill"),
     ):
         chat(OpenAIModel(f"m@{server.url}", prefill="always"), "so far")
-
-
-@pytest.mark.parametrize(
-    ("answer", "said", "added"),
-    [
-        ("The answer is 4, because", " two and two", " two and two"),
-        ("The answer is 4, because", "The answer is 4, because two", " two"),
-        ("The answer is 4, because", "\n\nThe answer is 4, because two", " two"),
-        ("First of all, the answer is 4", "the answer is 42", "2"),
-        ("First of all, the answer is 4", "4 is even", "4 is even"),
-        ("The answer is 4", "The answer differs", "The answer differs"),
-        ("It", "It rains", " rains"),
-        ("It", "Italy", "Italy"),
-        ("1", "12", "12"),
-        ("I had", " had enough", " had enough"),
-        ("so far", "so far", ""),
-        ("so far", " ", " "),
-        ("so far ", "so far and on", "and on"),
-        ("ha ha ha ha ha ha", "ha ha ha ha ha ha!", "!"),
-    ],
-)
-def test_a_repetition_is_taken_off(answer: str, said: str, added: str) -> None:
-    for size in (1, 3, 1000):
-        unrepeat = Unrepeat(answer)
-        text = "".join(unrepeat.push(said[at : at + size]) for at in range(0, len(said), size))
-        assert text + unrepeat.flush() == added
-
-
-TEXTS = st.text("ab \n", max_size=30)
-
-
-@given(TEXTS, TEXTS, st.integers(1, 6))
-def test_what_is_taken_off_was_written(answer: str, said: str, size: int) -> None:
-    """However it is cut into pieces: nothing is taken but white space and an end of what was written."""
-    unrepeat, pieces = Unrepeat(answer), [said[at : at + size] for at in range(0, len(said), size)]
-    text = "".join(map(unrepeat.push, pieces)) + unrepeat.flush()
-    assert said.endswith(text)
-    taken = said[: len(said) - len(text)]
-    assert answer.endswith(taken.lstrip()) if taken else True
-    if said and said[0] == "a" and "a" not in answer:
-        assert text == said
-
-
-@given(st.text("ab é\n", min_size=12, max_size=40).map(lambda text: f"a{text}b"), st.text(max_size=20))
-def test_a_whole_repetition_is_always_taken_off(answer: str, new: str) -> None:
-    unrepeat = Unrepeat(answer)
-    said = unrepeat.push(answer + new) + unrepeat.flush()
-    assert len(said) <= len(new)
-    assert new.endswith(said)
 
 
 @given(st.text(max_size=20), st.data())

@@ -37,19 +37,35 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_the_reference_pair_with_its_slow_model_behind_http(
     url: str, fast_model: TokenModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same weights, the same texts as at home: whole answers, spans and the rest."""
+    """The same weights, the same texts as at home: whole answers and the rest; of spans, what each goes on with."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     items = list(world.problems("calibration", 6))
     with (
         Router(fast_model, f"openai:slow@{url}?{PLAIN}", policy="always,span=rest") as remote_router,
         Router(method="replace", policy="always,span=rest") as home,
     ):
-        for policy in ("always,span=rest", "every:10,span=rest", "every:6,span=4"):
+        for policy in ("always,span=rest", "every:10,span=rest"):
             routed, local = remote_router.with_policy(policy), home.with_policy(policy)
             for item in items:
                 answer = routed.complete(item.prompt + "\n", max_tokens=200)
                 assert answer.degraded is None
                 assert answer.text == local.complete(item.prompt + "\n", max_tokens=200).text, policy
+        for policy in ("every:6,span=4", "every:12,span=sentence,max=30"):
+            spans = set()
+            for item in items[:3]:
+                answer = remote_router.with_policy(policy).complete(item.prompt + "\n", max_tokens=200)
+                for span in answer.spans:
+                    before, said = (
+                        b"".join(t.piece for t in answer.tokens[a:b]).decode()
+                        for a, b in ((0, span.start), (span.start, span.stop))
+                    )
+                    if span.source == "slow" and said:
+                        own = home.complete(item.prompt + "\n" + before, max_tokens=40).text
+                        assert own.startswith(said), policy
+                        spans.add(said)
+            assert len(spans) > 3
+            if "sentence" in policy:
+                assert all(said[-1] in ".!?" or said.startswith(" Answer:") for said in spans), spans
         # Through its own template too.
         messages = [{"role": "user", "content": items[0].prompt}]
         chat = Router(fast_model, f"openai:slow@{url}?{PLAIN}", policy="always,span=rest")

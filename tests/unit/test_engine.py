@@ -275,7 +275,7 @@ def test_where_no_slow_model_is_asked_its_context_limits_nothing() -> None:
     models.slow.n_ctx = 3
     ids = [0, 1, 2, 3]
     engine = make_engine(models, "never", ids)
-    engine.room = models.fast.n_ctx - len(ids)  # as the Router sets contexts for a policy that never asks
+    engine.contexts = {"fast": models.fast.n_ctx}  # as the Router sets contexts for a policy that never asks
     assert finish(engine, models)[0].finish_reason in ("eog", "length")
 
 

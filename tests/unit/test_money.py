@@ -28,9 +28,9 @@ ASKED = "ab7"
 
 
 def letters(ids: Any) -> np.ndarray:
-    """Writes a, b and a comma without end."""
+    """Writes " c" without end: an endpoint may be asked behind each."""
     row = np.zeros(N_VOCAB, np.float32)
-    row[(0, 1, 6)[(len(ids) + sum(ids[-3:])) % 3]] = 5.0
+    row[2] = 5.0
     return row
 
 
