@@ -65,8 +65,8 @@ class WorkDirectory:
     def _manifest(self) -> Any:
         try:
             return json.loads((self.path / _MANIFEST).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None  # what cannot be a folder is told by making it one
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"{self.path / _MANIFEST} cannot be read: {error}", hint="name another work directory"

@@ -750,7 +750,7 @@ def test_repairs_at_a_seam_are_counted_and_logged(
     with (
         scripted_server(lambda asked: asked.send(answering)) as server,
         Router(
-            ScriptedModel(writes, words), f"openai:m@{server.url}?prefill=never", policy="every:3,span=rest"
+            ScriptedModel(writes, words), f"openai:m@{server.url}?prefill=never&probe=first", policy="every:3,span=rest"
         ) as router,
         caplog.at_level("INFO"),
     ):
