@@ -13,22 +13,22 @@ from contextlib import ExitStack, aclosing, closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Never, Self, TypeAlias, TypeVar, Unpack, overload
+from typing import Any, Generic, Never, Self, TypeVar, Unpack, overload
 
 from . import reference, requests
+from .bookkeeping import Checker, bill_probes, enter_savings
 from .config import RequestKeywords, RequestOptions
-from .contracts.billing import Billed
 from .contracts.methods import Method
 from .contracts.models import TokenModel
 from .contracts.policy import Ledger, Policy
-from .contracts.text_models import TextEnd, reads_tokens
+from .contracts.text_models import reads_tokens
 from .costs import THOROUGH, PairCost, measure_steps
 from .costs.measuring import Progress
 from .decode import BestOfEngine, Emit, Engine, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
 from .generation import Finished, Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta
 from .methods import make_method
-from .money import Budget, PriceTable, Purse, Spending, Terms, cost_of, known_prices
+from .money import Budget, PriceTable, Purse, Terms, known_prices
 from .pairing import REFERENCE_PAIR, Pairing, is_reference_pair, warn_of_swapped
 from .records import MachinePrice, ModelCard, Prices, Role
 from .resolve import make_model
@@ -38,15 +38,11 @@ from .run.streams import AsyncStream, Stream
 from .run.workers import AnyModel, Workers
 from .support.logs import log
 from .support.options import checked
-from .support.waiting import Home, holding
+from .support.waiting import Home
 from .text.messages import Message, require_messages, require_text
 from .text.vocabulary import SharedVocabulary
 
 MAX_WAITING = 1024
-PROBE_TOKENS = 16
-"""What a probe's prompt is taken to hold where an endpoint does not count it."""
-Checker: TypeAlias = Callable[[Generation], bool | float]
-"""Says how good an answer is."""
 T = TypeVar("T")
 
 
@@ -688,7 +684,7 @@ class Router:
             self._steps["slow"].extend(alone.state.step_seconds["fast"] if self._pair.local_slow else ())
             baseline = alone.generation
         assert engine.generation is not None
-        self._bill_probes(engine)
+        bill_probes(engine, self.slow, self.ledger)
         answer = replace(
             engine.generation,
             request_id=engine.request.id,
@@ -700,7 +696,7 @@ class Router:
             },
         )
         if baseline is not None and baseline.degraded is None:
-            self._enter_savings(answer, baseline)
+            enter_savings(self.ledger, answer, baseline, self.checker)
         log.info(
             "answered",
             request_id=answer.request_id,
@@ -725,51 +721,6 @@ class Router:
                     reason=run.state.fault or generation.degraded,
                 )
         return answer
-
-    def _bill_probes(self, engine: Engine) -> None:
-        """What an endpoint was asked beside all requests since the last answer, in this one's bill and the totals."""
-        taken: Callable[[], list[TextEnd]] | None = getattr(self.slow, "take_probe_usage", None)
-        billed = Billed()
-        for end in [] if taken is None else taken():
-            billed.add(
-                Billed.of(
-                    "probe",
-                    prompt=end.prompt_tokens,
-                    written=end.completion_tokens,
-                    cached=end.cached_tokens,
-                    cache_write=end.cache_write_tokens,
-                    guessed_prompt=PROBE_TOKENS,
-                    guessed_written=1,
-                )
-            )
-        if not billed.requests:
-            return
-        prices = engine.terms.prices
-        usd = None if prices is None else cost_of(billed, prices)
-        engine.state.usage.billed.add(billed)
-        self.ledger.bill(billed, usd)
-        engine.terms.purse.enter(Spending(usd or 0.0))
-
-    def _enter_savings(self, answer: Generation, baseline: Generation) -> None:
-        """What an answer and the slow model's own cost, and how good both are, into the ledger."""
-        report, verdicts = answer.report(), None
-        if self.checker is not None:
-            try:
-                verdicts = float(self.checker(answer)), float(self.checker(baseline))
-            except Exception as error:  # the caller's: the answer stands whatever it says
-                log.warning("checker_failed", request_id=answer.request_id, why=type(error).__name__)
-        with holding(self.ledger.lock):
-            savings = self.ledger.savings
-            savings.requests += 1
-            savings.usd += report.money_usd.routed or 0.0
-            savings.slow_usd += report.money_usd.slow_only or 0.0
-            savings.seconds += report.seconds.routed or 0.0
-            savings.slow_seconds += report.seconds.slow_only or 0.0
-            savings.same_text += answer.text == baseline.text
-            if verdicts is not None:
-                savings.checked += 1
-                savings.right += verdicts[0]
-                savings.slow_right += verdicts[1]
 
     def _is_default(self, policy: Policy) -> bool:
         """Whether a request's policy was this Router's own choice for an endpoint, and no cap forbade it to act."""

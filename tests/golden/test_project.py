@@ -183,7 +183,7 @@ def test_log_events_are_the_documented_ones() -> None:
 ORDER = (
     "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "money", "report",
     "generation", "decode", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
-    "requests", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
+    "requests", "bookkeeping", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
     "study", "cli",
 )  # fmt: skip
 
