@@ -285,6 +285,22 @@ def _in_step() -> list[str]:
     return [*lines, "", f"`benchmarks/turns.py --simulate`, seed {found['seed']}, {found['date']}."]
 
 
+def _endpoint_down(found: dict[str, Any]) -> str:
+    """The first token with the endpoint down from the start."""
+    times = ", ".join(
+        f"{one['ratio_median']:.2f} ({name}, {one['more_ms_median']:+.0f} ms)"
+        for name, one in found["first_token"].items()
+        if name != "alone"
+    )
+    return (
+        f"An endpoint that is down from the start: the first token of `{found['fast']}` takes {times} times what it "
+        f"takes where the policy never asks, medians over {found['blocks'] * found['answers_of_a_router']} answers in "
+        f"turns; a server that hangs up sees {found['requests_that_the_server_saw_of_a_router']:.0f} requests of a "
+        "Router. The unfinished word, which is held back before an endpoint, is a part of it. `benchmarks/endpoint_down.py`, "
+        f"{found['machine']}, {found['date']}."
+    )
+
+
 def many() -> str:
     batching, soak, ahead = load("batching"), load("soak"), load("read_ahead")
     turns, single = load("turns"), load("turns_single")
@@ -334,6 +350,8 @@ def many() -> str:
         f"and said so, {outcomes['left half-way']} were left half-way; {faults['wrong']} had lost or doubled a byte, "
         f"or were counted wrongly, and no connection or thread was left (`benchmarks/faults.py`, seed "
         f"{faults['seed']}, {faults['pair']}, {faults['date']}).",
+        "",
+        _endpoint_down(load("endpoint_down")),
         "",
         f"Read-ahead where both models share the cores (0.5B and a tenth of it, the slow one writes every "
         f"{ahead['interval']}th token): {ratio(ahead['off_one_thread_over_on'])} of the speed without it at one thread "

@@ -144,7 +144,7 @@ def load_file_bf16(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_paused_training_ends_with_the_same_weights(rows: Path, trained: Path, tmp_path: Path) -> None:
-    for _ in range(3):
+    for _ in range(2):
         said = train(rows, tmp_path, "--seeds", "1", "2", "--pause-after", "0.01")
         assert "the same command goes on" in said
     train(rows, tmp_path, "--seeds", "1", "2")

@@ -181,9 +181,13 @@ def test_forwards_on_one_device_never_overlap(batching: bool) -> None:
                 for one in (first, second)
             ]
             routers += [stack.enter_context(routers[0].with_policy("random:0.3", method="replace"))]
-            expected = [router.complete("ab7"[number % 2 :], seed=1).text for number in range(4) for router in routers]
+            expected = [
+                router.complete("ab7"[number % 2 :], seed=1, max_tokens=24).text
+                for number in range(4)
+                for router in routers
+            ]
             jobs = [
-                pool.submit(router.complete, "ab7"[number % 2 :], seed=1, baseline=number % 3 == 0)
+                pool.submit(router.complete, "ab7"[number % 2 :], seed=1, max_tokens=24, baseline=number % 3 == 0)
                 for number in range(4)
                 for router in routers
             ]
