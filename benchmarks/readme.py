@@ -296,8 +296,8 @@ def _endpoint_down(found: dict[str, Any]) -> str:
         f"An endpoint that is down from the start: the first token of `{found['fast']}` takes {times} times what it "
         f"takes where the policy never asks, medians over {found['blocks'] * found['answers_of_a_router']} answers in "
         f"turns; a server that hangs up sees {found['requests_that_the_server_saw_of_a_router']:.0f} requests of a "
-        "Router. The unfinished word, which is held back before an endpoint, is a part of it. `benchmarks/endpoint_down.py`, "
-        f"{found['machine']}, {found['date']}."
+        "Router. The unfinished word, which is held back before an endpoint, is a part of it. "
+        f"`benchmarks/endpoint_down.py`, {found['machine']}, {found['date']}."
     )
 
 
