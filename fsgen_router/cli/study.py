@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich import box
@@ -19,6 +19,8 @@ from . import options as o
 from .evaluate_show import folded
 from .progress import stage_bars
 from .terminal import EXIT_FAILED, out, say, write_json
+
+R = TypeVar("R", st.CellResult, st.PolicyResult)
 
 
 def study(
@@ -93,55 +95,61 @@ def _pair(cell: st.CellResult | st.PolicyResult) -> str:
 
 def _show(done: st.Study) -> None:
     """A table for each pair that has figures."""
-    console = out()
-    for pair, group in groupby(done.measured, _pair):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=pair, title_justify="left")
-        table.add_column("method", overflow="fold")
-        table.add_column("data set", overflow="fold")
-        for heading in ("CoF", "fast\nright", "both\nright", "slow\nright", "AUROC\nentropy"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for cell in group:
-            seed = f", seed {cell.key.seed}" if len(done.config.seeds) > 1 else ""
-            found = cell.found
-            assert found is not None
-            shares = (found.cof, found.accuracy_fast, found.accuracy, found.accuracy_slow)
-            figures = [*map(_share, shares), _number(found.auroc["entropy_nats"])]
-            table.add_row(Text(folded(cell.key.method, 12)), Text(f"{cell.key.dataset}{seed}"), *figures)
-        console.print(table)
-    console.print(
-        Text(
-            "CoF: share of tokens at which the collaboration's is not the fast model's own, the slow model asked at "
-            "every one. Percentages; below each its 95% interval by prompt.",
-            style="dim",
-        )
+
+    def row(cell: st.CellResult) -> list[Text]:
+        found = cell.found
+        assert found is not None
+        shares = (found.cof, found.accuracy_fast, found.accuracy, found.accuracy_slow)
+        return [*map(_share, shares), _number(found.auroc["entropy_nats"])]
+
+    headings = ("CoF", "fast\nright", "both\nright", "slow\nright", "AUROC\nentropy")
+    _tables(done, done.measured, row, ("method", 12), headings)
+    _legend(
+        "CoF: share of tokens at which the collaboration's is not the fast model's own, the slow model asked at every "
+        "one. Percentages; below each its 95% interval by prompt."
     )
 
 
 def _show_policies(done: st.Study) -> None:
     """A table for each pair whose policies have figures."""
-    console = out()
-    for pair, group in groupby([policy for policy in done.policies if policy.found is not None], _pair):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=pair, title_justify="left")
-        table.add_column("policy", overflow="fold")
-        table.add_column("data set", overflow="fold")
-        for heading in ("right", "token\nrouting", "escalated", "slow\nsteps", "slow\nreads"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for policy in group:
-            seed = f", seed {policy.key.seed}" if len(done.config.seeds) > 1 else ""
-            found = policy.found
-            assert found is not None
-            figures = [*map(_share, (found.accuracy, found.routed, found.escalated))]
-            figures += [*map(_ratio, (found.slow_forwards, found.slow_positions))]
-            table.add_row(Text(folded(policy.key.method, 16)), Text(f"{policy.key.dataset}{seed}"), *figures)
-        console.print(table)
-    console.print(
-        Text(
-            "Token routing: what entropy thresholds reach at as many sequential slow steps. Escalated: share of "
-            "prompts. Slow steps, and tokens that the slow model reads (prompts included), per token that it writes "
-            "alone.",
-            style="dim",
-        )
+
+    def row(policy: st.PolicyResult) -> list[Text]:
+        found = policy.found
+        assert found is not None
+        figures = [*map(_share, (found.accuracy, found.routed, found.escalated))]
+        return [*figures, *map(_ratio, (found.slow_forwards, found.slow_positions))]
+
+    headings = ("right", "token\nrouting", "escalated", "slow\nsteps", "slow\nreads")
+    measured = [policy for policy in done.policies if policy.found is not None]
+    _tables(done, measured, row, ("policy", 16), headings)
+    _legend(
+        "Token routing: what entropy thresholds reach at as many sequential slow steps. Escalated: share of prompts. "
+        "Slow steps, and tokens that the slow model reads (prompts included), per token that it writes alone."
     )
+
+
+def _tables(
+    done: st.Study,
+    results: Sequence[R],
+    row: Callable[[R], list[Text]],
+    named: tuple[str, int],
+    headings: Sequence[str],
+) -> None:
+    """A table for each pair; ``named`` is what the first column holds, and its width."""
+    for pair, group in groupby(results, _pair):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=pair, title_justify="left")
+        table.add_column(named[0], overflow="fold")
+        table.add_column("data set", overflow="fold")
+        for heading in headings:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for one in group:
+            seed = f", seed {one.key.seed}" if len(done.config.seeds) > 1 else ""
+            table.add_row(Text(folded(one.key.method, named[1])), Text(f"{one.key.dataset}{seed}"), *row(one))
+        out().print(table)
+
+
+def _legend(text: str) -> None:
+    out().print(Text(text, style="dim"))
 
 
 def _share(estimate: Estimate) -> Text:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .intervals import RESAMPLES, Estimate, bootstrap
+from .intervals import RESAMPLES, Estimate, bootstrap, flat
 from .runs import Array, Run, require_paired
 
 
@@ -33,11 +33,7 @@ class EqualWork:
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, for JSON: every figure with ``<name>_interval`` beside it."""
-        record: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            record |= value.to_dict(field.name) if isinstance(value, Estimate) else {field.name: value}
-        return record
+        return flat(self)
 
 
 def at_equal_work(

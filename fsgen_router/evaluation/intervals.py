@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .runs import Array
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Interval: TypeAlias = tuple[float, float]
 
@@ -32,6 +35,15 @@ class Estimate:
     def to_dict(self, name: str) -> dict[str, Any]:
         """``{name: value, name_interval: [low, high]}``."""
         return {name: self.value, f"{name}_interval": list(self.interval) if self.interval else None}
+
+
+def flat(record: DataclassInstance) -> dict[str, Any]:
+    """The fields of a dataclass for JSON: every figure with ``<name>_interval`` beside it."""
+    found: dict[str, Any] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        found |= value.to_dict(field.name) if isinstance(value, Estimate) else {field.name: value}
+    return found
 
 
 def bootstrap(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .intervals import RESAMPLES, Estimate, bootstrap, interval
+from .intervals import RESAMPLES, Estimate, bootstrap, flat, interval
 from .runs import RATES, Array, Run, rate_columns, require_paired
 
 
@@ -45,11 +45,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, for JSON: every figure with ``<name>_interval`` beside it."""
-        record: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            record |= value.to_dict(field.name) if isinstance(value, Estimate) else {field.name: value}
-        return record
+        return flat(self)
 
 
 def _excludes_zero(gap: Estimate) -> bool:
