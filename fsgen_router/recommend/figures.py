@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..evaluation import Array, Estimate, Item, Run, bootstrap, interval
-from ..evaluation.intervals import RESAMPLES
+from ..evaluation.intervals import RESAMPLES, flat
 from ..records import ModelUsage, Prices
 from ..report.comparison import cost_usd
 from .decision import loss_bound
@@ -85,13 +85,7 @@ class Figures:
             "seats": list(self.mode.seats),
             "lossless": self.mode.lossless,
         }
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, Estimate):
-                record |= value.to_dict(one.name)
-            elif one.name != "mode":
-                record[one.name] = value
-        return record
+        return record | {name: value for name, value in flat(self).items() if name != "mode"}
 
 
 def columns_of(
