@@ -60,10 +60,11 @@ if TYPE_CHECKING:
         VocabularyWarning,
     )
     from .records import Candidate, Claim, MachinePrice, ModelCard, ModelUsage, Prices, Selection, Span, Token, Usage
-    from .report import Comparison, Report
+    from .report import Comparison, Report, SessionReport
     from .router import Router
     from .rows.reading import Mask
     from .rows.signals import Signals
+    from .session import Session
     from .text.conversation import SystemMessageWarning
     from .text.messages import Message, TextPart
 
@@ -113,6 +114,8 @@ __all__ = [
     "Router",
     "RouterClosed",
     "Selection",
+    "Session",
+    "SessionReport",
     "Signals",
     "SlowAloneWarning",
     "SmallExtentWarning",
@@ -185,10 +188,11 @@ _HOMES = {
         "Token",
         "Usage",
     ),
-    "report": ("Comparison", "Report"),
+    "report": ("Comparison", "Report", "SessionReport"),
     "router": ("Router",),
     "rows.reading": ("Mask",),
     "rows.signals": ("Signals",),
+    "session": ("Session",),
     "text.conversation": ("SystemMessageWarning",),
     "text.messages": ("Message", "TextPart"),
 }

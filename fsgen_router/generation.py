@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, overload
 from .json_forms import AnswerJson, GenerationJson, dumps
 from .records import Claim, FinishReason, ModelCard, Role, Selection, Span, Token, Usage
 from .report import Report, make_report
+from .text.messages import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -50,6 +51,11 @@ class Generation:
     def guarantee(self) -> str | None:
         """The claim in words: its population, its number, and why it is suspended, where it is."""
         return None if self.claim is None else str(self.claim)
+
+    @property
+    def message(self) -> Message:
+        """The answer as a message, for the next turn of its conversation."""
+        return {"role": "assistant", "content": self.text}
 
     @property
     def spans(self) -> tuple[Span, ...]:

@@ -205,6 +205,17 @@ class ReportJson(TypedDict):
     advice: str | None
 
 
+class SessionReportJson(TypedDict):
+    """:class:`~fsgen_router.SessionReport`: all answers of a session together."""
+
+    answers: int
+    usage: UsageJson
+    comparisons: dict[str, ComparisonJson]
+    """Against the slow model alone: slow_forwards, seconds, flops, money_usd, local_usd, local_joules."""
+    degraded: dict[str, int]
+    """How many answers were degraded, by reason."""
+
+
 class AnswerJson(TypedDict):
     """A :class:`~fsgen_router.Generation` without its tokens: ``to_dict(tokens=False)``."""
 

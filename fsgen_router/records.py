@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import math
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Literal, TypeAlias, cast
 
 from .contracts.billing import Billed
@@ -127,6 +128,10 @@ class ModelUsage:
     calls: int = 0
     seconds: float = 0.0
 
+    def add(self, other: ModelUsage) -> None:
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
     @property
     def positions(self) -> int:
         """Tokens that the model read, some of them again."""
@@ -241,6 +246,22 @@ class Usage:
             **{name: getattr(self, name) for name in rates},
         }
         return cast(UsageJson, record)
+
+
+def add_usages(usages: Iterable[Usage]) -> Usage:
+    """Counters of several requests as those of one. Audited and first-token times are the first one's."""
+    total: Usage | None = None
+    for usage in usages:
+        if total is None:
+            total = usage.copy()
+            continue
+        for one in fields(Usage):
+            mine, further = getattr(total, one.name), getattr(usage, one.name)
+            if isinstance(mine, ModelUsage | Billed):
+                mine.add(further)
+            elif one.name not in ("audited", "first_token_seconds"):
+                setattr(total, one.name, mine + further)
+    return total or Usage()
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from .run import drivers
 from .run.slots import Place, Slots
 from .run.streams import AsyncStream, Stream
 from .run.workers import AnyModel, Workers
+from .session import Session
 from .support.logs import log
 from .support.options import checked
 from .support.waiting import Home
@@ -439,6 +440,14 @@ class Router:
         # and stay shared.
         twin._workers = Workers(self._pair.models)
         return twin
+
+    def session(self, *, budget: Budget | None = None, **options: Unpack[RequestKeywords]) -> Session:
+        """Calls that belong together: a conversation or an agent's run, under one ``budget`` and with one report.
+
+        ``options`` are those of all its calls.
+        """
+        self._require_open()
+        return Session(self, budget=budget, **options)
 
     def measure_steps(self, count: int = 8) -> None:
         """Time the slow model's steps of one token, so that reports can estimate its seconds alone.

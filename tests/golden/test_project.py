@@ -32,7 +32,8 @@ EXPORTS = {
     "Generation", "InvalidRequest", "Ledger", "MachinePrice", "Mask", "Message", "ModelCard", "ModelFileCorrupt",
     "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost",
     "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "ReasoningDelta", "Report",
-    "RequestKeywords", "RequestOptions", "Restarted", "RewindWarning", "Router", "RouterClosed", "Selection", "Signals",
+    "RequestKeywords", "RequestOptions", "Restarted", "RewindWarning", "Router", "RouterClosed", "Selection", "Session",
+    "SessionReport", "Signals",
     "SlowAloneWarning", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning", "SystemMessageWarning",
     "TextDelta", "TextPart", "Token", "TokenClass", "UnsteadyMachineWarning", "Usage", "Verifier", "VerifierFailed",
     "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
@@ -55,7 +56,7 @@ ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "baseline_share", "batching", "budget", "chat",
     "checker", "close", "complete", "costs", "fast", "ledger", "machine",
     "max_waiting", "measure", "measure_steps", "method", "policy", "prices", "read_ahead",
-    "seed", "shared", "slow", "stream", "stream_chat", "tuned", "with_policy",
+    "seed", "session", "shared", "slow", "stream", "stream_chat", "tuned", "with_policy",
 }  # fmt: skip
 
 
@@ -183,7 +184,7 @@ def test_log_events_are_the_documented_ones() -> None:
 ORDER = (
     "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "money", "report",
     "generation", "decode", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
-    "requests", "bookkeeping", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
+    "requests", "bookkeeping", "session", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
     "study", "cli",
 )  # fmt: skip
 
