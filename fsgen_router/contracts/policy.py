@@ -48,12 +48,21 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class InCall:
+    """A position in a tool call: in its ``name`` (``tool`` is not known before that is whole), or in its arguments."""
+
+    tool: str | None
+    part: Literal["name", "arguments"]
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What a policy may know beside the signals.
 
     ``position`` counts the answer's tokens from 0; ``since_escalation`` those since the slow model
     last wrote (or since the beginning); ``slow_calls`` and ``slow_tokens`` are this request's so far;
-    ``uniform()`` is a number in [0, 1) that depends on seed, request and position alone.
+    ``uniform()`` is a number in [0, 1) that depends on seed, request and position alone; ``call`` says where in a tool
+    call the position is, None outside of one.
     """
 
     position: int
@@ -61,6 +70,7 @@ class Context:
     slow_calls: int
     slow_tokens: int
     uniform: Callable[[], float]
+    call: InCall | None = None
 
 
 @dataclass(slots=True)
