@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any, TypedDict
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from .constraints import AnswerFormat, GrammarVocabulary, make_constraint, read_format
 from .contracts.methods import Method
 from .contracts.policy import Policy
-from .decode import Constraint
+from .decode import Constraint, Forcing
 from .errors import InvalidRequest
 from .money import Budget
 from .rows.reading import Mask, Warp
@@ -34,6 +36,9 @@ class RequestKeywords(TypedDict, total=False):
     stop: str | Sequence[str]
     stop_tokens: Sequence[int]
     logit_bias: Mapping[int, float]
+    response_format: Mapping[str, Any] | type[BaseModel] | AnswerFormat | None
+    regex: str | None
+    grammar: str | None
     constraint: Constraint | None
     chat_template_kwargs: Mapping[str, Any]
     max_slow_calls: int | None
@@ -63,6 +68,11 @@ class RequestOptions(BaseModel):
     stop: tuple[str, ...] = Field(default=(), description="end before any of these strings")
     stop_tokens: tuple[int, ...] = Field(default=(), description="end at any of these token ids")
     logit_bias: Mapping[int, float] = Field(default_factory=dict, description="token id to what is added to its logit")
+    response_format: Any = Field(
+        default=None, description="JSON of a schema: OpenAI's json_schema, json_object or text, or a pydantic model"
+    )
+    regex: str | None = Field(default=None, description="the answer matches this regular expression, whole")
+    grammar: str | None = Field(default=None, description="the answer is of this grammar, in Lark's notation or GBNF")
     constraint: Any = Field(default=None, description="masks logits: an object with mask(answer_ids)")
     chat_template_kwargs: TemplateVariables = Field(
         default_factory=dict, description="variables for the chat templates of both models, such as enable_thinking"
@@ -109,6 +119,25 @@ class RequestOptions(BaseModel):
             raise ValueError("a Budget object, or None")
         return value
 
+    @field_validator("response_format")
+    @classmethod
+    def _a_format(cls, value: object) -> AnswerFormat | None:
+        return None if value is None else read_format(value)
+
+    @property
+    def masked_by(self) -> list[str]:
+        """Options that change or forbid tokens of this request."""
+        return [*(["logit_bias"] if self.logit_bias else []), *self._grammars, *self._given("constraint")]
+
+    @property
+    def _grammars(self) -> list[str]:
+        """Options that say what the answer has to be."""
+        form = self.response_format
+        return [*(["response_format"] if form and form.schema is not None else []), *self._given("regex", "grammar")]
+
+    def _given(self, *names: str) -> list[str]:
+        return [name for name in names if getattr(self, name) is not None]
+
     @property
     def warp(self) -> Warp:
         return Warp(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
@@ -118,15 +147,27 @@ class RequestOptions(BaseModel):
         _require_ids("stop_tokens", self.stop_tokens, n_vocab)
         return frozenset(self.stop_tokens)
 
-    def make_constraint(self, n_vocab: int) -> Constraint | None:
-        """Logit bias and the caller's constraint as one."""
+    def make_constraint(self, vocabulary: GrammarVocabulary) -> Constraint | None:
+        """Logit bias, and the grammar or the caller's constraint, as one."""
         if self.constraint is not None and not callable(getattr(self.constraint, "mask", None)):
             raise InvalidRequest(f"constraint={self.constraint!r} has no mask()")
+        given = [*self._grammars, *self._given("constraint")]
+        if len(given) > 1:
+            raise InvalidRequest(f"{' and '.join(given)} at once", hint="an answer is held to one of them")
+        constraint: Constraint | None = self.constraint
+        if self._grammars:
+            form: AnswerFormat | None = self.response_format
+            constraint = make_constraint(
+                vocabulary,
+                schema=None if form is None else form.schema,
+                regex=self.regex,
+                grammar=self.grammar,
+                lenient=form is not None and not form.strict,
+            )
         if not self.logit_bias:
-            constraint: Constraint | None = self.constraint
             return constraint
-        _require_ids("logit_bias", self.logit_bias, n_vocab)
-        return LogitBias(self.logit_bias, self.constraint)
+        _require_ids("logit_bias", self.logit_bias, vocabulary.n_vocab)
+        return LogitBias(self.logit_bias, constraint)
 
 
 def _require_ids(option: str, ids: Iterable[int], n_vocab: int) -> None:
@@ -143,9 +184,14 @@ class LogitBias:
     def __init__(self, bias: Mapping[int, float], inner: Constraint | None = None) -> None:
         self._ids = np.fromiter(bias.keys(), np.int64)
         self._bias = np.fromiter(bias.values(), np.float32)
-        self._inner = inner
+        self._biased, self._inner = frozenset(bias), inner
 
-    def mask(self, answer: Any) -> Mask:
+    def forced(self, answer: Sequence[int]) -> Sequence[int]:
+        """What the other constraint forces, up to a token that is biased, which may not be what this one wants."""
+        forced = self._inner.forced(answer) if isinstance(self._inner, Forcing) else ()
+        return list(itertools.takewhile(lambda token: token not in self._biased, forced))
+
+    def mask(self, answer: Sequence[int]) -> Mask:
         inner = self._inner.mask(answer) if self._inner else None
         if inner is None:
             return Mask(ids=self._ids, bias=self._bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 from .json_forms import AnswerJson, GenerationJson, dumps
 from .records import Claim, FinishReason, ModelCard, Role, Selection, Span, Token, Usage
@@ -39,6 +39,12 @@ class Generation:
     baseline: Generation | None = None
     """The slow model's own answer to the same prompt, where it was asked for."""
     models: Mapping[Role, ModelCard] = field(default_factory=dict)
+    parsed: Any = None
+    """What the answer says, where ``response_format`` asked for JSON: the pydantic model's instance, or the JSON value.
+
+    None where it was cut off, and where ``parse_error`` says why not."""
+    parse_error: str | None = None
+    """Why a whole answer says nothing all the same: a validator of the model refused it, or a stop string cut it."""
     request_id: str = ""
     """What log events call this request."""
 

@@ -132,6 +132,7 @@ class UsageJson(TypedDict):
     slow_tokens: int
     text_bytes: int
     slow_bytes: int
+    forced: int
     decisions: int
     escalations: int
     discarded_tokens: int

@@ -151,6 +151,8 @@ class Usage:
     slow_tokens: int = 0
     text_bytes: int = 0
     slow_bytes: int = 0
+    forced: int = 0
+    """Emitted tokens that a constraint left no choice about: no model was asked for them, and no policy."""
     decisions: int = 0
     escalations: int = 0
     discarded_tokens: int = 0

@@ -160,10 +160,10 @@ def draws_baseline(prompts: Prompts, seed: int, ledger: Ledger, share: float) ->
 def _make_request(
     pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, seed: int, key: str
 ) -> Request:
-    if pair.local_slow is None and (options.logit_bias or options.constraint is not None):
+    if pair.local_slow is None and options.masked_by:
         raise InvalidRequest(
             f"{pair.slow.name} gives text, no logits, so they can be neither biased nor constrained",
-            hint="leave logit_bias and constraint out",
+            hint=f"leave {' and '.join(options.masked_by)} out",
         )
     return Request(
         id=options.request_id or uuid.uuid4().hex,
@@ -176,7 +176,8 @@ def _make_request(
         warp=options.warp,
         stop=options.stop,
         stop_ids=options.stop_ids(pair.vocabulary.n_vocab),
-        constraint=options.make_constraint(pair.vocabulary.n_vocab),
+        constraint=options.make_constraint(pair.grammars),
+        parse=None if options.response_format is None else options.response_format.parse,
     )
 
 
@@ -198,10 +199,10 @@ def _require_known(pair: Pairing, options: RequestOptions, method: Method) -> No
     known = None if pair.local_slow is None else pair.local_slow.capabilities.top_k
     if known is None:
         return
-    if options.logit_bias or options.constraint is not None:
+    if options.masked_by:
         raise InvalidRequest(
             f"{pair.slow.name} tells the {known} best tokens of a row, so it can be neither biased nor constrained",
-            hint="leave logit_bias and constraint out",
+            hint=f"leave {' and '.join(options.masked_by)} out",
         )
     warp = options.warp
     if warp.greedy:

@@ -19,6 +19,9 @@ REST: Final = -1
 CAP: Final = "cap on "
 """How the reason of a decision begins that a cap declined: the answer says so then (``degraded``)."""
 
+FORCED: Final = "forced"
+"""The reason of a decision that nobody took: a constraint left one choice."""
+
 Until: TypeAlias = Literal["", "sentence", "line", "step"]
 """Where a span may end before its number of tokens: nowhere, or at the first such boundary in it."""
 

@@ -16,7 +16,7 @@ proposal        the fast model proposes, the policy decides
 verification    drafts are judged, and taken back
 continuation    a slow model that gives text goes on
 read_ahead      an idle slow model reads while the fast one writes
-forced          tokens that a mask leaves no choice about
+forced          tokens that a constraint leaves no choice about
 audit           a finished answer is read back
 ending          the record of an answer, and the ledger
 failure         a job came to nothing
@@ -29,7 +29,7 @@ best_of         whole answers of the fast model's, judged before the loop begins
 from .best_of import BestOfEngine
 from .commands import Call, Cancel, Chunk, Close, Command, Done, Emit, Event, Failed, Open, Returned, Start
 from .engine import Engine
-from .request import Constraint, Request, TextPrompt, Vocabulary
+from .request import Constraint, Forcing, Request, TextPrompt, Vocabulary
 
 __all__ = [
     "BestOfEngine",
@@ -44,6 +44,7 @@ __all__ = [
     "Engine",
     "Event",
     "Failed",
+    "Forcing",
     "Open",
     "Request",
     "Returned",

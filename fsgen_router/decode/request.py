@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,17 @@ class Constraint(Protocol):
     """
 
     def mask(self, answer: Sequence[int]) -> Mask | None: ...
+
+
+@runtime_checkable
+class Forcing(Constraint, Protocol):
+    """A constraint that knows further ahead than a mask what has to follow.
+
+    ``forced`` gives tokens that are placed as they are, in one chunk, without asking a model or a policy. Like ``mask``
+    it is a pure function of the answer's ids.
+    """
+
+    def forced(self, answer: Sequence[int]) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +73,8 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
+    parse: Callable[[str], tuple[Any, str | None]] | None = None
+    """Reads what a whole answer says, or why it says nothing."""
     audit: bool = False
     alone: bool = False
     """The slow model's own answer: where that gives text and fails or says nothing, no other model goes on."""
@@ -110,4 +123,12 @@ def check_mask(mask: Mask | None, n_vocab: int) -> None:
     if len(ids) and not (ids.min() >= 0 and ids.max() < n_vocab):
         raise ConfigurationError(
             f"a constraint biases tokens {ids.min()} to {ids.max()}, the vocabulary has 0 to {n_vocab - 1}"
+        )
+
+
+def check_forced(tokens: Sequence[int], n_vocab: int) -> None:
+    """Refuse forced tokens that are none of the vocabulary's."""
+    if not all(isinstance(token, int) and 0 <= token < n_vocab for token in tokens):
+        raise ConfigurationError(
+            f"a constraint forces {list(tokens)[:8]}, the vocabulary has 0 to {n_vocab - 1}", hint="token ids as int"
         )

@@ -49,7 +49,7 @@ METHOD_EXPORTS = {
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
-    "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "max_cost_usd", "max_seconds",
+    "response_format", "regex", "grammar", "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "max_cost_usd", "max_seconds",
     "budget", "baseline", "policy", "method", "request_id",
 }  # fmt: skip
 ROUTER = {
@@ -183,8 +183,9 @@ def test_log_events_are_the_documented_ones() -> None:
 # A file imports only from rooms before its own.
 ORDER = (
     "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "money", "report",
-    "generation", "decode", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
-    "requests", "bookkeeping", "session", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
+    "generation", "decode", "constraints", "tools", "run", "config", "adapters", "policies", "costs", "reference",
+    "resolve", "pairing", "requests", "bookkeeping", "session", "router", "fsgen_router", "evaluation", "calibration",
+    "recommend", "law",
     "study", "cli",
 )  # fmt: skip
 
@@ -192,7 +193,7 @@ ORDER = (
 HEAVY = {
     "torch", "transformers", "llama_cpp", "huggingface_hub", "gguf", "matplotlib", "scipy", "psutil", "tokenizers",
     "safetensors", "tqdm", "openai", "httpx", "httpx2", "tenacity", "sklearn", "jinja2",
-    "accelerate", "genai_prices",
+    "accelerate", "genai_prices", "llguidance",
 }  # fmt: skip
 AT_IMPORT = {
     "adapters/chat_template.py": {"jinja2"},
@@ -223,6 +224,7 @@ AT_IMPORT = {
     "adapters/transformers/slot_cache.py": {"torch", "transformers"},
     "adapters/transformers/tokenizer.py": {"tokenizers"},
     "adapters/transformers/vocabulary.py": {"gguf", "transformers"},
+    "fsgen_router/constraints/library.py": {"llguidance"},
 }
 WHEN_CALLED = {
     "fsgen_router/calibration/fit.py": {"sklearn", "torch"},
