@@ -6,10 +6,10 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .constraints import AnswerFormat, GrammarVocabulary, make_constraint, read_format
 from .contracts.methods import Method
@@ -19,6 +19,7 @@ from .errors import InvalidRequest
 from .money import Budget
 from .rows.reading import Mask, Warp
 from .support.options import TemplateVariables
+from .tools import Choice, Tool, make_choice, make_tools
 
 
 class RequestKeywords(TypedDict, total=False):
@@ -40,6 +41,9 @@ class RequestKeywords(TypedDict, total=False):
     regex: str | None
     grammar: str | None
     constraint: Constraint | None
+    tools: Sequence[Tool | Mapping[str, Any] | type[BaseModel]]
+    tool_choice: str | Mapping[str, Any] | Choice | None
+    parallel_tool_calls: bool
     chat_template_kwargs: Mapping[str, Any]
     max_slow_calls: int | None
     max_slow_tokens: int | None
@@ -74,6 +78,11 @@ class RequestOptions(BaseModel):
     regex: str | None = Field(default=None, description="the answer matches this regular expression, whole")
     grammar: str | None = Field(default=None, description="the answer is of this grammar, in Lark's notation or GBNF")
     constraint: Any = Field(default=None, description="masks logits: an object with mask(answer_ids)")
+    tools: Any = Field(
+        default=(), description="functions that a chat's answer may call: OpenAI's form, or pydantic models"
+    )
+    tool_choice: Any = Field(default=None, description="auto, none, required, or the tool that has to be called")
+    parallel_tool_calls: bool = Field(default=True, description="one answer may make several calls")
     chat_template_kwargs: TemplateVariables = Field(
         default_factory=dict, description="variables for the chat templates of both models, such as enable_thinking"
     )
@@ -119,6 +128,13 @@ class RequestOptions(BaseModel):
             raise ValueError("a Budget object, or None")
         return value
 
+    @model_validator(mode="after")
+    def _known_tools(self) -> Self:
+        # Their own errors say more than a validator's.
+        object.__setattr__(self, "tools", make_tools(self.tools or ()))
+        object.__setattr__(self, "tool_choice", make_choice(self.tool_choice, self.tools))
+        return self
+
     @field_validator("response_format")
     @classmethod
     def _a_format(cls, value: object) -> AnswerFormat | None:
@@ -127,7 +143,8 @@ class RequestOptions(BaseModel):
     @property
     def masked_by(self) -> list[str]:
         """Options that change or forbid tokens of this request."""
-        return [*(["logit_bias"] if self.logit_bias else []), *self._grammars, *self._given("constraint")]
+        named = [name for name in ("logit_bias", "tools") if getattr(self, name)]
+        return [*named, *self._grammars, *self._given("constraint")]
 
     @property
     def _grammars(self) -> list[str]:
@@ -147,15 +164,17 @@ class RequestOptions(BaseModel):
         _require_ids("stop_tokens", self.stop_tokens, n_vocab)
         return frozenset(self.stop_tokens)
 
-    def make_constraint(self, vocabulary: GrammarVocabulary) -> Constraint | None:
-        """Logit bias, and the grammar or the caller's constraint, as one."""
+    def make_constraint(self, vocabulary: GrammarVocabulary, calls: str | None = None) -> Constraint | None:
+        """Logit bias, and the grammar (``calls`` is that of tool calls) or the caller's constraint, as one."""
         if self.constraint is not None and not callable(getattr(self.constraint, "mask", None)):
             raise InvalidRequest(f"constraint={self.constraint!r} has no mask()")
-        given = [*self._grammars, *self._given("constraint")]
+        given = [*(["tools"] if calls else []), *self._grammars, *self._given("constraint")]
         if len(given) > 1:
             raise InvalidRequest(f"{' and '.join(given)} at once", hint="an answer is held to one of them")
         constraint: Constraint | None = self.constraint
-        if self._grammars:
+        if calls is not None:
+            constraint = make_constraint(vocabulary, grammar=calls)
+        elif self._grammars:
             form: AnswerFormat | None = self.response_format
             constraint = make_constraint(
                 vocabulary,

@@ -55,6 +55,14 @@ class TokenJson(TypedDict):
     tuned_choice: int | None
 
 
+class ToolCallJson(TypedDict):
+    """:class:`~fsgen_router.ToolCall`; ``arguments`` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class SpanJson(TypedDict):
     """:class:`~fsgen_router.Span`: tokens ``start`` to ``stop``, exclusive."""
 
@@ -222,8 +230,9 @@ class AnswerJson(TypedDict):
 
     request_id: str
     text: str
+    tool_calls: list[ToolCallJson]
     reasoning: str
-    finish_reason: Literal["eog", "stop", "length", "context"]
+    finish_reason: Literal["eog", "stop", "length", "context", "tool_calls"]
     seed: int
     policy: str
     method: str

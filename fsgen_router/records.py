@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from .contracts.billing import Billed
 from .contracts.models import Role as Role
 from .contracts.policy import Decision
 from .errors import ConfigurationError
-from .json_forms import PricesJson, SelectionJson, SpanJson, TokenJson, UsageJson, finite
+from .json_forms import PricesJson, SelectionJson, SpanJson, TokenJson, ToolCallJson, UsageJson, finite
 from .rows.signals import Signals
 
 Source: TypeAlias = Literal["fast", "slow"]
 Verdict: TypeAlias = Literal["written", "accepted", "unchecked"]
-FinishReason: TypeAlias = Literal["eog", "stop", "length", "context"]
+FinishReason: TypeAlias = Literal["eog", "stop", "length", "context", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -77,6 +78,27 @@ class Span:
 
     def to_dict(self) -> SpanJson:
         return {"start": self.start, "stop": self.stop, "source": self.source, "verdict": self.verdict}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that an answer asks its reader to make. ``arguments`` is JSON text of an object, as the model wrote it.
+
+    ``id`` is 9 letters and digits: what the message with its result names (``tool_call_id``).
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+    @property
+    def parsed(self) -> dict[str, Any]:
+        """The arguments by name."""
+        made: dict[str, Any] = json.loads(self.arguments)
+        return made
+
+    def to_dict(self) -> ToolCallJson:
+        return {"id": self.id, "name": self.name, "arguments": self.arguments}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from .config import RequestOptions
 from .contracts.methods import Method
 from .contracts.policy import REST, Ledger, Policy
 from .contracts.text_models import TextModel, reads_tokens, unready
-from .contracts.tokenizer import Tokenizer
+from .contracts.tokenizer import Tokenizer, Turn
 from .decode import BestOfEngine, Engine, Request, TextPrompt
 from .errors import InvalidRequest, PromptTooLong
 from .methods import Replace
@@ -21,6 +21,7 @@ from .money import Budget, Terms
 from .pairing import Pairing
 from .records import Claim, Role
 from .rows.reading import hashed_uniform
+from .tools import ToolPlan, in_words
 
 if TYPE_CHECKING:
     from .policies import BestOf
@@ -165,6 +166,7 @@ def _make_request(
             f"{pair.slow.name} gives text, no logits, so they can be neither biased nor constrained",
             hint=f"leave {' and '.join(options.masked_by)} out",
         )
+    plan = _plan_of(pair, text, options)
     return Request(
         id=options.request_id or uuid.uuid4().hex,
         prompts=prompts,
@@ -176,8 +178,27 @@ def _make_request(
         warp=options.warp,
         stop=options.stop,
         stop_ids=options.stop_ids(pair.vocabulary.n_vocab),
-        constraint=options.make_constraint(pair.grammars),
+        constraint=options.make_constraint(pair.grammars, None if plan is None else plan.grammar),
         parse=None if options.response_format is None else options.response_format.parse,
+        calls=plan,
+    )
+
+
+def _plan_of(pair: Pairing, text: TextPrompt, options: RequestOptions) -> ToolPlan | None:
+    """What an answer may call. Raises :class:`InvalidRequest` for tools without messages."""
+    if not options.tools:
+        return None
+    if text.messages is None:
+        raise InvalidRequest("tools without messages", hint="raw prompts have no template: use chat()")
+    tokenizer = pair.fast.tokenizer
+    return ToolPlan.make(
+        options.tools,
+        options.tool_choice,
+        parallel=options.parallel_tool_calls,
+        template=getattr(getattr(tokenizer, "template", None), "text", None),
+        tokenizer=tokenizer,
+        messages=text.messages,
+        piece=pair.vocabulary.piece,
     )
 
 
@@ -229,7 +250,12 @@ def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
     if text.prompt is not None:
         return tokenizer.encode(text.prompt, add_bos=True)
     assert text.messages is not None
-    return tokenizer.encode_chat(text.messages, text.chat_template_kwargs)
+    messages: Sequence[Turn] = text.messages
+    if getattr(getattr(tokenizer, "template", None), "reads_tools", False):
+        return tokenizer.encode_chat(messages, {**text.chat_template_kwargs, "tools": text.tools or None})
+    if text.tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+        messages = in_words(messages, text.tools)
+    return tokenizer.encode_chat(messages, text.chat_template_kwargs)
 
 
 def claim_of(engine: Engine, ledger: Ledger) -> Claim | None:

@@ -17,6 +17,7 @@ verification    drafts are judged, and taken back
 continuation    a slow model that gives text goes on
 read_ahead      an idle slow model reads while the fast one writes
 forced          tokens that a constraint leaves no choice about
+review          a whole answer is looked at once more, and handed over where it fails
 audit           a finished answer is read back
 ending          the record of an answer, and the ledger
 failure         a job came to nothing
@@ -29,11 +30,13 @@ best_of         whole answers of the fast model's, judged before the loop begins
 from .best_of import BestOfEngine
 from .commands import Call, Cancel, Chunk, Close, Command, Done, Emit, Event, Failed, Open, Returned, Start
 from .engine import Engine
-from .request import Constraint, Forcing, Request, TextPrompt, Vocabulary
+from .request import CallEvents, Calls, Constraint, Forcing, Request, TextPrompt, Vocabulary
 
 __all__ = [
     "BestOfEngine",
     "Call",
+    "CallEvents",
+    "Calls",
     "Cancel",
     "Chunk",
     "Close",

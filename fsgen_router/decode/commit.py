@@ -47,7 +47,10 @@ def ends(core: Core, token: int) -> bool:
 
 
 def piece(core: Core, token: int) -> bytes:
-    return b"" if ends(core, token) else core.vocabulary.piece(token)
+    if ends(core, token):
+        return b""
+    calls = core.request.calls
+    return (calls and calls.shown.get(token)) or core.vocabulary.piece(token)
 
 
 def at_the_end(core: Core) -> bool:

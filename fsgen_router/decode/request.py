@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from ..contracts.models import Role
+from ..contracts.policy import InCall
 from ..contracts.tokenizer import Turn
 from ..errors import ConfigurationError
+from ..generation import Generation, StreamEvent
 from ..rows.reading import Mask, Warp
 from ..text.drafts import show_in_messages, show_in_prompt
+from .commands import Emit
 
 
 class Constraint(Protocol):
@@ -37,13 +40,43 @@ class Forcing(Constraint, Protocol):
     def forced(self, answer: Sequence[int]) -> Sequence[int]: ...
 
 
+class CallEvents(Protocol):
+    """A stream's events where the answer may call tools: calls apart from what is said."""
+
+    def of(self, emit: Emit) -> Iterable[StreamEvent]: ...
+
+    def end(self) -> Iterable[StreamEvent]:
+        """What was kept back until the answer stood."""
+
+
+class Calls(Protocol):
+    """The tool calls of one request."""
+
+    @property
+    def shown(self) -> Mapping[int, bytes]:
+        """Control tokens that are a part of the text all the same, since calls are told by them, and their bytes."""
+
+    def place(self, answer: Sequence[int]) -> InCall | None:
+        """Where in a call an answer of these ids stands."""
+
+    def review(self, text: str) -> str | None:
+        """What is wrong with a whole answer, so that the slow model has to write it anew; None: nothing."""
+
+    def events(self, request: str) -> CallEvents: ...
+
+    def applied(self, answer: Generation, request: str) -> Generation:
+        """The answer with its calls apart from what it says."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPrompt:
-    """A prompt as a slow model that gives text gets it: raw text, or messages and variables for their template."""
+    """A prompt as a slow model that gives text gets it: raw text, or messages, with variables and ``tools`` (in OpenAI's
+    form) for their template."""
 
     prompt: str | None = None
     messages: tuple[Turn, ...] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def showing(self, draft: str) -> TextPrompt:
         """This prompt with a draft of the answer in view, for an answer that is written anew."""
@@ -75,6 +108,8 @@ class Request:
     constraint: Constraint | None = None
     parse: Callable[[str], tuple[Any, str | None]] | None = None
     """Reads what a whole answer says, or why it says nothing."""
+    calls: Calls | None = None
+    """What is known of the tool calls that the answer may hold."""
     audit: bool = False
     alone: bool = False
     """The slow model's own answer: where that gives text and fails or says nothing, no other model goes on."""

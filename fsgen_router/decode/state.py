@@ -96,6 +96,7 @@ class EngineState:
     limited: str | None = None
     """The cap that first declined an escalation."""
     finish: FinishReason | None = None
+    reviewed: bool = False
     closed: bool = False
     """Whether the answer's text and the policy are done with: what is left then changes neither."""
     degraded: str | None = None

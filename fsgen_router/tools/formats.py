@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,7 +29,7 @@ class ToolFormat:
     close: str
 
     def markers(self) -> tuple[str, ...]:
-        """Texts that may be control tokens of a vocabulary."""
+        """Texts that are one token of many a vocabulary."""
         return tuple(mark for mark in ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]") if mark in self.written)
 
     @property
@@ -43,6 +44,9 @@ class ToolFormat:
         """Calls (name, arguments) as a model writes them."""
         return self.open + self.between.join(self.call(*one) for one in calls) + self.close
 
+
+MAX_CALLS: Final = 16
+"""In one answer."""
 
 FORMATS: Final = (
     ToolFormat(
@@ -82,7 +86,7 @@ FORMATS: Final = (
         head='{"name": "',
         middle='", "parameters": ',
         tail="}",
-        between="; ",
+        between="",
         close="",
     ),
 )
@@ -98,63 +102,72 @@ def format_of(template: str | None) -> ToolFormat:
 
 
 # Between a key and its value, and between two values, as Python's own json writes them and models learnt it.
-_JSON: Final[Mapping[str, Any]] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_COMPACT: Final[Mapping[str, Any]] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# No model goes on with white space for ever.
+_SPACE: Final = r"[\x20\x0A\x0D\x09]{0,16}"
+_SPACED: Final[Mapping[str, Any]] = {"whitespace_pattern": _SPACE}
+_ANY: Final = r"(.|\n)*"
 
 
 def grammar_of(
-    form: ToolFormat, tools: Sequence[Tool], choice: Choice, *, parallel: bool, control: Mapping[str, int]
+    form: ToolFormat, tools: Sequence[Tool], choice: Choice, *, parallel: bool, marks: Mapping[str, int]
 ) -> str:
     """A Lark grammar of llguidance's for answers that may call ``tools``, or have to.
 
-    What is written as a call is one: a known name, and arguments that keep to its schema. ``control`` has the ids of
-    those of the format's markers that are control tokens.
+    What is written as a call is one: a known name, and arguments that keep to its schema. That holds also of an answer
+    that is nothing but the JSON object of a call, fenced as code or not, which many models write in the place of their
+    own format. ``marks`` has the ids of those of the format's markers that are one token.
     """
-    said = r"(.|\n)*"
 
     def literal(text: str) -> str:
-        for mark, token in control.items():
+        for mark, token in marks.items():
             before, found, behind = text.partition(mark)
             if found:
                 return " ".join(filter(None, (literal(before), f"<[{token}]>", literal(behind))))
         return json.dumps(text, ensure_ascii=False) if text else ""
 
+    unsaid = [_beginning("|".join(_regex(tool.name) for tool in tools)) + _ANY]
+    if form.open:
+        unsaid.append(f"{_ANY}{_regex(form.open.strip())}{_ANY}")
+    rules = [f"SAID: /{_ANY}/ " + " ".join(f"& ~/{pattern}/" for pattern in unsaid)]
     if choice.mode == "none":
-        if not form.open:
-            return f"start: /[^{{]{said}/\n"
-        if control:
-            return f"start: /{said}/\n"  # no text is a control token
-        return f"start: TEXT\nTEXT: /{said}/ & ~/{said}{_regex(form.open.strip())}{said}/\n"
+        return "\n".join(["start: SAID", *rules, ""])
     wanted = [tool for tool in tools if choice.name in (None, tool.name)]
-    options = [
-        f"call_{number}: "
-        + " ".join(
-            filter(
-                None,
-                (
-                    literal(form.head + tool.name + form.middle),
-                    "%json " + json.dumps({**tool.parameters, "x-guidance": _JSON}),
-                    literal(form.tail),
-                ),
-            )
+    for number, tool in enumerate(wanted):
+        head, behind = literal(form.head + tool.name + form.middle), literal(form.tail)
+        rules.append(f"call_{number}: {head} {_arguments(tool, _COMPACT)} {behind}")
+        key = rf"\"(arguments|parameters)\"{_SPACE}:{_SPACE}"
+        rules.append(
+            f"bare_{number}: /{_beginning(_regex(tool.name))}{_SPACE},{_SPACE}{key}/ "
+            rf"{_arguments(tool, _SPACED)} /{_SPACE}\}}({_SPACE}```)?/"
         )
-        for number, tool in enumerate(wanted)
-    ]
-    several = f"({literal(form.between)} call)*" if parallel and choice.name is None else ""
-    rules = [
-        f"calls: call {several} {literal(form.close)}",
-        "call: " + " | ".join(f"call_{number}" for number in range(len(wanted))),
-        *options,
-    ]
+    call = " | ".join(f"call_{number}" for number in range(len(wanted)))
+    further = f"({literal(form.between)} call){{0,{MAX_CALLS - 1}}}" if parallel and choice.name is None and form.between else ""
+    rules += [f"call: {call}", f"calls: {literal(form.open)} call {further} {literal(form.close)}"]
     if choice.mode == "required":
-        start = f"start: {literal(form.open)} calls"
-    elif not form.open:
-        start = f"start: calls | said\nsaid: /([^{{]{said})?/"
-    elif control:
-        start = f"start: said | said {literal(form.open)} calls\nsaid: /{said}/"
-    else:
-        start = f"start: said | opened calls\nopened[lazy]: /{said}/ {literal(form.open)}\nsaid: /{said}/"
-    return "\n".join([start, *rules, ""])
+        return "\n".join(["start: calls", *rules, ""])
+    ways = ["SAID", *(f"bare_{number}" for number in range(len(wanted)))]
+    if any(mark in form.open for mark in marks):
+        ways.append("SAID calls")
+    elif form.open:
+        rules += [
+            f"opened[lazy]: /{_ANY}{_regex(form.open)}/ & ~/{unsaid[0]}/",
+            f"behind: call {further} {literal(form.close)}",
+        ]
+        ways.append("opened behind")
+    return "\n".join([f"start: {' | '.join(ways)}", *rules, ""])
+
+
+def _beginning(names: str) -> str:
+    """How an answer begins that is the JSON object of a call to one of ``names``, as a regular expression."""
+    return rf"{_SPACE}(```(json)?{_SPACE})?\{{{_SPACE}\"name\"{_SPACE}:{_SPACE}\"({names})\""
+
+
+def _arguments(tool: Tool, layout: Mapping[str, Any]) -> str:
+    # Who runs a tool can rarely do with arguments that it does not name.
+    schema = {"additionalProperties": False, **tool.parameters, "x-guidance": layout}
+    return "%json " + json.dumps(schema)
 
 
 def _regex(text: str) -> str:
-    return "".join(f"\\{c}" if c in r"\.[]{}()<>*+-?^$|/" else c for c in text)
+    return re.sub(r"[\\.\[\]{}()*+?^$|/]", lambda found: "\\" + found[0], text)

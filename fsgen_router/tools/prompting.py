@@ -11,7 +11,7 @@ from .formats import GENERIC
 
 _BEFORE = (
     "You may call tools. For each call write a JSON object with the tool's name and its arguments within <tool_call> "
-    "tags:\n<tool_call>\n{{\"name\": <tool name>, \"arguments\": <arguments object>}}\n</tool_call>\n\nThe tools:\n{tools}"
+    'tags:\n<tool_call>\n{{"name": <tool name>, "arguments": <arguments object>}}\n</tool_call>\n\nThe tools:\n{tools}'
 )
 _RESULT = "<tool_response>\n{content}\n</tool_response>"
 
@@ -29,7 +29,9 @@ def in_words(messages: Sequence[Turn], tools: Sequence[Mapping[str, Any]]) -> li
             continue
         if role == "assistant" and message.get("tool_calls"):
             calls = [call["function"] for call in message["tool_calls"]]
-            written = GENERIC.calls([(call["name"], json.dumps(call["arguments"], ensure_ascii=False)) for call in calls])
+            written = GENERIC.calls(
+                [(call["name"], json.dumps(call["arguments"], ensure_ascii=False)) for call in calls]
+            )
             content = f"{content}\n{written}" if content else written
         elif role == "tool":
             role, content = "user", _RESULT.format(content=content)

@@ -39,7 +39,7 @@ EXPORTS = {
     "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
-    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "BestOf", "Budget", "Capped", "Check", "Every", "Extended",
+    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "BestOf", "Budget", "ByTool", "Capped", "Check", "Every", "Extended",
     "Guarantee", "Learned", "MissedEstimate", "Never", "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning",
     "Random", "Score", "SpanRule", "Threshold", "Vote", "audit_of", "check_pair", "check_prompt", "estimate_missed",
     "fingerprint", "guarantee_of", "load_policy", "make_policy", "promote", "save_policy",
@@ -49,8 +49,9 @@ METHOD_EXPORTS = {
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
-    "response_format", "regex", "grammar", "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "max_cost_usd", "max_seconds",
-    "budget", "baseline", "policy", "method", "request_id",
+    "response_format", "regex", "grammar", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs",
+    "max_slow_calls", "max_slow_tokens", "max_cost_usd", "max_seconds", "budget", "baseline", "policy", "method",
+    "request_id",
 }  # fmt: skip
 ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "baseline_share", "batching", "budget", "chat",
