@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from .constraints import AnswerFormat, GrammarVocabulary, make_constraint, read_format
 from .contracts.methods import Method
 from .contracts.policy import Policy
-from .decode import Constraint, Forcing
+from .decode import Constraint, forced_by
 from .errors import InvalidRequest
 from .money import Budget
 from .rows.reading import Mask, Warp
@@ -188,8 +188,7 @@ class LogitBias:
 
     def forced(self, answer: Sequence[int]) -> Sequence[int]:
         """What the other constraint forces, up to a token that is biased, which may not be what this one wants."""
-        forced = self._inner.forced(answer) if isinstance(self._inner, Forcing) else ()
-        return list(itertools.takewhile(lambda token: token not in self._biased, forced))
+        return list(itertools.takewhile(lambda token: token not in self._biased, forced_by(self._inner, answer)))
 
     def mask(self, answer: Sequence[int]) -> Mask:
         inner = self._inner.mask(answer) if self._inner else None

@@ -31,11 +31,11 @@ def make_constraint(
     grammar: str | None = None,
     lenient: bool = False,
 ) -> GrammarConstraint:
-    """What masks an answer in this vocabulary, so that all of it is of ``schema``, ``regex`` or ``grammar``: one of them.
+    """What masks answers in this vocabulary, so that they are of ``schema``, ``regex`` or ``grammar``: one of them.
 
     ``schema`` is a JSON Schema; ``lenient`` ignores those of its keywords that no grammar can hold. ``regex`` is of
-    Rust's syntax and stands for the whole answer. ``grammar`` is Lark's notation as llguidance reads it, in which
-    ``%json {...}`` embeds a schema and ``<|name|>`` a control token; or GBNF, llama.cpp's, which is told by its ``::=``.
+    Rust's syntax and stands for the whole answer. ``grammar`` is in Lark's notation as llguidance reads it, where
+    ``%json {...}`` embeds a schema and ``<|name|>`` a control token; or in GBNF, llama.cpp's, told by its ``::=``.
 
     Raises :class:`~fsgen_router.errors.InvalidRequest` for one that cannot be read, that nothing satisfies, or that
     is too large, and ``ImportError`` without the extra ``constrain``.

@@ -48,8 +48,8 @@ METHOD_EXPORTS = {
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
-    "response_format", "regex", "grammar", "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "max_cost_usd", "max_seconds",
-    "budget", "baseline", "policy", "method", "request_id",
+    "response_format", "regex", "grammar", "chat_template_kwargs", "max_slow_calls", "max_slow_tokens",
+    "max_cost_usd", "max_seconds", "budget", "baseline", "policy", "method", "request_id",
 }  # fmt: skip
 ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "baseline_share", "batching", "budget", "chat",
@@ -182,8 +182,8 @@ def test_log_events_are_the_documented_ones() -> None:
 # A file imports only from rooms before its own.
 ORDER = (
     "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "money", "report",
-    "generation", "decode", "constraints", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
-    "requests", "bookkeeping", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
+    "generation", "decode", "constraints", "run", "config", "adapters", "policies", "costs", "reference", "resolve",
+    "pairing", "requests", "bookkeeping", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
     "study", "cli",
 )  # fmt: skip
 
