@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -184,11 +183,11 @@ class LogitBias:
     def __init__(self, bias: Mapping[int, float], inner: Constraint | None = None) -> None:
         self._ids = np.fromiter(bias.keys(), np.int64)
         self._bias = np.fromiter(bias.values(), np.float32)
-        self._biased, self._inner = frozenset(bias), inner
+        self._inner = inner
 
     def forced(self, answer: Sequence[int]) -> Sequence[int]:
-        """What the other constraint forces, up to a token that is biased, which may not be what this one wants."""
-        return list(itertools.takewhile(lambda token: token not in self._biased, forced_by(self._inner, answer)))
+        """What the other constraint forces: no bias makes a choice where there is none."""
+        return forced_by(self._inner, answer)
 
     def mask(self, answer: Sequence[int]) -> Mask:
         inner = self._inner.mask(answer) if self._inner else None

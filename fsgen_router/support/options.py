@@ -109,8 +109,11 @@ def checked(model: type[T], options: Mapping[str, Any], *, error: type[Configura
 
 
 def _brief(value: object) -> str:
-    """A value as an error shows it: a schema may be a book."""
-    shown = repr(value)
+    """A value as an error shows it: a schema may be a book, or nested without end."""
+    try:
+        shown = repr(value)
+    except RecursionError:
+        shown = f"a deeply nested {type(value).__name__}"
     return shown if len(shown) <= 200 else f"{shown[:160]}..."
 
 
