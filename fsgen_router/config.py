@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -122,6 +122,12 @@ class RequestOptions(BaseModel):
     @classmethod
     def _a_format(cls, value: object) -> AnswerFormat | None:
         return None if value is None else read_format(value)
+
+    @property
+    def parse(self) -> Callable[[str], tuple[Any, str | None]] | None:
+        """What reads a whole answer, where that is to be JSON."""
+        form: AnswerFormat | None = self.response_format
+        return None if form is None or form.schema is None else form.parse
 
     @property
     def masked_by(self) -> list[str]:

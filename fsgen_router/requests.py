@@ -177,7 +177,7 @@ def _make_request(
         stop=options.stop,
         stop_ids=options.stop_ids(pair.vocabulary.n_vocab),
         constraint=options.make_constraint(pair.grammars),
-        parse=None if options.response_format is None else options.response_format.parse,
+        parse=options.parse,
     )
 
 

@@ -6,9 +6,9 @@
     constraint = make_constraint(vocabulary, regex="[0-9]{3}-[a-z]+")
     constraint = make_constraint(vocabulary, grammar='start: "call " NAME %json {"type": "object"}\nNAME: /[a-z]+/')
 
-:mod:`.formats` says what a request may ask for, and reads what came of it; :mod:`.grammars` makes a grammar of it, or
-refuses it; :mod:`.tokens` has the vocabulary as a matcher reads it, and :mod:`.matching` masks. llguidance is imported
-when the first grammar is made.
+:mod:`.formats` says what a request may ask for, and reads what came of it; :mod:`.schemas` and :mod:`.grammars` make a
+grammar of it, or refuse it; :mod:`.tokens` has the vocabulary as a matcher reads it, and :mod:`.matching` masks.
+llguidance is imported when the first grammar is made.
 """
 
 from __future__ import annotations

@@ -38,8 +38,6 @@ class AnswerFormat:
         An instance of the model, where one was given, else the JSON value. A model's own validators may refuse what
         its schema allows.
         """
-        if self.schema is None:
-            return None, None
         try:
             return (json.loads(text) if self.model is None else self.model.model_validate_json(text)), None
         except ValidationError as error:

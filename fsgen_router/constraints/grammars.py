@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ..errors import InvalidRequest
 from .library import gbnf_to_lark, llguidance
+from .schemas import held
 
 MAX_BYTES: Final = 1 << 20
 """Of a schema, a regular expression or a grammar."""
@@ -73,7 +74,7 @@ def of_schema(schema: Mapping[str, Any], *, lenient: bool = False) -> Grammar:
     The schema's own ``x-guidance`` (llguidance's options) may say otherwise: ``{"whitespace_flexible": true}``.
     """
     try:
-        text = json.dumps(schema, allow_nan=False)
+        text = json.dumps(held(schema), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise refused("response_format", f"the schema is no JSON: {error}") from None
     _require_size("response_format", text)

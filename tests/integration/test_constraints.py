@@ -39,7 +39,7 @@ def is_valid(answer: Generation, schema: dict[str, Any]) -> bool:
         return False
     value = json.loads(answer.text)
     assert value == answer.parsed
-    checker = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    checker = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
     assert checker.is_valid(value), (schema, answer.text)
     return True
 

@@ -440,6 +440,28 @@ def test_json_gives_its_value_and_what_is_cut_off_gives_none() -> None:
     assert (free.parsed, free.parse_error) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("form", "whole", "refused"),
+    [
+        ("date", ["2024-02-29", "2000-02-29", "0999-12-31"], ["2023-02-29", "1900-02-29", "0000-01-01", "2024-04-31"]),
+        ("time", ["23:59:59Z", "00:00:00.5+01:00"], ["23:59:60Z", "24:00:00Z"]),
+        ("date-time", ["2024-02-29T01:02:03Z"], ["2023-02-29T01:02:03Z", "2024-02-28T01:02:60Z"]),
+        ("path", ["any/text"], []),  # a note, of pydantic's: JSON Schema knows no such format
+    ],
+)
+def test_formats_are_held_as_readers_of_them_do(form: str, whole: list[str], refused: list[str]) -> None:
+    """Also where they are nested, beside a pattern, and where ``format`` is a property's name."""
+    text = {"type": "string", "format": form}
+    schema = {"type": "object", "properties": {"format": {"anyOf": [{"type": "null"}, text]}}, "required": ["format"]}
+    constraint = make_constraint(WORDS, schema=schema)
+    for value in whole:
+        answer = written(json.dumps({"format": value}))
+        assert constraint.mask(answer).allowed[END]
+    for value in refused:
+        with pytest.raises(InvalidRequest, match="tokens of the answer"):
+            constraint.mask(written(json.dumps({"format": value})))
+
+
 def test_loose_schemas_ignore_what_no_grammar_holds() -> None:
     found = ROUTER.complete("x", **schema_of({"type": "array", "uniqueItems": True, "maxItems": 2}, strict=False))
     assert isinstance(found.parsed, list)
