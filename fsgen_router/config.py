@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from .constraints import AnswerFormat, GrammarVocabulary, make_constraint, read_format
 from .contracts.methods import Method
 from .contracts.policy import Policy
-from .decode import Constraint, Forcing
+from .decode import Constraint, forced_by
 from .errors import InvalidRequest
 from .money import Budget
 from .rows.reading import Mask, Warp
@@ -141,6 +140,12 @@ class RequestOptions(BaseModel):
         return None if value is None else read_format(value)
 
     @property
+    def parse(self) -> Callable[[str], tuple[Any, str | None]] | None:
+        """What reads a whole answer, where that is to be JSON."""
+        form: AnswerFormat | None = self.response_format
+        return None if form is None or form.schema is None else form.parse
+
+    @property
     def masked_by(self) -> list[str]:
         """Options that change or forbid tokens of this request."""
         named = [name for name in ("logit_bias", "tools") if getattr(self, name)]
@@ -173,7 +178,7 @@ class RequestOptions(BaseModel):
             raise InvalidRequest(f"{' and '.join(given)} at once", hint="an answer is held to one of them")
         constraint: Constraint | None = self.constraint
         if calls is not None:
-            constraint = make_constraint(vocabulary, grammar=calls)
+            constraint = self._held_to_calls(vocabulary, calls)
         elif self._grammars:
             form: AnswerFormat | None = self.response_format
             constraint = make_constraint(
@@ -187,6 +192,20 @@ class RequestOptions(BaseModel):
             return constraint
         _require_ids("logit_bias", self.logit_bias, vocabulary.n_vocab)
         return LogitBias(self.logit_bias, constraint)
+
+    def _held_to_calls(self, vocabulary: GrammarVocabulary, calls: str) -> Constraint:
+        try:
+            return make_constraint(vocabulary, calls=calls)
+        except InvalidRequest:
+            for tool in self.tools:  # which of them it is
+                try:
+                    make_constraint(vocabulary, schema=tool.parameters)
+                except InvalidRequest as error:
+                    reason = error.message.removeprefix("response_format cannot be used: ")
+                    raise InvalidRequest(
+                        f"the parameters of tool {tool.name} cannot be used: {reason}", hint=error.hint
+                    ) from None
+            raise
 
 
 def _require_ids(option: str, ids: Iterable[int], n_vocab: int) -> None:
@@ -203,12 +222,11 @@ class LogitBias:
     def __init__(self, bias: Mapping[int, float], inner: Constraint | None = None) -> None:
         self._ids = np.fromiter(bias.keys(), np.int64)
         self._bias = np.fromiter(bias.values(), np.float32)
-        self._biased, self._inner = frozenset(bias), inner
+        self._inner = inner
 
     def forced(self, answer: Sequence[int]) -> Sequence[int]:
-        """What the other constraint forces, up to a token that is biased, which may not be what this one wants."""
-        forced = self._inner.forced(answer) if isinstance(self._inner, Forcing) else ()
-        return list(itertools.takewhile(lambda token: token not in self._biased, forced))
+        """What the other constraint forces: no bias makes a choice where there is none."""
+        return forced_by(self._inner, answer)
 
     def mask(self, answer: Sequence[int]) -> Mask:
         inner = self._inner.mask(answer) if self._inner else None

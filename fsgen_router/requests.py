@@ -179,7 +179,7 @@ def _make_request(
         stop=options.stop,
         stop_ids=options.stop_ids(pair.vocabulary.n_vocab),
         constraint=options.make_constraint(pair.grammars, None if plan is None else plan.grammar),
-        parse=None if options.response_format is None else options.response_format.parse,
+        parse=options.parse,
         calls=plan,
     )
 

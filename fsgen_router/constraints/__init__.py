@@ -6,9 +6,9 @@
     constraint = make_constraint(vocabulary, regex="[0-9]{3}-[a-z]+")
     constraint = make_constraint(vocabulary, grammar='start: "call " NAME %json {"type": "object"}\nNAME: /[a-z]+/')
 
-:mod:`.formats` says what a request may ask for, and reads what came of it; :mod:`.grammars` makes a grammar of it, or
-refuses it; :mod:`.tokens` has the vocabulary as a matcher reads it, and :mod:`.matching` masks. llguidance is imported
-when the first grammar is made.
+:mod:`.formats` says what a request may ask for, and reads what came of it; :mod:`.schemas` and :mod:`.grammars` make a
+grammar of it, or refuse it; :mod:`.tokens` has the vocabulary as a matcher reads it, and :mod:`.matching` masks.
+llguidance is imported when the first grammar is made.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ def make_constraint(
     schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,
+    calls: str | None = None,
     lenient: bool = False,
 ) -> GrammarConstraint:
-    """What masks an answer in this vocabulary, so that all of it is of ``schema``, ``regex`` or ``grammar``: one of them.
+    """What masks answers in this vocabulary, so that they are of ``schema``, ``regex`` or ``grammar``: one of them.
 
     ``schema`` is a JSON Schema; ``lenient`` ignores those of its keywords that no grammar can hold. ``regex`` is of
-    Rust's syntax and stands for the whole answer. ``grammar`` is Lark's notation as llguidance reads it, in which
-    ``%json {...}`` embeds a schema and ``<|name|>`` a control token; or GBNF, llama.cpp's, which is told by its ``::=``.
+    Rust's syntax and stands for the whole answer. ``grammar`` is in Lark's notation as llguidance reads it, where
+    ``%json {...}`` embeds a schema and ``<|name|>`` a control token; or in GBNF, llama.cpp's, told by its ``::=``.
 
     Raises :class:`~fsgen_router.errors.InvalidRequest` for one that cannot be read, that nothing satisfies, or that
     is too large, and ``ImportError`` without the extra ``constrain``.
@@ -47,8 +48,10 @@ def make_constraint(
         made = grammars.of_schema(schema, lenient=lenient)
     elif regex is not None:
         made = grammars.of_regex(regex)
+    elif calls is not None:
+        made = grammars.of_calls(calls)
     else:
-        assert grammar is not None, "one of schema, regex and grammar"
+        assert grammar is not None, "one of schema, regex, grammar and calls"
         made = grammars.of_text(grammar)
     return GrammarConstraint(vocabulary, made)
 

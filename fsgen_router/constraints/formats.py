@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PydanticUserError, ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 Kind: TypeAlias = Literal["text", "json_object", "json_schema"]
 
@@ -36,8 +38,6 @@ class AnswerFormat:
         An instance of the model, where one was given, else the JSON value. A model's own validators may refuse what
         its schema allows.
         """
-        if self.schema is None:
-            return None, None
         try:
             return (json.loads(text) if self.model is None else self.model.model_validate_json(text)), None
         except ValidationError as error:
@@ -56,7 +56,7 @@ def read_format(value: object) -> AnswerFormat:
     if isinstance(value, AnswerFormat):
         return value
     if isinstance(value, type) and issubclass(value, BaseModel):
-        return AnswerFormat(kind="json_schema", schema=value.model_json_schema(), name=value.__name__, model=value)
+        return AnswerFormat(kind="json_schema", schema=_schema_of(value), name=value.__name__, model=value)
     if not isinstance(value, Mapping) or value.get("type") not in ("text", "json_object", "json_schema"):
         raise ValueError(f"wanted is {FORMS}")
     kind = cast(Kind, value["type"])
@@ -68,6 +68,30 @@ def read_format(value: object) -> AnswerFormat:
     if kind == "json_object":
         return AnswerFormat(kind=kind, schema=_ANY_OBJECT)
     return _of_schema(value.get("json_schema"))
+
+
+def _schema_of(model: type[BaseModel]) -> Mapping[str, Any]:
+    try:
+        return model.model_json_schema(schema_generator=_Closed)
+    except PydanticUserError as error:
+        raise ValueError(f"{model.__name__} has no JSON Schema: {error.message}") from None
+
+
+class _Closed(GenerateJsonSchema):
+    """Schemas of models whose objects have their fields and no others, unless they say that they take more."""
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        return _closed(super().model_schema(schema))
+
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
+        return _closed(super().dataclass_schema(schema))
+
+    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
+        return _closed(super().typed_dict_schema(schema))
+
+
+def _closed(schema: JsonSchemaValue) -> JsonSchemaValue:
+    return {"additionalProperties": False, **schema} if "properties" in schema else schema
 
 
 def _of_schema(part: object) -> AnswerFormat:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ..errors import InvalidRequest
 from .library import gbnf_to_lark, llguidance
+from .schemas import held
 
 MAX_BYTES: Final = 1 << 20
 """Of a schema, a regular expression or a grammar."""
@@ -40,6 +41,7 @@ _OF_KIND: Final = {
     "response_format": "a JSON Schema of draft 2020-12 or older, as a dict",
     "regex": "it is of Rust's syntax (docs.rs/regex), and stands for the whole answer",
     "grammar": "Lark's notation with a rule named start, or GBNF with a rule named root",
+    "tools": "parameters are a JSON Schema of draft 2020-12 or older, as a dict",
 }
 
 
@@ -73,7 +75,7 @@ def of_schema(schema: Mapping[str, Any], *, lenient: bool = False) -> Grammar:
     The schema's own ``x-guidance`` (llguidance's options) may say otherwise: ``{"whitespace_flexible": true}``.
     """
     try:
-        text = json.dumps(schema, allow_nan=False)
+        text = json.dumps(held(schema), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise refused("response_format", f"the schema is no JSON: {error}") from None
     _require_size("response_format", text)
@@ -88,6 +90,12 @@ def of_regex(regex: str) -> Grammar:
     """A grammar of texts that a regular expression matches whole."""
     _require_size("regex", regex)
     return Grammar(llguidance.LLMatcher.grammar_from_regex(regex), "regex")
+
+
+def of_calls(grammar: str) -> Grammar:
+    """A grammar of answers that may call tools, in Lark's notation."""
+    _require_size("tools", grammar)
+    return Grammar(llguidance.LLMatcher.grammar_from_lark(grammar), "tools")
 
 
 def of_text(grammar: str) -> Grammar:

@@ -61,7 +61,9 @@ class GrammarConstraint:
         return allowed
 
     def _follow(self, answer: Sequence[int]) -> None:
-        """Bring the matcher behind the answer."""
+        """Bring the matcher behind the answer, which an end of the generation is no part of."""
+        if answer and answer[-1] in self._vocabulary.eog_ids:
+            answer = answer[:-1]
         read = self._read
         common = len(read) if read == list(answer[: len(read)]) else _common(read, answer)
         if common == len(read) == len(answer):

@@ -30,7 +30,7 @@ best_of         whole answers of the fast model's, judged before the loop begins
 from .best_of import BestOfEngine
 from .commands import Call, Cancel, Chunk, Close, Command, Done, Emit, Event, Failed, Open, Returned, Start
 from .engine import Engine
-from .request import CallEvents, Calls, Constraint, Forcing, Request, TextPrompt, Vocabulary
+from .request import CallEvents, Calls, Constraint, Request, TextPrompt, Vocabulary, forced_by
 
 __all__ = [
     "BestOfEngine",
@@ -47,11 +47,11 @@ __all__ = [
     "Engine",
     "Event",
     "Failed",
-    "Forcing",
     "Open",
     "Request",
     "Returned",
     "Start",
     "TextPrompt",
     "Vocabulary",
+    "forced_by",
 ]

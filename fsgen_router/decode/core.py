@@ -23,7 +23,7 @@ from ..rows.reading import FORBIDDEN, Alignment, Floats, Mask, Read, choose_toke
 from ..rows.signals import TOP_K
 from ..text.stream import TextStream
 from .commands import Done, Open, Start
-from .request import Forcing, Request, Vocabulary, check_forced, check_mask
+from .request import Request, Vocabulary, check_mask
 from .state import EngineState, Purpose, Reader
 
 
@@ -180,17 +180,6 @@ class Core:
             allowed[alignment.end] |= bool(allowed[alignment.ends[alignment.ends < len(allowed)]].any())
         allowed[self.unshared] = False
         return dataclasses.replace(mask, allowed=allowed)
-
-    def forced(self) -> Sequence[int]:
-        """Tokens that a constraint leaves no choice about, from the next position on."""
-        constraint = self.request.constraint
-        ahead = constraint.forced(self.state.answer) if isinstance(constraint, Forcing) else ()
-        if ahead:
-            check_forced(ahead, self.vocabulary.n_vocab)
-            return ahead
-        mask = self.mask(len(self.state.answer))
-        token = None if mask is None else mask.forced()
-        return () if token is None else (token,)
 
     @property
     def forbids(self) -> bool:

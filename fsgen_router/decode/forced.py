@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from ..contracts.policy import FORCED, Decision
 from ..records import Token
@@ -10,6 +11,7 @@ from .commands import Command
 from .commit import at_the_end, piece
 from .core import Core
 from .drafts import place
+from .request import check_forced, forced_by
 
 
 def force(core: Core) -> list[Command]:
@@ -18,7 +20,7 @@ def force(core: Core) -> list[Command]:
     if any(purpose != "ahead" for _, purpose, _ in state.jobs.values()):
         return []  # what is under way is about this position, which is not forced then
     emitted: list[Command] = []
-    while not _over(core) and (run := core.forced()):
+    while not _over(core) and (run := _next(core)):
         for token in itertools.takewhile(lambda _: not _over(core), run):
             record = Token(
                 id=token,
@@ -32,6 +34,16 @@ def force(core: Core) -> list[Command]:
             )
             emitted += place(core, record, None)
     return emitted
+
+
+def _next(core: Core) -> Sequence[int]:
+    """Tokens that the constraint leaves no choice about, from the next position on."""
+    if ahead := forced_by(core.request.constraint, core.state.answer):
+        check_forced(ahead, core.vocabulary.n_vocab)
+        return ahead
+    mask = core.mask(len(core.state.answer))
+    token = None if mask is None else mask.forced()
+    return () if token is None else (token,)
 
 
 def _over(core: Core) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,20 +24,12 @@ class Constraint(Protocol):
 
     ``mask`` is a pure function of the answer's ids so far (not to be changed), so that it survives a
     rewind.
+
+    A constraint that knows further ahead what has to follow may have a method ``forced`` beside it, as pure, that
+    gives those ids: they are placed as they are, without asking a model or a policy, and read in one chunk.
     """
 
     def mask(self, answer: Sequence[int]) -> Mask | None: ...
-
-
-@runtime_checkable
-class Forcing(Constraint, Protocol):
-    """A constraint that knows further ahead than a mask what has to follow.
-
-    ``forced`` gives tokens that are placed as they are, in one chunk, without asking a model or a policy. Like ``mask``
-    it is a pure function of the answer's ids.
-    """
-
-    def forced(self, answer: Sequence[int]) -> Sequence[int]: ...
 
 
 class CallEvents(Protocol):
@@ -70,8 +62,10 @@ class Calls(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPrompt:
-    """A prompt as a slow model that gives text gets it: raw text, or messages, with variables and ``tools`` (in OpenAI's
-    form) for their template."""
+    """A prompt as a slow model that gives text gets it: raw text, or messages.
+
+    These come with variables and ``tools`` (in OpenAI's form) for their template.
+    """
 
     prompt: str | None = None
     messages: tuple[Turn, ...] | None = None
@@ -159,6 +153,12 @@ def check_mask(mask: Mask | None, n_vocab: int) -> None:
         raise ConfigurationError(
             f"a constraint biases tokens {ids.min()} to {ids.max()}, the vocabulary has 0 to {n_vocab - 1}"
         )
+
+
+def forced_by(constraint: Constraint | None, answer: Sequence[int]) -> Sequence[int]:
+    """The ids that a constraint knows to follow; none where it looks no further than its masks."""
+    forced: Callable[[Sequence[int]], Sequence[int]] | None = getattr(constraint, "forced", None)
+    return forced(answer) if callable(forced) else ()
 
 
 def check_forced(tokens: Sequence[int], n_vocab: int) -> None:

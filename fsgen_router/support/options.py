@@ -46,8 +46,8 @@ OF_ROUTER: Final = (
 """What is said once, to the Router, and by some to a request or a model."""
 OF_REQUEST: Final = (
     "baseline", "chat_template_kwargs", "constraint", "grammar", "logit_bias", "max_cost_usd", "max_seconds",
-    "max_slow_calls", "max_slow_tokens", "max_tokens", "min_p", "regex", "request_id", "response_format", "seed", "stop",
-    "stop_tokens", "temperature", "top_k", "top_p",
+    "max_slow_calls", "max_slow_tokens", "max_tokens", "min_p", "regex", "request_id", "response_format", "seed",
+    "stop", "stop_tokens", "temperature", "top_k", "top_p",
 )  # fmt: skip
 OF_MODEL: Final = (
     "ahead", "allow_http", "allow_pickle", "api", "api_key_env", "attn_implementation", "breaker_failures",
@@ -109,8 +109,11 @@ def checked(model: type[T], options: Mapping[str, Any], *, error: type[Configura
 
 
 def _brief(value: object) -> str:
-    """A value as an error shows it: a schema may be a book."""
-    shown = repr(value)
+    """A value as an error shows it: a schema may be a book, or nested without end."""
+    try:
+        shown = repr(value)
+    except RecursionError:
+        shown = f"a deeply nested {type(value).__name__}"
     return shown if len(shown) <= 200 else f"{shown[:160]}..."
 
 

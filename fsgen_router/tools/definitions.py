@@ -34,7 +34,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Whether a tool is to be called: ``auto`` (as the model likes), ``none``, ``required``; with ``name``, this one."""
+    """Whether a tool is to be called: as the model likes (``auto``), none, or one (``required``), maybe this one."""
 
     mode: Literal["auto", "none", "required"] = "auto"
     name: str | None = None

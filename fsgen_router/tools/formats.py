@@ -13,7 +13,7 @@ from .definitions import Choice, Tool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolFormat:
-    """The text of calls: ``open``, then ``head`` name ``middle`` arguments ``tail``, more of these ``between``, ``close``.
+    """The text of calls: ``open``, ``head`` name ``middle`` arguments ``tail``, ``close``; ``between`` several.
 
     ``sign``: what a chat template holds that has models write this. An empty ``open`` means that a call is the whole
     answer.
@@ -142,7 +142,8 @@ def grammar_of(
             rf"{_arguments(tool, _SPACED)} /{_SPACE}\}}({_SPACE}```)?/"
         )
     call = " | ".join(f"call_{number}" for number in range(len(wanted)))
-    further = f"({literal(form.between)} call){{0,{MAX_CALLS - 1}}}" if parallel and choice.name is None and form.between else ""
+    several = parallel and choice.name is None and form.between
+    further = f"({literal(form.between)} call){{0,{MAX_CALLS - 1}}}" if several else ""
     rules += [f"call: {call}", f"calls: {literal(form.open)} call {further} {literal(form.close)}"]
     if choice.mode == "required":
         return "\n".join(["start: calls", *rules, ""])

@@ -27,8 +27,11 @@ _ID_SIZE = 9
 
 @dataclass(frozen=True)
 class ToolPlan:
-    """The tools of one request. ``marks`` has the ids of the format's markers that are one token, and ``shown`` those of
-    them that are control tokens, which are to be seen in the text because calls are told by them."""
+    """The tools of one request.
+
+    ``marks`` has the ids of the format's markers that are one token, and ``shown`` those of them that are control
+    tokens, which are to be seen in the text because calls are told by them.
+    """
 
     tools: tuple[Tool, ...]
     choice: Choice

@@ -17,7 +17,7 @@ _RESULT = "<tool_response>\n{content}\n</tool_response>"
 
 
 def in_words(messages: Sequence[Turn], tools: Sequence[Mapping[str, Any]]) -> list[Turn]:
-    """The conversation with nothing in it but texts: tools in a system message, results of calls as a user's messages."""
+    """The conversation as texts alone: tools in a system message, results of calls as a user's messages."""
     shown: list[Turn] = []
     if tools:
         listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
