@@ -441,13 +441,13 @@ class Router:
         twin._workers = Workers(self._pair.models)
         return twin
 
-    def session(self, *, budget: Budget | None = None, **options: Unpack[RequestKeywords]) -> Session:
-        """Calls that belong together: a conversation or an agent's run, under one ``budget`` and with one report.
+    def session(self, **options: Unpack[RequestKeywords]) -> Session:
+        """Calls that belong together: a conversation or an agent's run, under one ``budget=`` and with one report.
 
         ``options`` are those of all its calls.
         """
         self._require_open()
-        return Session(self, budget=budget, **options)
+        return Session(self, **options)
 
     def measure_steps(self, count: int = 8) -> None:
         """Time the slow model's steps of one token, so that reports can estimate its seconds alone.

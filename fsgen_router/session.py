@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from .config import RequestKeywords, RequestOptions
-from .errors import ConfigurationError, InvalidRequest, RouterClosed
+from .errors import InvalidRequest, RouterClosed
 from .generation import Finished, Generation, StreamEvent
 from .money import Budget
 from .records import Usage
@@ -43,11 +43,10 @@ class Session:
     May be used from several threads, which share its budget and bill; its own conversation is one.
     """
 
-    def __init__(self, router: Router, *, budget: Budget | None = None, **options: Unpack[RequestKeywords]) -> None:
-        if not isinstance(budget, Budget | None):
-            raise ConfigurationError(f"budget={budget!r}", hint="a Budget object, such as Budget(usd=1.0), or None")
+    def __init__(self, router: Router, **options: Unpack[RequestKeywords]) -> None:
         checked(RequestOptions, options, error=InvalidRequest)
-        self.router, self.budget = router, budget
+        self.router = router
+        self.budget: Budget | None = options.get("budget")
         self.messages: list[Message] = []
         """The conversation so far, the last answer included; it may be changed between two calls."""
         self._options: Mapping[str, Any] = options
@@ -134,8 +133,7 @@ class Session:
             raise InvalidRequest(
                 "budget= of a call in a session that has one", hint="cap the call alone with max_slow_tokens= or alike"
             )
-        under = {} if self.budget is None else {"budget": self.budget}
-        return cast(RequestKeywords, {**self._options, **under, **options})
+        return cast(RequestKeywords, {**self._options, **options})
 
     def _see(self, messages: list[Message], event: StreamEvent) -> None:
         if isinstance(event, Finished):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +15,26 @@ from ..support.waiting import holding
 from .grammars import Grammar, refused
 from .tokens import GrammarVocabulary
 
+if TYPE_CHECKING:
+    from .library import llguidance
+
+_STRIDE: Final = 16
+"""Tokens between two copies of a matcher: so many are read again at most where an answer is taken back."""
+
 
 class GrammarConstraint:
     """Keeps an answer to a grammar: a :class:`~fsgen_router.Constraint` whose masks depend on the answer's ids alone.
 
-    A matcher follows the answer: it is taken back to the longest common beginning with what it has read, and made
-    anew behind an error, of which llguidance's matchers never recover.
+    A matcher follows the answer. Where the answer was taken back, a copy that was kept of it goes on from before that:
+    llguidance's own ``rollback`` was seen to leave matchers that allow what a fresh one forbids (1.9.1, across the end
+    of a JSON value), and behind an error a matcher is of no more use.
     """
 
     def __init__(self, vocabulary: GrammarVocabulary, grammar: Grammar) -> None:
         self._vocabulary, self._grammar = vocabulary, grammar
         self._matcher, self._read = vocabulary.matcher(grammar), list[int]()
+        self._kept: list[tuple[int, llguidance.LLMatcher]] = []
+        """Matchers behind so many tokens, of which copies are made."""
         self._mask: Mask | None = None
         """Of what was read."""
         self._lock = threading.Lock()
@@ -69,18 +79,30 @@ class GrammarConstraint:
         if common == len(read) == len(answer):
             return
         self._mask = None
-        if common < len(read) and self._matcher.rollback(len(read) - common):
-            del read[common:]
-        elif common < len(read):
+        if common < len(read):
+            self._go_back(common)
+        for start in range(len(read), len(answer), _STRIDE):
+            new = list(answer[start : start + _STRIDE])
+            if not self._matcher.consume_tokens(new):
+                raise self._failed(len(answer))
+            read += new
+            if len(read) - (self._kept[-1][0] if self._kept else 0) >= _STRIDE:
+                self._kept.append((len(read), self._matcher.deep_copy()))
+
+    def _go_back(self, length: int) -> None:
+        """Take the matcher back to at most so many tokens."""
+        while self._kept and self._kept[-1][0] > length:
+            self._kept.pop()
+        if not self._kept:
             self._begin()
-        new = list(answer[len(read) :])
-        if new and not self._matcher.consume_tokens(new):
-            raise self._failed(len(answer))
-        read += new
+            return
+        del self._read[self._kept[-1][0] :]
+        self._matcher = self._kept[-1][1].deep_copy()
 
     def _begin(self) -> None:
         self._matcher, self._mask = self._vocabulary.matcher(self._grammar), None
         self._read.clear()
+        self._kept.clear()
 
     def _failed(self, position: int) -> InvalidRequest:
         """The error of a matcher that goes no further; another one stands in its place."""

@@ -194,6 +194,12 @@ def hands_over(policy: Policy) -> bool:
     return bool(getattr(policy, "hands_over", False))
 
 
+def limited(policy: Policy, decision: Decision, context: Context) -> Decision:
+    """An escalation that is not the policy's own, as its caps let it stand."""
+    own: Callable[[Decision, Context], Decision] | None = getattr(policy, "limit", None)
+    return decision if own is None else own(decision, context)
+
+
 def rewound(policy: Policy, older: PolicyState, newer: PolicyState) -> PolicyState:
     """The state to go on with when a rewind takes an answer with the state ``newer`` back to ``older``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..contracts.policy import REST, Decision
+from ..contracts.policy import REST, Decision, limited
 from .commands import Command
 from .core import Core
 from .escalation import escalate
@@ -20,7 +20,8 @@ def judge(core: Core) -> list[Command]:
     if fault is None:
         return []
     state.usage.decisions += 1
-    decision = admitted(core, Decision(True, REST, reason=fault, draft="drop"))
+    decision = Decision(True, REST, reason=fault, draft="drop")
+    decision = admitted(core, limited(core.policy, decision, core.context()))
     if not decision.escalate:
         return []
     state.finish = None

@@ -33,10 +33,10 @@ EXPORTS = {
     "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost",
     "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "ReasoningDelta", "Report",
     "RequestKeywords", "RequestOptions", "Restarted", "RewindWarning", "Router", "RouterClosed", "Selection", "Session",
-    "SessionReport", "Signals",
-    "SlowAloneWarning", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning", "SystemMessageWarning",
-    "TextDelta", "TextPart", "Token", "TokenClass", "UnsteadyMachineWarning", "Usage", "Verifier", "VerifierFailed",
-    "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
+    "SessionReport", "Signals", "SlowAloneWarning", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning",
+    "SystemMessageWarning", "TextDelta", "TextPart", "Token", "TokenClass", "Tool", "ToolCall", "ToolCallDelta",
+    "UnsteadyMachineWarning", "Usage", "Verifier", "VerifierFailed", "VocabularyMismatch", "VocabularyWarning",
+    "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
     "SHORT_FORMS", "Always", "AtPrompt", "Audit", "BestOf", "Budget", "ByTool", "Capped", "Check", "Every", "Extended",

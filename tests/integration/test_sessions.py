@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from fsgen_router import Budget, ConfigurationError, Finished, InvalidRequest, Router, RouterClosed, Usage
+from fsgen_router import Budget, Finished, InvalidRequest, Router, RouterClosed, Usage
 from fsgen_router.reference import world
 
 QUESTIONS = [problem.prompt for problem in world.problems("test", 6)]
@@ -69,7 +69,7 @@ def test_a_session_without_answers_reports_nothing(router: Router) -> None:
 def test_wrong_options_are_refused_at_once(router: Router) -> None:
     with pytest.raises(InvalidRequest, match="max_token"):
         router.session(max_token=3)  # type: ignore[call-arg]
-    with pytest.raises(ConfigurationError, match="budget=5"):
+    with pytest.raises(InvalidRequest, match="budget=5"):
         router.session(budget=5)  # type: ignore[arg-type]
     with router.session(budget=Budget(slow_calls=1)) as session, pytest.raises(InvalidRequest, match="budget="):
         session.chat("a", budget=Budget(slow_calls=2))
