@@ -564,7 +564,7 @@ class Router:
         seed = parsed.seed if parsed.seed is not None else self.seed
         if seed is None:  # shared with the baseline, and told in the answer
             seed = int.from_bytes(os.urandom(6), "big")
-        if parsed.tools:
+        if parsed.tools and parsed.tool_choice.mode != "none":  # what it may not call, a model had better not see
             text = replace(text, tools=tuple(tool.to_dict() for tool in parsed.tools))
         if parsed.chat_template_kwargs:
             requests.require_read(self._pair, text, parsed.chat_template_kwargs)
