@@ -146,6 +146,12 @@ class RequestOptions(BaseModel):
         return None if form is None or form.schema is None else form.parse
 
     @property
+    def form(self) -> Mapping[str, Any] | None:
+        """What an endpoint is told of it."""
+        form: AnswerFormat | None = self.response_format
+        return None if form is None or form.schema is None else form.to_dict()
+
+    @property
     def masked_by(self) -> list[str]:
         """Options that change or forbid tokens of this request."""
         named = [name for name in ("logit_bias", "tools") if getattr(self, name)]
@@ -169,8 +175,13 @@ class RequestOptions(BaseModel):
         _require_ids("stop_tokens", self.stop_tokens, n_vocab)
         return frozenset(self.stop_tokens)
 
-    def make_constraint(self, vocabulary: GrammarVocabulary, calls: str | None = None) -> Constraint | None:
-        """Logit bias, and the grammar (``calls`` is that of tool calls) or the caller's constraint, as one."""
+    def make_constraint(
+        self, vocabulary: GrammarVocabulary, *, calls: str | None = None, any_layout: bool = False
+    ) -> Constraint | None:
+        """Logit bias, and the grammar (``calls``: that of tool calls) or the caller's constraint, as one.
+
+        JSON of a schema on one line, or in ``any_layout``.
+        """
         if self.constraint is not None and not callable(getattr(self.constraint, "mask", None)):
             raise InvalidRequest(f"constraint={self.constraint!r} has no mask()")
         given = [*(["tools"] if calls else []), *self._grammars, *self._given("constraint")]
@@ -187,6 +198,7 @@ class RequestOptions(BaseModel):
                 regex=self.regex,
                 grammar=self.grammar,
                 lenient=form is not None and not form.strict,
+                any_layout=any_layout,
             )
         if not self.logit_bias:
             return constraint

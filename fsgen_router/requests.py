@@ -161,16 +161,18 @@ def draws_baseline(prompts: Prompts, seed: int, ledger: Ledger, share: float) ->
 def _make_request(
     pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, seed: int, key: str
 ) -> Request:
-    if pair.local_slow is None and options.masked_by:
+    as_text = pair.local_slow is None
+    refused = [name for name in options.masked_by if name != "response_format"] if as_text else []
+    if refused:
         raise InvalidRequest(
             f"{pair.slow.name} gives text, no logits, so they can be neither biased nor constrained",
-            hint=f"leave {' and '.join(options.masked_by)} out",
+            hint=f"leave {' and '.join(refused)} out; response_format works",
         )
     plan = _plan_of(pair, text, options)
     return Request(
         id=options.request_id or uuid.uuid4().hex,
         prompts=prompts,
-        text=text if pair.local_slow is None else None,
+        text=text if as_text else None,
         show_draft=_draft_shower(pair, text),
         key=key,
         max_tokens=options.max_tokens,
@@ -178,7 +180,10 @@ def _make_request(
         warp=options.warp,
         stop=options.stop,
         stop_ids=options.stop_ids(pair.vocabulary.n_vocab),
-        constraint=options.make_constraint(pair.grammars, None if plan is None else plan.grammar),
+        constraint=options.make_constraint(
+            pair.grammars, calls=None if plan is None else plan.grammar, any_layout=as_text
+        ),
+        form=options.form,
         parse=options.parse,
         calls=plan,
     )

@@ -31,12 +31,14 @@ def make_constraint(
     grammar: str | None = None,
     calls: str | None = None,
     lenient: bool = False,
+    any_layout: bool = False,
 ) -> GrammarConstraint:
     """What masks answers in this vocabulary, so that they are of ``schema``, ``regex`` or ``grammar``: one of them.
 
-    ``schema`` is a JSON Schema; ``lenient`` ignores those of its keywords that no grammar can hold. ``regex`` is of
-    Rust's syntax and stands for the whole answer. ``grammar`` is in Lark's notation as llguidance reads it, where
-    ``%json {...}`` embeds a schema and ``<|name|>`` a control token; or in GBNF, llama.cpp's, told by its ``::=``.
+    ``schema`` is a JSON Schema; ``lenient`` ignores those of its keywords that no grammar can hold, and ``any_layout``
+    lets white space stand wherever JSON has it, where else all is on one line. ``regex`` is of Rust's syntax and
+    stands for the whole answer. ``grammar`` is in Lark's notation as llguidance reads it, where ``%json {...}`` embeds
+    a schema and ``<|name|>`` a control token; or in GBNF, llama.cpp's, told by its ``::=``.
 
     Raises :class:`~fsgen_router.errors.InvalidRequest` for one that cannot be read, that nothing satisfies, or that
     is too large, and ``ImportError`` without the extra ``constrain``.
@@ -45,7 +47,7 @@ def make_constraint(
     from .matching import GrammarConstraint
 
     if schema is not None:
-        made = grammars.of_schema(schema, lenient=lenient)
+        made = grammars.of_schema(schema, lenient=lenient, any_layout=any_layout)
     elif regex is not None:
         made = grammars.of_regex(regex)
     elif calls is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -30,6 +31,8 @@ class AnswerFormat:
     name: str = "answer"
     strict: bool = True
     """False: keywords of the schema that no grammar can hold are ignored, so the answer may break them."""
+    said_strict: bool = False
+    """Whether an endpoint is told so too: some refuse schemas then that leave a property to choice."""
     model: type[BaseModel] | None = None
 
     def parse(self, text: str) -> tuple[Any, str | None]:
@@ -46,6 +49,14 @@ class AnswerFormat:
             return None, f"{self.name}: {where}{': ' if where else ''}{first['msg']}"
         except (ValueError, RecursionError) as error:
             return None, f"no JSON: {error}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of OpenAI's API."""
+        if self.kind != "json_schema":
+            return {"type": self.kind}
+        name = re.sub(r"[^\w-]", "_", self.name, flags=re.ASCII)[:64] or "answer"
+        made = {"name": name, "schema": self.schema} | ({"strict": True} if self.said_strict else {})
+        return {"type": self.kind, "json_schema": made}
 
     def __repr__(self) -> str:
         return f"AnswerFormat({self.kind!r}, name={self.name!r})"
@@ -104,4 +115,6 @@ def _of_schema(part: object) -> AnswerFormat:
         raise ValueError(f"a name of json_schema is a text, not {name!r}")
     if not isinstance(strict, bool | None):
         raise ValueError(f"strict is true or false, not {strict!r}")
-    return AnswerFormat(kind="json_schema", schema=part["schema"], name=name, strict=strict is not False)
+    return AnswerFormat(
+        kind="json_schema", schema=part["schema"], name=name, strict=strict is not False, said_strict=strict is True
+    )

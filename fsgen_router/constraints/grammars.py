@@ -26,6 +26,8 @@ _LIMITS: Final = llguidance.LLParserLimits(
 # One line as models write it: most of what is not a value is forced, and no model can go on with white space for ever.
 _LAYOUT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+_ANY_LAYOUT: Final = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
+
 _GBNF: Final = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
 _SMALLER: Final = "make it smaller: fewer alternatives, shorter repetitions, less nesting"
@@ -69,8 +71,10 @@ def refused(option: str, reason: str) -> InvalidRequest:
     return InvalidRequest(f"{option} cannot be used: {reason}", hint=hint)
 
 
-def of_schema(schema: Mapping[str, Any], *, lenient: bool = False) -> Grammar:
+def of_schema(schema: Mapping[str, Any], *, lenient: bool = False, any_layout: bool = False) -> Grammar:
     """A grammar of JSON of a schema, on one line: ``{"a": 1, "b": [2, 3]}``, properties in the schema's order.
+
+    ``any_layout`` is for text that others write: white space, within bounds, wherever JSON has it.
 
     The schema's own ``x-guidance`` (llguidance's options) may say otherwise: ``{"whitespace_flexible": true}``.
     """
@@ -79,8 +83,9 @@ def of_schema(schema: Mapping[str, Any], *, lenient: bool = False) -> Grammar:
     except (TypeError, ValueError, RecursionError) as error:
         raise refused("response_format", f"the schema is no JSON: {error}") from None
     _require_size("response_format", text)
+    layout = _ANY_LAYOUT if any_layout else _LAYOUT
     try:
-        made = llguidance.LLMatcher.grammar_from_json_schema(text, defaults={**_LAYOUT, "lenient": lenient})
+        made = llguidance.LLMatcher.grammar_from_json_schema(text, defaults={**layout, "lenient": lenient})
     except ValueError as error:
         raise refused("response_format", str(error)) from None
     return Grammar(made, "response_format")

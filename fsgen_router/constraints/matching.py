@@ -61,6 +61,12 @@ class GrammarConstraint:
             usable = next((at for at, token in enumerate(forced) if not self._vocabulary.writes(token)), len(forced))
             return forced[:usable]
 
+    def accepted(self, answer: Sequence[int], following: Sequence[int]) -> int:
+        """How many of the tokens ``following`` may stand behind the answer, however their text is cut."""
+        with holding(self._lock):
+            self._follow(answer)
+            return self._matcher.validate_tokens(list(following))
+
     def _allowed(self) -> npt.NDArray[np.bool_]:
         bytes_ = self._matcher.compute_logit_bias()
         if self._matcher.is_error():

@@ -14,6 +14,7 @@ drafts          the fast model's tokens that are held back, for a rule to judge 
 restart         the slow model begins the answer anew
 proposal        the fast model proposes, the policy decides
 verification    drafts are judged, and taken back
+fitting         how much of an endpoint's text is of the form that the answer has to have
 continuation    a slow model that gives text goes on
 read_ahead      an idle slow model reads while the fast one writes
 forced          tokens that a constraint leaves no choice about

@@ -26,7 +26,9 @@ class Constraint(Protocol):
     rewind.
 
     A constraint that knows further ahead what has to follow may have a method ``forced`` beside it, as pure, that
-    gives those ids: they are placed as they are, without asking a model or a policy, and read in one chunk.
+    gives those ids: they are placed as they are, without asking a model or a policy, and read in one chunk. One that
+    can judge text from elsewhere, however it is cut into tokens, has ``accepted(answer, following)``: how many of the
+    ids ``following`` may stand behind the answer.
     """
 
     def mask(self, answer: Sequence[int]) -> Mask | None: ...
@@ -100,6 +102,8 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
+    form: Mapping[str, Any] | None = None
+    """What an endpoint is told of the form of a whole answer, as OpenAI's ``response_format``."""
     parse: Callable[[str], tuple[Any, str | None]] | None = None
     """Reads what a whole answer says, or why it says nothing."""
     calls: Calls | None = None
@@ -159,6 +163,12 @@ def forced_by(constraint: Constraint | None, answer: Sequence[int]) -> Sequence[
     """The ids that a constraint knows to follow; none where it looks no further than its masks."""
     forced: Callable[[Sequence[int]], Sequence[int]] | None = getattr(constraint, "forced", None)
     return forced(answer) if callable(forced) else ()
+
+
+def accepted_by(constraint: Constraint, answer: Sequence[int], following: Sequence[int]) -> int:
+    """How many of the ids that follow an answer a constraint accepts: all of them, where it cannot tell."""
+    accepted: Callable[[Sequence[int], Sequence[int]], int] | None = getattr(constraint, "accepted", None)
+    return accepted(answer, following) if callable(accepted) else len(following)
 
 
 def check_forced(tokens: Sequence[int], n_vocab: int) -> None:

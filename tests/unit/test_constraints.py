@@ -13,15 +13,17 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+from endpoints import Asked, delta_chunk, reply, scripted_server, streamed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, Field
 from scripted_pairs import N_VOCAB, Pair, answer, ids_of, pair, prompt
 
 from fsgen_router import Generation, InvalidRequest, Mask, Router
-from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
+from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTextModel, ScriptedTokenizer, TextScript
 from fsgen_router.config import RequestOptions
 from fsgen_router.constraints import GrammarVocabulary, make_constraint
+from fsgen_router.contracts.text_models import Continuation
 from fsgen_router.text.vocabulary import share_vocabulary
 
 pytest.importorskip("llguidance", reason="the extra 'constrain' is not installed")
@@ -470,3 +472,134 @@ def test_loose_schemas_ignore_what_no_grammar_holds() -> None:
 def test_options_are_read_once() -> None:
     read = RequestOptions(response_format=Pick).response_format
     assert RequestOptions(response_format=read).response_format is read
+
+
+# --- behind an endpoint --------------------------------------------------------------------------
+
+WHOLE = '{\n  "kind": "pear",\n  "even": 4\n}'
+
+
+def beside(pieces: Sequence[str] | TextScript, **options: Any) -> tuple[Router, ScriptedTextModel]:
+    """Noise that writes, beside an endpoint that says so."""
+    endpoint = ScriptedTextModel(pieces if callable(pieces) else lambda request: pieces)
+    return Router(noise(1), endpoint, **options), endpoint
+
+
+@pytest.mark.parametrize("batching", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_an_endpoints_whole_answer_is_told_its_form_and_checked(batching: bool, size: int) -> None:
+    """In any layout; what comes behind it is left out."""
+    pieces = [WHOLE[at : at + size] for at in range(0, len(WHOLE), size)]
+    for before, behind in (([], []), (["\n "], []), ([], ["\n\nI hope ", "that helps."])):
+        router, endpoint = beside([*before, *pieces, *behind], policy="always,span=rest", batching=batching)
+        with router:
+            answer = router.complete("x", response_format=Pick, max_tokens=60)
+            assert (answer.text, answer.finish_reason, answer.degraded) == (WHOLE, "eog", None)
+            assert answer.parsed == Pick(kind="pear", even=4)
+            assert [request.form["json_schema"]["name"] for request in endpoint.requests] == ["Pick"]
+            assert answer.usage.slow_bytes == len(WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ('{"kind": "pear", "odd": 3}', '{"kind": "pear", "'),
+        ("```json\n" + WHOLE + "\n```", ""),
+        ('{"kind": "plum"}', '{"kind": "p'),
+        ("I am sorry.", ""),
+        ('{"kind": "pear", ', '{"kind": "pear", '),  # and says that it has ended
+    ],
+)
+@pytest.mark.parametrize("size", [2, 100])
+def test_where_an_endpoint_breaks_the_form_the_fast_model_goes_on(said: str, kept: str, size: int) -> None:
+    router, endpoint = beside([said[at : at + size] for at in range(0, len(said), size)], policy="always,span=rest")
+    with router:
+        events = list(router.stream("x", response_format=Pick, max_tokens=90))
+    answer = events[-1].generation
+    slow = b"".join(token.piece for token in answer.tokens if token.source == "slow").decode()
+    assert slow == kept
+    assert set(json.loads(answer.text)) == {"kind", "even"}
+    assert answer.text.startswith(kept)
+    assert "form that was asked for" in str(answer.degraded)
+    assert len(endpoint.requests) == 1
+    assert "".join(event.text for event in events[:-1]) == answer.text  # nothing was shown that does not stand
+
+
+def types(text: str) -> ScriptedModel:
+    """Writes this text byte by byte, behind a prompt of one token."""
+
+    def script(ids: Sequence[int]) -> np.ndarray:
+        row, left = np.zeros(len(PIECES), np.float32), text.encode().removeprefix(b"".join(PIECES[i] for i in ids[1:]))
+        row[left[0] if left else END] = 9.0
+        return row
+
+    return ScriptedModel(script, BYTES, name="types")
+
+
+@pytest.mark.parametrize("batching", [False, True])
+def test_an_endpoint_goes_on_within_the_form_and_may_begin_anew(batching: bool) -> None:
+    """Of a partial answer it is told nothing; for one that it writes anew it is."""
+    own = WHOLE.replace("pear", "apple")
+
+    def continues(request: Continuation) -> list[str]:
+        assert own.startswith(request.answer)
+        return [*own[len(request.answer) :].replace("4", "6")]
+
+    with Router(types(own), ScriptedTextModel(continues), policy="every:20,span=rest", batching=batching) as router:
+        answer = router.complete("x", response_format=Pick, max_tokens=90)
+        assert (answer.text, answer.degraded) == (own.replace("4", "6"), None)
+        assert 0 < answer.usage.slow_tokens < answer.usage.tokens
+        assert [request.form for request in router.slow.requests] == [None]
+    with Router(types(own), ScriptedTextModel(continues), policy="every:9,span=9", batching=batching) as router:
+        answer = router.complete("x", response_format=Pick, max_tokens=90)
+        assert answer.parsed in (Pick(kind="apple", even=4), Pick(kind="apple", even=6))
+        assert (answer.degraded, len(router.slow.requests) > 1) == (None, True)
+    anew = ScriptedTextModel(lambda request: [WHOLE])
+    with Router(types(own), anew, policy="every:20,span=rest,draft=show", batching=batching) as router:
+        answer = router.complete("x", response_format=Pick, max_tokens=90)
+        assert (answer.text, answer.usage.restarts) == (WHOLE, 1)
+        assert anew.requests[0].form is not None
+    broken = ScriptedTextModel(lambda request: ["Sorry!"])
+    with Router(types(own), broken, policy="every:20,span=rest,draft=drop", batching=batching) as router:
+        answer = router.complete("x", response_format=Pick, max_tokens=90)
+        assert (answer.text, answer.usage.restarts) == (own, 0)  # the draft stands
+        assert answer.degraded is not None
+
+
+def test_what_an_endpoint_cannot_be_held_to_is_refused() -> None:
+    router, _ = beside([WHOLE], policy="always,span=rest")
+    with router:
+        for options in ({"regex": "a"}, {"grammar": "start: x"}, {"logit_bias": {1: 1.0}}):
+            with pytest.raises(InvalidRequest, match=f"gives text.*leave {next(iter(options))} out; response_format"):
+                router.complete("x", **options)
+        assert router.complete("x", response_format={"type": "text"}).text == WHOLE
+
+
+def test_a_baseline_of_an_endpoint_keeps_the_form() -> None:
+    router, _ = beside([WHOLE], policy="never")
+    with router:
+        answer = router.complete("x", response_format=Pick, max_tokens=90, baseline=True)
+        assert answer.baseline is not None
+        assert answer.baseline.parsed == Pick(kind="pear", even=4)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_an_endpoint_that_takes_no_form_is_asked_without_it(status: int) -> None:
+    """Once for each: an endpoint may refuse one schema and take another."""
+
+    def script(asked: Asked) -> None:
+        if "response_format" in asked.body and "Pick" in str(asked.body["response_format"]):
+            message = "Invalid schema for response_format 'Pick'"
+            asked.send(reply(status, {"error": {"message": message, "param": "response_format"}}))
+        else:
+            asked.send(streamed(delta_chunk(content=WHOLE), delta_chunk(finish_reason="stop")))
+
+    ask = [{"role": "user", "content": "x"}]
+    with scripted_server(script) as server:
+        router = Router(noise(1), f"openai:m@{server.url}", policy="always,span=rest")
+        with router:
+            for _ in range(2):
+                assert router.chat(ask, response_format=Pick, max_tokens=90).parsed == Pick(kind="pear", even=4)
+            router.chat(ask, response_format={"type": "json_object"}, max_tokens=90)
+    told = [asked.body.get("response_format", {}).get("type") for asked in server.asked if asked.body]
+    assert told == ["json_schema", None, None, "json_object"]
