@@ -26,7 +26,7 @@ _LIMITS: Final = llguidance.LLParserLimits(
 # One line as models write it: most of what is not a value is forced, and no model can go on with white space for ever.
 _LAYOUT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
-_ANY_LAYOUT: Final = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
+_ANY_LAYOUT: Final = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,24}"}
 
 _GBNF: Final = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
@@ -82,9 +82,9 @@ def of_schema(schema: Mapping[str, Any], *, lenient: bool = False, any_layout: b
     except (TypeError, ValueError, RecursionError) as error:
         raise refused("response_format", f"the schema is no JSON: {error}") from None
     _require_size("response_format", text)
-    layout = _ANY_LAYOUT if any_layout else _LAYOUT
+    options: Any = {**(_ANY_LAYOUT if any_layout else _LAYOUT), "lenient": lenient}
     try:
-        made = llguidance.LLMatcher.grammar_from_json_schema(text, defaults={**layout, "lenient": lenient})
+        made = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=options)
     except ValueError as error:
         raise refused("response_format", str(error)) from None
     return Grammar(made, "response_format")

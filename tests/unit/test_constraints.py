@@ -539,29 +539,30 @@ def types(text: str) -> ScriptedModel:
 @pytest.mark.parametrize("batching", [False, True])
 def test_an_endpoint_goes_on_within_the_form_and_may_begin_anew(batching: bool) -> None:
     """Of a partial answer it is told nothing; for one that it writes anew it is."""
-    own = WHOLE.replace("pear", "apple")
+    own = '{"name": "abc", "kind": "apple", "sizes": [1, 2, 4]}'
+    options = {**schema_of(PERSON), "max_tokens": 90}
 
     def continues(request: Continuation) -> list[str]:
         assert own.startswith(request.answer)
         return [*own[len(request.answer) :].replace("4", "6")]
 
-    with Router(types(own), ScriptedTextModel(continues), policy="every:20,span=rest", batching=batching) as router:
-        answer = router.complete("x", response_format=Pick, max_tokens=90)
+    with Router(types(own), ScriptedTextModel(continues), policy="every:36,span=rest", batching=batching) as router:
+        answer = router.complete("x", **options)
         assert (answer.text, answer.degraded) == (own.replace("4", "6"), None)
         assert 0 < answer.usage.slow_tokens < answer.usage.tokens
         assert [request.form for request in router.slow.requests] == [None]
-    with Router(types(own), ScriptedTextModel(continues), policy="every:9,span=9", batching=batching) as router:
-        answer = router.complete("x", response_format=Pick, max_tokens=90)
-        assert answer.parsed in (Pick(kind="apple", even=4), Pick(kind="apple", even=6))
-        assert (answer.degraded, len(router.slow.requests) > 1) == (None, True)
-    anew = ScriptedTextModel(lambda request: [WHOLE])
-    with Router(types(own), anew, policy="every:20,span=rest,draft=show", batching=batching) as router:
-        answer = router.complete("x", response_format=Pick, max_tokens=90)
-        assert (answer.text, answer.usage.restarts) == (WHOLE, 1)
+    with Router(types(own), ScriptedTextModel(continues), policy="every:8,span=8", batching=batching) as router:
+        answer = router.complete("x", **options)
+        assert (answer.text, answer.degraded) in [(own, None), (own.replace("4", "6"), None)]
+        assert len(router.slow.requests) > 1
+    anew = ScriptedTextModel(lambda request: [own.replace(" ", "\n")])
+    with Router(types(own), anew, policy="every:36,span=rest,draft=show", batching=batching) as router:
+        answer = router.complete("x", **options)
+        assert (answer.text, answer.usage.restarts) == (own.replace(" ", "\n"), 1)
         assert anew.requests[0].form is not None
     broken = ScriptedTextModel(lambda request: ["Sorry!"])
-    with Router(types(own), broken, policy="every:20,span=rest,draft=drop", batching=batching) as router:
-        answer = router.complete("x", response_format=Pick, max_tokens=90)
+    with Router(types(own), broken, policy="every:36,span=rest,draft=drop", batching=batching) as router:
+        answer = router.complete("x", **options)
         assert (answer.text, answer.usage.restarts) == (own, 0)  # the draft stands
         assert answer.degraded is not None
 
