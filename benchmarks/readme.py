@@ -656,8 +656,8 @@ def constraints() -> str:
         )
     lines += [
         "",
-        f"The reference pair, {schemas['max_tokens']} tokens at most, greedy and sampled in turn; it seldom ends a text "
-        "of its own accord. Masks after random rewinds, against those of matchers that read each answer from "
+        f"The reference pair, {schemas['max_tokens']} tokens at most, greedy and sampled in turn; it seldom ends a "
+        "text by itself. Masks after random rewinds, against those of matchers that read each answer from "
         f"its beginning: {rewinds['unequal']} of {rewinds['cases']:,} differ. At a vocabulary of {cost['n_vocab']:,} a "
         f"constraint adds {cost['added_ms']['mean']:.2f} ms to a step (99%: {cost['added_ms']['p99']:.2f} ms), "
         f"{100 * cost['share_of_step']:.1f}% of the {cost['step_ms']:.0f} ms of {cost['model'].removesuffix('.gguf')} "

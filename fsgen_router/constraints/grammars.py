@@ -121,6 +121,8 @@ def _in_short(reason: str) -> str:
     reason = reason.partition("<state>")[0].strip()
     if reason.startswith("NoExtension"):
         return "no value fits it"
+    if lacking := re.search(r"no token begins b(['\"]).*?\1", reason):
+        return f"the models cannot write it: {lacking[0]}"
     said = [line.removeprefix("error: ") for line in reason.splitlines() if line.startswith("error: ")]
     first = (said or reason.splitlines() or ["no reason was given"])[0]
     return first if len(first) <= 300 else f"{first[:200]}..."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import re
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -164,8 +166,34 @@ def test_a_vocabulary_that_lacks_bytes_still_forces_what_it_can() -> None:
     tokens = ScriptedTokenizer([b"a", b"b", b"ab", b"<end>"], eog=[3])
     constraint = make_constraint(GrammarVocabulary(tokens), regex="abab")
     assert constraint.forced([]) == [2, 2]
-    with pytest.raises(InvalidRequest, match="no value fits it"):
-        make_constraint(GrammarVocabulary(tokens), regex="xyz")
+    for lacking in ("xyz", "abx"):
+        with pytest.raises(InvalidRequest, match=r"no value fits it|cannot write it"):
+            make_constraint(GrammarVocabulary(tokens), regex=lacking)
+
+
+class Changing(ScriptedTokenizer):
+    """Some tokenizers change what they cut: this one writes capitals small."""
+
+    def encode(self, text: str, *, add_bos: bool, parse_special: bool = False) -> list[int]:
+        return super().encode(text.lower(), add_bos=add_bos)
+
+
+def test_what_is_forced_has_its_own_bytes_whatever_a_tokenizer_makes_of_them() -> None:
+    changing = Changing([*PIECES[:-1], b"AB", b"<end>"], eog=[len(PIECES)], special=[CALL])
+    constraint = make_constraint(GrammarVocabulary(changing), regex="ABC")
+    assert constraint.forced([]) == [PIECES.index(b"<end>"), ord("C")]
+    assert set(np.flatnonzero(constraint.mask([]).allowed)) == {PIECES.index(b"<end>")}
+
+
+def test_a_vocabulary_that_is_dropped_is_freed() -> None:
+    """With the model whose tokenizer it is, though llguidance's object holds that too."""
+    tokens = ScriptedTokenizer(PIECES, eog=[END])
+    words = GrammarVocabulary(tokens)
+    assert make_constraint(words, regex="name, name").forced([])
+    alive = weakref.ref(tokens)
+    del tokens, words
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_matcher_is_made_anew_behind_an_error() -> None:
