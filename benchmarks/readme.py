@@ -642,7 +642,8 @@ def seams() -> str:
 
 def constraints() -> str:
     found = load("constraints")
-    schemas, rewinds, cost = found["schemas"], found["rewinds"], found["overhead"]
+    schemas, rewinds, cost, suite = (found[part] for part in ("schemas", "rewinds", "overhead", "suite"))
+    asked = suite["every:4, verify"]
     modes = [name for name, counts in schemas.items() if isinstance(counts, dict)]
     lines = [
         f"| {schemas['count']:,} random schemas | whole answers | of them invalid | cut off | tokens forced |",
@@ -658,7 +659,16 @@ def constraints() -> str:
         "",
         f"The reference pair, {schemas['max_tokens']} tokens at most, greedy and sampled in turn; it seldom ends a "
         "text by itself. Masks after random rewinds, against those of matchers that read each answer from "
-        f"its beginning: {rewinds['unequal']} of {rewinds['cases']:,} differ. At a vocabulary of {cost['n_vocab']:,} a "
+        f"its beginning: {rewinds['unequal']} of {rewinds['cases']:,} differ.",
+        "",
+        f"Of the JSON-Schema-Test-Suite's {suite['schemas']:,} schemas (drafts 4 to 2020-12) {suite['refused']} are "
+        f"refused. The others accept {suite['invalid_values_accepted']} of the suite's {suite['invalid_values']:,} "
+        "invalid values (a `$id` beside a `$ref` in drafts 6 and 7) and "
+        f"{100 * suite['valid_values_accepted'] / suite['valid_values']:.0f}% of its valid ones, since it holds "
+        f"one order of properties; {asked['whole']} of {asked['answers']} answers were whole, {asked['invalid']} of "
+        "them invalid.",
+        "",
+        f"At a vocabulary of {cost['n_vocab']:,} a "
         f"constraint adds {cost['added_ms']['mean']:.2f} ms to a step (99%: {cost['added_ms']['p99']:.2f} ms), "
         f"{100 * cost['share_of_step']:.1f}% of the {cost['step_ms']:.0f} ms of {cost['model'].removesuffix('.gguf')} "
         f"(Qwen2.5-Coder, Q4_K_M) on {cost['threads']} threads; the first grammar of a Router takes "

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import tiny_transformers
 from endpoints import native_server, real_server
 from pydantic import BaseModel, Field
 from random_schemas import random_schemas
+from typer.testing import CliRunner
 
 from fsgen_router import Generation, Router, reference
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
+from fsgen_router.cli import app
 from fsgen_router.constraints import GrammarVocabulary, make_constraint
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.resolve import make_model
@@ -136,6 +139,32 @@ def test_transformers_keeps_a_schema(tiny: TokenModel) -> None:
             }
     finally:
         other.shutdown()
+
+
+def test_the_command_line_takes_a_form(tmp_path: Path) -> None:
+    schema, grammar, broken = (tmp_path / name for name in ("bill.json", "sum.gbnf", "broken.json"))
+    schema.write_text(json.dumps(Bill.model_json_schema() | {"additionalProperties": False}), encoding="utf-8")
+    grammar.write_text('root ::= ("größe" | "rope") "s"', encoding="utf-8")
+    broken.write_text("{", encoding="utf-8")
+    run = CliRunner().invoke
+    found = run(app, ["complete", "--json-schema", str(schema), "--json", "3 apples?"])
+    answer = json.loads(found.stdout)
+    assert set(json.loads(answer["text"])) == {"item", "count", "paid"}
+    assert answer["usage"]["forced"] > 5
+    assert run(app, ["complete", "--regex", "[ab]{3}", "x"]).stdout.strip() in {
+        "".join(t) for t in product("ab", repeat=3)
+    }
+    talked = run(app, ["chat", "--grammar", str(grammar)], input="Which?\n")
+    assert talked.stdout.strip() in ("größes", "ropes")
+    for options, said in (
+        (["--json-schema", str(broken)], "is no JSON"),
+        (["--grammar", str(tmp_path / "none")], "cannot be read: No such file"),
+        (["--regex", "(a"], "unclosed group"),
+        (["--regex", "a", "--grammar", str(grammar)], "regex and grammar at once"),
+    ):
+        failed = run(app, ["complete", *options, "x"])
+        assert failed.exit_code == 2
+        assert said in " ".join(failed.stderr.split())
 
 
 @pytest.fixture(scope="module")
