@@ -48,6 +48,8 @@ class GrammarConstraint:
                 end = self._vocabulary.end
                 return () if end is None else (end,)
             forced = self._matcher.compute_ff_tokens()
+            if self._matcher.is_error():
+                raise self._failed(len(self._read))
             usable = next((at for at, token in enumerate(forced) if not self._vocabulary.writes(token)), len(forced))
             return forced[:usable]
 

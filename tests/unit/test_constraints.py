@@ -326,6 +326,8 @@ class Sizes(BaseModel):
     sizes: set[int]
 
 
+# Each alternative has properties of its own: too many to be followed at once, behind the first character.
+MANY = {"anyOf": [{"type": "object", "properties": {f"p{n}{k}": {} for k in range(9)}} for n in range(300)]}
 DEEP: Any = {"type": "integer"}
 for _ in range(2000):
     DEEP = {"type": "array", "items": DEEP}
@@ -343,7 +345,7 @@ for _ in range(2000):
         ({"response_format": Sizes}, "Unimplemented keys.*uniqueItems"),
         (schema_of({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "oneOf.*say anyOf"),
         (schema_of({"type": "string", "pattern": "(?=a)b"}), "look-around.*Rust"),
-        (schema_of({"enum": ["x" * 2_000_000]}), "response_format has 2,000,.*at most 1,048,576"),
+        (schema_of({"enum": ["x" * 2_000_000]}), "response_format has 2,000,.*at most 262,144"),
         (schema_of({"const": float("nan")}), "no JSON"),
         (schema_of({"const": {1, 2}}), "no JSON"),
         (schema_of({"description": "\ud800"}), "response_format"),
@@ -364,6 +366,7 @@ for _ in range(2000):
         ({"grammar": 'root ::= "a'}, "Unexpected end of input.*GBNF"),
         ({"grammar": 'start: start "a"'}, "no value fits it"),
         ({"grammar": "start: " + "(" * 100_000}, "nested.*make it smaller"),
+        (schema_of(MANY), "max is 2000.*make it smaller"),
         ({"grammar": 'start: "a"', "regex": "a"}, "regex and grammar at once"),
         ({"regex": "a", "constraint": Runs(1, ahead=False)}, "regex and constraint at once"),
         ({"response_format": {"type": "json_object"}, "grammar": "x"}, "response_format and grammar at once"),
@@ -385,9 +388,17 @@ def test_a_grammar_that_is_ambiguous_without_end_is_answered_or_refused() -> Non
     for grammar in ('start: x\nx: x x | "a" | x x x', 'start: x\nx: "a" x "a" | "a" x | "a"'):
         found = ROUTER.complete("x", grammar=grammar, max_tokens=60)
         assert set(found.text) <= {"a"}
-    endless = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
-    found = ROUTER.complete("x", **schema_of({**endless, "additionalProperties": False}), max_tokens=50)
-    assert (found.finish_reason, found.parsed, found.usage.decisions) == ("length", None, 0)
+
+
+def test_a_schema_whose_values_have_no_end_is_refused() -> None:
+    """At once, or where the answer comes to it."""
+    endless = {"type": "object", "properties": {"next": {"$ref": "#/$defs/endless"}}, "required": ["next"]}
+    closed = {"$defs": {"endless": {**endless, "additionalProperties": False}}}
+    with pytest.raises(InvalidRequest, match=r"no value fits it.*nothing could be written"):
+        ROUTER.complete("x", **schema_of({**closed, "$ref": "#/$defs/endless"}))
+    later = {**closed, "type": "array", "items": {"$ref": "#/$defs/endless"}, "minItems": 1}
+    with pytest.raises(InvalidRequest, match="no value fits it"):
+        ROUTER.complete("x", **schema_of(later))
 
 
 def test_the_missing_extra_is_named() -> None:
