@@ -5,6 +5,9 @@
   package jsonschema, formats included; an answer that reached its limit of tokens says nothing.
 - ``rewinds``: masks behind random cuts of random answers, against those of matchers that read each answer from its
   beginning, in the vocabulary of the reference pair.
+- ``suite``, with its folder: the JSON-Schema-Test-Suite (https://github.com/json-schema-org/JSON-Schema-Test-Suite, or
+  the folder ``json`` of the package jsonschema's source). Each schema that is not refused is asked of the reference
+  pair, and judges the suite's own values: what is invalid has to be refused by the grammar as well.
 - ``overhead``, with a model's file: what a constraint adds to a step (what is forced, the mask, its place in the row's
   reduction) over the positions of one long answer, beside that model's own step.
 
@@ -42,9 +45,23 @@ from random_schemas import random_schemas
 
 MODES = {"never": ("never", None), "every:4, verify": ("every:4", "verify"), "always": ("always", "replace")}
 MAX_TOKENS = 160
+DRAFTS = {
+    "draft4": jsonschema.Draft4Validator,
+    "draft6": jsonschema.Draft6Validator,
+    "draft7": jsonschema.Draft7Validator,
+    "draft2019-09": jsonschema.Draft201909Validator,
+    "draft2020-12": jsonschema.Draft202012Validator,
+}
 
 
-def ask(router: Router, schema: dict[str, Any], mode: tuple[str, str | None], number: int, prompt: str) -> Counter[str]:
+def ask(
+    router: Router,
+    schema: dict[str, Any],
+    mode: tuple[str, str | None],
+    number: int,
+    prompt: str,
+    draft: str = "draft2020-12",
+) -> Counter[str]:
     """What came of one answer, and how many of its tokens were forced."""
     policy, method = mode
     wanted = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
@@ -57,7 +74,7 @@ def ask(router: Router, schema: dict[str, Any], mode: tuple[str, str | None], nu
     found = Counter(answers=1, tokens=answer.usage.tokens, forced=answer.usage.forced)
     if answer.finish_reason != "eog":
         return found + Counter(cut_off=1)
-    checker = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+    checker = DRAFTS[draft](schema, format_checker=DRAFTS[draft].FORMAT_CHECKER)
     try:
         valid = checker.is_valid(json.loads(answer.text))
     except ValueError:
@@ -83,6 +100,47 @@ def schemas(count: int, seed: int) -> dict[str, Any]:
     for model in (fast, slow):
         model.shutdown()
     return figures
+
+
+def suite(folder: Path) -> dict[str, Any]:
+    """The required tests of each draft."""
+    fast, slow = reference.load("fast"), reference.load("slow")
+    words, counts, answers = GrammarVocabulary(fast.tokenizer), Counter[str](), Counter[str]()
+    loose_ends: list[str] = []
+    with Router(fast, slow, policy="never") as router:
+        for path in sorted(folder.glob("tests/draft[2467]*/*.json")):
+            for group in json.loads(path.read_text()):
+                schema = group["schema"]
+                if not isinstance(schema, dict):
+                    continue
+                counts["schemas"] += 1
+                try:
+                    constraint = make_constraint(words, schema=schema, any_layout=True)
+                except InvalidRequest:
+                    counts["refused"] += 1
+                    continue
+                for test in group["tests"]:
+                    verdict = "valid" if test["valid"] else "invalid"
+                    takes = _takes(constraint, words, fast.tokenizer, test["data"])
+                    counts[f"{verdict}_values"] += 1
+                    counts[f"{verdict}_values_accepted"] += takes
+                    if takes and not test["valid"]:
+                        loose_ends.append(f"{path.parent.name}/{path.name}: {group['description']}")
+                answers += ask(
+                    router, schema, MODES["every:4, verify"], counts["schemas"], "The value in JSON: ", path.parent.name
+                )
+    for model in (fast, slow):
+        model.shutdown()
+    keys = ("answers", "whole", "invalid", "cut_off")
+    held = {"every:4, verify": {key: answers[key] for key in keys}}
+    return {**counts, "invalid_values_accepted_in": loose_ends, **held}
+
+
+def _takes(constraint: Any, words: GrammarVocabulary, tokenizer: Any, value: Any) -> bool:
+    ids = tokenizer.encode(json.dumps(value, ensure_ascii=False), add_bos=False)
+    if constraint.accepted([], ids) < len(ids):
+        return False
+    return bool(constraint.mask(ids).allowed[[*words.eog_ids]].any())
 
 
 def rewinds(cases: int, seed: int) -> dict[str, int]:
@@ -175,16 +233,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="random schemas")
     parser.add_argument("--rewinds", type=int, default=10_000, help="masks that are compared")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--suite", type=Path, help="the folder of the JSON-Schema-Test-Suite")
     parser.add_argument("--model", type=Path, help="a GGUF file with a large vocabulary, whose step is timed")
     parser.add_argument("--threads", type=int, default=2, help="of that model")
     args = parser.parse_args()
-    kept = ("schemas", "rewinds", "overhead")  # parts that this run leaves out
+    kept = ("schemas", "rewinds", "suite", "overhead")  # parts that this run leaves out
     before = json.loads(path.read_text()) if (path := RESULTS / "constraints.json").exists() else {}
     figures: dict[str, Any] = {"seed": args.seed} | {part: before[part] for part in kept if part in before}
     if args.count:
         figures["schemas"] = schemas(args.count, args.seed)
     if args.rewinds:
         figures["rewinds"] = rewinds(args.rewinds, args.seed)
+    if args.suite is not None:
+        figures["suite"] = suite(args.suite)
     if args.model is not None:
         figures["overhead"] = overhead(args.model, args.threads, args.seed)
     save("constraints", figures)

@@ -181,7 +181,7 @@ class Connection:
                 log.warning("endpoint_parameter", model=self.name, parameter=name, now=None)
                 return True
         told = "response_format" in sent and "response_format" not in self._options.extra_body
-        if told and error.names("response_format"):  # the answer is checked all the same
+        if told and error.mentions("response_format"):  # the answer is checked all the same
             self._refused_forms.add(_form_of(sent))
             log.warning("endpoint_parameter", model=self.name, parameter="response_format", now=None)
             return True

@@ -20,7 +20,7 @@ from .formats import AnswerFormat, read_format
 from .tokens import GrammarVocabulary
 
 if TYPE_CHECKING:
-    from .matching import GrammarConstraint
+    from .matching import AnyLayout, GrammarConstraint
 
 
 def make_constraint(
@@ -32,22 +32,25 @@ def make_constraint(
     calls: str | None = None,
     lenient: bool = False,
     any_layout: bool = False,
-) -> GrammarConstraint:
+) -> GrammarConstraint | AnyLayout:
     """What masks answers in this vocabulary, so that they are of ``schema``, ``regex`` or ``grammar``: one of them.
 
-    ``schema`` is a JSON Schema; ``lenient`` ignores those of its keywords that no grammar can hold, and ``any_layout``
-    lets white space stand wherever JSON has it, where else all is on one line. ``regex`` is of Rust's syntax and
-    stands for the whole answer. ``grammar`` is in Lark's notation as llguidance reads it, where ``%json {...}`` embeds
-    a schema and ``<|name|>`` a control token; or in GBNF, llama.cpp's, told by its ``::=``.
+    ``schema`` is a JSON Schema, of which JSON is written on one line; ``lenient`` ignores those of its keywords that no
+    grammar can hold, and ``any_layout`` accepts any white space in what an endpoint writes. ``regex`` is of Rust's
+    syntax and stands for the whole answer. ``grammar`` is in Lark's notation as llguidance reads it, where
+    ``%json {...}`` embeds a schema and ``<|name|>`` a control token; or in GBNF, llama.cpp's, told by its ``::=``.
 
     Raises :class:`~fsgen_router.errors.InvalidRequest` for one that cannot be read, that nothing satisfies, or that
     is too large, and ``ImportError`` without the extra ``constrain``.
     """
     from . import grammars
-    from .matching import GrammarConstraint
+    from .matching import AnyLayout, GrammarConstraint
 
     if schema is not None:
-        made = grammars.of_schema(schema, lenient=lenient, any_layout=any_layout)
+        made = grammars.of_schema(schema, lenient=lenient)
+        if any_layout:
+            loose = grammars.of_schema(schema, lenient=lenient, any_layout=True)
+            return AnyLayout(GrammarConstraint(vocabulary, made), GrammarConstraint(vocabulary, loose))
     elif regex is not None:
         made = grammars.of_regex(regex)
     elif calls is not None:

@@ -12,7 +12,7 @@ from ..errors import InvalidRequest
 from .library import gbnf_to_lark, llguidance
 from .schemas import held
 
-MAX_BYTES: Final = 1 << 20
+MAX_BYTES: Final = 1 << 18
 """Of a schema, a regular expression or a grammar."""
 
 _LIMITS: Final = llguidance.LLParserLimits(
@@ -26,7 +26,10 @@ _LIMITS: Final = llguidance.LLParserLimits(
 # One line as models write it: most of what is not a value is forced, and no model can go on with white space for ever.
 _LAYOUT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
-_ANY_LAYOUT: Final = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
+_ANY_LAYOUT: Final = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,24}"}
+
+_AHEAD: Final = 64
+"""Tokens that a new grammar is tried on."""
 
 _GBNF: Final = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
@@ -37,7 +40,7 @@ _HINTS: Final = (
     (r"^Unimplemented keys|^Unknown format", "leave them out; json_schema's strict=False ignores what cannot be held"),
     (r"not present in a registry", "put what is referred to under $defs: nothing is fetched"),
     (r"look-around|backreference", "regular expressions are of Rust's syntax, which has neither"),
-    (r"too (large|complex|many|deep|big)|limit|exceed|max is|fuel", _SMALLER),
+    (r"too (large|complex|many|deep|big)|limit|exceed|max is|fuel|Unable to determine", _SMALLER),
 )
 _OF_KIND: Final = {
     "response_format": "a JSON Schema of draft 2020-12 or older, as a dict",
@@ -59,8 +62,14 @@ class Grammar:
         matcher = llguidance.LLMatcher(tree, self.text, log_level=0, limits=_LIMITS)
         if not matcher.is_error():
             matcher.compute_bitmask()
-        if matcher.is_error():
-            raise refused(self.option, matcher.get_error())
+        # Some that are too large show it only behind what everything begins with.
+        ahead = matcher.deep_copy()
+        if begins := ahead.compute_ff_tokens()[:_AHEAD]:
+            ahead.consume_tokens(begins)
+            ahead.compute_bitmask()
+        for tried in (matcher, ahead):
+            if tried.is_error():
+                raise refused(self.option, tried.get_error())
         return matcher
 
 
@@ -83,9 +92,9 @@ def of_schema(schema: Mapping[str, Any], *, lenient: bool = False, any_layout: b
     except (TypeError, ValueError, RecursionError) as error:
         raise refused("response_format", f"the schema is no JSON: {error}") from None
     _require_size("response_format", text)
-    layout = _ANY_LAYOUT if any_layout else _LAYOUT
+    options: Any = {**(_ANY_LAYOUT if any_layout else _LAYOUT), "lenient": lenient}
     try:
-        made = llguidance.LLMatcher.grammar_from_json_schema(text, defaults={**layout, "lenient": lenient})
+        made = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=options)
     except ValueError as error:
         raise refused("response_format", str(error)) from None
     return Grammar(made, "response_format")
@@ -128,6 +137,12 @@ def _in_short(reason: str) -> str:
     reason = reason.partition("<state>")[0].strip()
     if reason.startswith("NoExtension"):
         return "no value fits it"
+    if reason.startswith("panic: assertion failed"):
+        return "it is too large"
+    if "ff_tokens" in reason:
+        return "what has to follow has no end, so no value fits it"
+    if lacking := re.search(r"no token begins b(['\"]).*?\1", reason):
+        return f"the models cannot write it: {lacking[0]}"
     said = [line.removeprefix("error: ") for line in reason.splitlines() if line.startswith("error: ")]
     first = (said or reason.splitlines() or ["no reason was given"])[0]
     return first if len(first) <= 300 else f"{first[:200]}..."

@@ -58,6 +58,8 @@ class GrammarConstraint:
                 end = self._vocabulary.end
                 return () if end is None else (end,)
             forced = self._matcher.compute_ff_tokens()
+            if self._matcher.is_error():
+                raise self._failed(len(self._read))
             usable = next((at for at, token in enumerate(forced) if not self._vocabulary.writes(token)), len(forced))
             return forced[:usable]
 
@@ -115,6 +117,31 @@ class GrammarConstraint:
         error = refused(self._grammar.option, self._matcher.get_error())
         self._begin()
         return InvalidRequest(f"{error.message}, behind {position} tokens of the answer", hint=error.hint)
+
+
+class AnyLayout:
+    """Keeps an answer to a form that others may write in a looser layout than a local model is left to.
+
+    That keeps to ``strict`` as far as the text before it does: where white space may stand, small models go on with it.
+    """
+
+    def __init__(self, strict: GrammarConstraint, loose: GrammarConstraint) -> None:
+        self._strict, self._loose = strict, loose
+
+    def mask(self, answer: Sequence[int]) -> Mask:
+        try:
+            return self._strict.mask(answer)
+        except InvalidRequest:
+            return self._loose.mask(answer)
+
+    def forced(self, answer: Sequence[int]) -> Sequence[int]:
+        try:
+            return self._strict.forced(answer)
+        except InvalidRequest:
+            return self._loose.forced(answer)
+
+    def accepted(self, answer: Sequence[int], following: Sequence[int]) -> int:
+        return self._loose.accepted(answer, following)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

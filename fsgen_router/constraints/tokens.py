@@ -66,27 +66,50 @@ class GrammarVocabulary:
         from .library import llguidance
 
         pieces = [b"" if token in self._unused else self._tokenizer.piece(token) for token in range(self.n_vocab)]
-        own = _Encoder(self._tokenizer, pieces, sorted({*self._special, *self.eog_ids} & set(range(self.n_vocab))))
-        ends = sorted(self.eog_ids)
-        made = llguidance.LLTokenizer(llguidance.TokenizerWrapper(own), n_vocab=self.n_vocab, eos_token=ends or None)
-        own.tree = made
-        return made
+        special = sorted({*self._special, *self.eog_ids} & set(range(self.n_vocab)))
+        own = llguidance.TokenizerWrapper(_Encoder(self._tokenizer, pieces, special))
+        return llguidance.LLTokenizer(own, n_vocab=self.n_vocab, eos_token=sorted(self.eog_ids) or None)
 
 
 class _Encoder:
-    """What llguidance asks of a tokenizer: its tokens, and how it cuts a text, by which forced text becomes tokens."""
+    """What llguidance asks of a tokenizer: its tokens, and how it cuts a text, by which forced text becomes tokens.
+
+    It knows nothing of llguidance's object, which holds it: no collector would find that circle.
+    """
 
     def __init__(self, tokenizer: Tokenizer, pieces: list[bytes], special_ids: list[int]) -> None:
         self.tokens, self.special_token_ids = pieces, special_ids
         self.eos_token_id, self.bos_token_id = 0, None
-        self.tree: llguidance.LLTokenizer | None = None
-        self._tokenizer = tokenizer
+        self._tokenizer, self._special = tokenizer, frozenset(special_ids)
 
-    def __call__(self, text: bytes) -> list[int]:
+    def __call__(self, text: str) -> list[int]:
+        """Tokens of this text's bytes and no others: llguidance takes them on trust. (It tries bytes once, in vain.)"""
+        data = text.encode()
         try:
-            ids = encode_within(self._tokenizer, text.decode())
+            ids = encode_within(self._tokenizer, text)
         except FsgenError:
-            ids = []  # a vocabulary that lacks a byte
-        if b"".join(self.tokens[token] for token in ids if token < len(self.tokens)) == text or self.tree is None:
+            ids = []  # a vocabulary that lacks a character, perhaps in this cut alone
+        ordinary = all(token < len(self.tokens) and token not in self._special for token in ids)
+        if ordinary and b"".join(self.tokens[token] for token in ids) == data:
             return ids
-        return self.tree.greedy_tokenize(text.decode())  # the tokenizer changes what it cuts
+        return self._longest(data)
+
+    def _longest(self, data: bytes) -> list[int]:
+        """The longest tokens, from the beginning on: for tokenizers that change what they cut."""
+        ids, at = [], 0
+        while at < len(data):
+            sizes = range(min(self._most, len(data) - at), 0, -1)
+            size = next((size for size in sizes if data[at : at + size] in self._ids), 0)
+            if not size:
+                raise ValueError(f"no token begins {data[at : at + 16]!r}")
+            ids.append(self._ids[data[at : at + size]])
+            at += size
+        return ids
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        return {piece: token for token, piece in enumerate(self.tokens) if piece and token not in self._special}
+
+    @cached_property
+    def _most(self) -> int:
+        return max(map(len, self._ids), default=0)

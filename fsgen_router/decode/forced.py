@@ -17,6 +17,9 @@ from .request import check_forced, forced_by
 def force(core: Core) -> list[Command]:
     """Place what a constraint leaves no choice about: no model is asked, no policy."""
     state = core.state
+    handed_over = core.hands_over and not state.answer and state.degraded is None
+    if core.request.text is not None and (state.span_left or handed_over):
+        return []  # an endpoint writes this, and rather a whole answer than the rest of one
     if any(purpose != "ahead" for _, purpose, _ in state.jobs.values()):
         return []  # what is under way is about this position, which is not forced then
     emitted: list[Command] = []

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import jsonschema
 import numpy as np
 import pytest
 import tiny_transformers
+from endpoints import native_server, real_server
 from pydantic import BaseModel, Field
 from random_schemas import random_schemas
+from typer.testing import CliRunner
 
-from fsgen_router import Generation, Router
+from fsgen_router import Generation, Router, reference
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
+from fsgen_router.cli import app
 from fsgen_router.constraints import GrammarVocabulary, make_constraint
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.resolve import make_model
@@ -135,6 +139,60 @@ def test_transformers_keeps_a_schema(tiny: TokenModel) -> None:
             }
     finally:
         other.shutdown()
+
+
+def test_the_command_line_takes_a_form(tmp_path: Path) -> None:
+    schema, grammar, broken = (tmp_path / name for name in ("bill.json", "sum.gbnf", "broken.json"))
+    schema.write_text(json.dumps(Bill.model_json_schema() | {"additionalProperties": False}), encoding="utf-8")
+    grammar.write_text('root ::= ("größe" | "rope") "s"', encoding="utf-8")
+    broken.write_text("{", encoding="utf-8")
+    run = CliRunner().invoke
+    found = run(app, ["complete", "--json-schema", str(schema), "--json", "3 apples?"])
+    answer = json.loads(found.stdout)
+    assert set(json.loads(answer["text"])) == {"item", "count", "paid"}
+    assert answer["usage"]["forced"] > 5
+    assert run(app, ["complete", "--regex", "[ab]{3}", "x"]).stdout.strip() in {
+        "".join(t) for t in product("ab", repeat=3)
+    }
+    talked = run(app, ["chat", "--grammar", str(grammar)], input="Which?\n")
+    assert talked.stdout.strip() in ("größes", "ropes")
+    for options, said in (
+        (["--json-schema", str(broken)], "is no JSON"),
+        (["--grammar", str(tmp_path / "none")], "cannot be read: No such file"),
+        (["--regex", "(a"], "unclosed group"),
+        (["--regex", "a", "--grammar", str(grammar)], "regex and grammar at once"),
+    ):
+        failed = run(app, ["complete", *options, "x"])
+        assert failed.exit_code == 2
+        assert said in " ".join(failed.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The reference pair's slow model behind two real servers: one takes a schema, one knows JSON alone."""
+    folder = tmp_path_factory.mktemp("servers")
+    path = reference.path("slow")
+    with native_server(folder, path) as native, real_server(folder, {"slow": path}) as python:
+        yield {"native": native.url, "python": python.url}
+
+
+@pytest.mark.parametrize("which", ["native", "python"])
+@pytest.mark.parametrize("policy", ["always,span=rest", "every:6,span=rest,draft=drop", "every:6,span=rest"])
+def test_a_real_server_keeps_a_schema_or_is_gone_on_from(
+    which: str, policy: str, served: dict[str, str], fast_model: TokenModel
+) -> None:
+    ask = [{"role": "user", "content": "How many coins do 3 lamps and 4 ropes cost in Norvale?"}]
+    slow = make_model(f"openai:slow@{served[which]}?probe=first&max_retries=0")
+    try:
+        with Router(fast_model, slow, policy=policy) as router:
+            answer = router.chat(ask, response_format=Bill, max_tokens=300)
+        assert isinstance(answer.parsed, Bill), (answer, answer.degraded)
+        if which == "native" and policy != "every:6,span=rest":  # told the form, and whole answers only
+            assert (answer.degraded, answer.usage.slow_token_share) == (None, 1.0)
+        else:
+            assert "form that was asked for" in str(answer.degraded)
+    finally:
+        slow.shutdown()
 
 
 @pytest.mark.skipif("FSGEN_REAL_MODELS" not in os.environ, reason="FSGEN_REAL_MODELS names no folder of real models")
