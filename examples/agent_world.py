@@ -141,7 +141,6 @@ def run(router: Router, task: Task, policy: Policy | str, *, method: str = "repl
                 malformed += not is_valid(call)
                 messages.append({"role": "tool", "tool_call_id": call.id, "content": world.call(call)})
         usage = session.usage
-    # Alone, the slow model sits in the fast seat of nobody: with "always" each of its tokens is one forward.
     return Outcome(
         won=world.booked == [task.wanted],
         turns=turn,
@@ -178,7 +177,8 @@ def main() -> None:
             won, steps = sum(one.won for one in found), sum(one.slow_forwards for one in found)
             print(
                 f"{name:12} {won} of {len(found)} tasks, {steps / len(found):6.1f} slow forwards a task, "
-                f"{sum(one.turns for one in found) / len(found):.1f} turns, {sum(one.malformed for one in found)} malformed"
+                f"{sum(one.turns for one in found) / len(found):.1f} turns, "
+                f"{sum(one.malformed for one in found)} malformed calls"
             )
 
 
