@@ -184,7 +184,7 @@ ORDER = (
     "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "money", "report",
     "generation", "decode", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
     "requests", "bookkeeping", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
-    "study", "cli",
+    "study", "serve", "cli",
 )  # fmt: skip
 
 # Which foreign backends and extras a file touches at all, and when.

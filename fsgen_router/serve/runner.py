@@ -1,0 +1,326 @@
+"""One request from its bytes to its last one, whichever API it came by: admission, streaming, leaving, failing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import traceback
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import ceil
+from statistics import fmean
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from ..errors import FsgenError
+from ..generation import Finished, Generation, Restarted
+from ..router import Router
+from ..support.logs import log
+from .body import parse, read_body
+from .dialect import Ask, Dialect, Facts, Json, Reply, to_json
+from .errors import ApiError, as_api_error
+from .events import heard
+from .merging import LEFT, Closable, Merged
+from .named import Named, Names
+from .observing import Observer, Request
+from .options import ServeOptions
+from .truth import headers as rate_headers
+
+_SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class ClientLeft(Exception):
+    """Nobody is there any more to be answered. ``kind`` says how that was seen."""
+
+    def __init__(self, kind: str = "cancelled") -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+@dataclass(slots=True)
+class Runner:
+    """Answers requests of every API with one Router."""
+
+    router: Router
+    options: ServeOptions
+    names: Names
+    observer: Observer
+    _running: Counter[str] = field(default_factory=Counter)
+    """Requests under way, by key."""
+    _seconds: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=64))
+    """What the last answers took."""
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds until who is refused may have better luck: about what an answer takes now."""
+        return max(1, min(60, ceil(fmean(self._seconds))))
+
+    async def answer(self, dialect: Dialect[Any], scope: Scope, receive: Receive, send: Send) -> None:
+        """Everything of one request. Sends exactly one answer or error, and raises nothing."""
+        seen = self.observer.begin(dialect, scope)
+        wire = Wire(send, self.options.send_seconds, {"x-fsgen-request-id": seen.id, "x-request-id": seen.id})
+        reply: Reply | None = None
+        try:
+            with self._counted(scope["state"].get("key", "")):
+                raw = await read_body(
+                    scope, receive, limit=self.options.max_body_bytes, seconds=self.options.body_seconds
+                )
+                body = parse(dialect.body, raw)
+                asked = dialect.ask(body)
+                named = self.names.find(asked.model)
+                facts = self._facts(seen, asked, named)
+                reply = dialect.reply(body, facts)
+                seen.understood(asked, named)
+                wire.headers |= {"x-fsgen-model": named.name, "x-fsgen-policy": _policy_of(asked, named)}
+                streams = await self._admit(asked, named, seen.id)
+                merged = Merged(streams)
+                leaving = asyncio.create_task(_watch(receive, merged))
+                try:
+                    answers = await self._tell(
+                        dialect, asked, reply, merged, wire, seen, restarts=_may_restart(asked, named)
+                    )
+                finally:
+                    leaving.cancel()
+                    await merged.aclose()
+                self._seconds.append(seen.seconds)
+                seen.answered(answers)
+        except (ClientLeft, ConnectionError) as error:
+            seen.left(error.kind if isinstance(error, ClientLeft) else "cancelled")
+        except asyncio.CancelledError:
+            seen.left("shutdown")
+            raise
+        except Exception as error:
+            refused = self._told(error)
+            seen.failed(refused, error)
+            with suppress(ClientLeft, ConnectionError):
+                await _refuse(wire, dialect, reply, refused)
+        finally:
+            seen.end()
+
+    def _counted(self, key: str) -> _Counted:
+        return _Counted(self._running, key, self.options.max_concurrent, self.retry_after)
+
+    def _told(self, error: Exception) -> ApiError:
+        """An error as the client is told it."""
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, FsgenError):
+            return as_api_error(error, self.retry_after)
+        # Where, not what: an error's words may hold a prompt.
+        where = "".join(traceback.format_tb(error.__traceback__)[-3:])
+        log.warning("serve_failed", error=type(error).__name__, where=where)
+        return ApiError(500, "server", "the server failed")
+
+    def _facts(self, seen: Request, asked: Ask, named: Named) -> Facts:
+        stop = asked.options.get("stop", ())
+        return Facts(
+            request_id=seen.id,
+            created=int(time.time()),
+            model=named.name,
+            text_of=self.text_of,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        )
+
+    def text_of(self, token: int) -> str:
+        return self.router.fast.tokenizer.piece(token).decode(errors="replace")
+
+    # --- before the first byte ---
+
+    async def _admit(self, asked: Ask, named: Named, request_id: str) -> list[Closable]:
+        """A stream for each answer, all of them in the queue; where one is refused, none is."""
+        count = len(asked.prompts) * asked.n
+        if not count:
+            raise ApiError(400, "invalid_request", "no prompt was given", param="prompt")
+        if count > self.options.max_choices:
+            raise ApiError(
+                400,
+                "invalid_request",
+                f"{count} answers in one request, at most {self.options.max_choices}",
+                param="n" if asked.n > 1 else "prompt",
+            )
+        options = {**asked.options, **named.options(asked.fsgen)}
+        self._limit_new_tokens(options)
+        if asked.n > 1 and options.get("seed") is None:
+            options["seed"] = int.from_bytes(os.urandom(6), "big")
+        # In a thread: a long prompt takes a while to encode, and other streams go on meanwhile.
+        return await asyncio.to_thread(self._streams, asked, options, request_id)
+
+    def _streams(self, asked: Ask, options: Json, request_id: str) -> list[Closable]:
+        streams: list[Any] = []
+        several = len(asked.prompts) * asked.n > 1
+        for prompt in asked.prompts:
+            self._limit_prompt(prompt, options)
+            for number in range(asked.n):
+                own = dict(options)
+                own["request_id"] = f"{request_id}.{len(streams)}" if several else request_id
+                if asked.n > 1:
+                    own["seed"] = options["seed"] + number
+                begin = self.router.astream if isinstance(prompt, str) else self.router.astream_chat
+                streams.append(begin(prompt, **own))  # type: ignore[operator]
+        return streams
+
+    def _limit_new_tokens(self, options: Json) -> None:
+        limit = self.options.max_new_tokens
+        wanted = options.get("max_tokens")
+        if wanted is None:
+            options["max_tokens"] = limit or self.router.fast.n_ctx
+        elif limit is not None and wanted > limit:
+            raise ApiError(400, "invalid_request", f"max_tokens={wanted}, at most {limit} here", param="max_tokens")
+
+    def _limit_prompt(self, prompt: str | list[Json], options: Json) -> None:
+        limit = self.options.max_prompt_tokens
+        if limit is None:
+            return
+        count = self.count(prompt, options)
+        if count > limit:
+            raise ApiError(
+                400, "context_length", f"the prompt has {count} tokens, at most {limit} here", param="messages"
+            )
+
+    def count(self, prompt: str | list[Json], options: Json) -> int:
+        """Tokens of a prompt, as the fast model reads it."""
+        from ..text.messages import require_messages, require_text
+
+        tokenizer = self.router.fast.tokenizer
+        if isinstance(prompt, str):
+            return len(tokenizer.encode(require_text(prompt), add_bos=True))
+        return len(tokenizer.encode_chat(require_messages(prompt), options.get("chat_template_kwargs")))
+
+    # --- from the first byte on ---
+
+    async def _tell(
+        self,
+        dialect: Dialect[Any],
+        asked: Ask,
+        reply: Reply,
+        merged: Merged,
+        wire: Wire,
+        seen: Request,
+        *,
+        restarts: bool,
+    ) -> list[Generation]:
+        """Send an answer, streamed or whole. Raises :class:`ClientLeft` where nobody reads it.
+
+        No API can take text back: where a policy may begin an answer anew (``restarts``), its text is sent at its end.
+        """
+        answers: dict[int, Generation] = {}
+        held: dict[int, list[bytes]] = defaultdict(list)
+        count = len(asked.prompts) * asked.n
+        while len(answers) < count:
+            items = await merged.next(self.options.idle_seconds)
+            frames: list[bytes] = []
+            for item in items:
+                if item is LEFT:
+                    raise ClientLeft
+                if isinstance(item, Exception):
+                    raise item
+                assert isinstance(item, tuple)
+                index, event = item
+                if isinstance(event, Finished):
+                    answers[index] = event.generation
+                    frames += held.pop(index, ())
+                    frames += reply.ended(index, event.generation) if asked.stream else ()
+                elif isinstance(event, Restarted):
+                    held.pop(index, None)
+                elif (what := heard(event)) is not None:
+                    seen.heard(index, what)
+                    if asked.stream:
+                        (frames if not restarts else held[index]).extend(reply.heard(index, what))
+            if not asked.stream:
+                continue
+            if not wire.begun:
+                # Only now: what fails before the first token is told by its status.
+                await wire.begin(200, _SSE)
+                frames[:0] = reply.opening()
+            await wire.write(frames or ([] if items else [dialect.sign_of_life]))
+        ordered = [answers[index] for index in range(count)]
+        if asked.stream:
+            await wire.write([*reply.closing(ordered)], last=True)
+        else:
+            rates = rate_headers(ordered[0]) if count == 1 else {}
+            await wire.whole(200, to_json(reply.whole(ordered)), rates)
+        return ordered
+
+
+async def _watch(receive: Receive, merged: Merged) -> None:
+    """Tell when the client leaves."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    merged.leave()
+
+
+async def _refuse(wire: Wire, dialect: Dialect[Any], reply: Reply | None, error: ApiError) -> None:
+    if wire.begun:
+        assert reply is not None
+        await wire.write([*reply.failed(error)], last=True)
+    else:
+        await wire.whole(error.status, to_json(dialect.error(error)), error.headers)
+
+
+def _policy_of(asked: Ask, named: Named) -> str:
+    return named.shown if asked.fsgen.policy is None else asked.fsgen.policy
+
+
+def _may_restart(asked: Ask, named: Named) -> bool:
+    """Whether the slow model may begin an answer anew, and what was written before it not stand."""
+    return "draft=" in _policy_of(asked, named)
+
+
+class _Counted:
+    """One of the requests that a key may have under way."""
+
+    def __init__(self, running: Counter[str], key: str, limit: int, retry_after: int) -> None:
+        self._running, self._key, self._limit, self._retry_after = running, key, limit, retry_after
+
+    def __enter__(self) -> None:
+        if self._running[self._key] >= self._limit:
+            raise ApiError(
+                429,
+                "too_many_requests",
+                f"{self._limit} requests are under way with this key, which are as many as it may have",
+                headers={"Retry-After": str(self._retry_after)},
+            )
+        self._running[self._key] += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._running[self._key] -= 1
+        if not self._running[self._key]:
+            del self._running[self._key]
+
+
+class Wire:
+    """What goes to the client, in time: who does not read is left."""
+
+    def __init__(self, send: Send, seconds: float, headers: dict[str, str]) -> None:
+        self._send, self._seconds, self.headers = send, seconds, headers
+        self.begun = False
+
+    async def begin(self, status: int, headers: dict[str, str]) -> None:
+        self.begun = True
+        lines = [
+            (name.lower().encode(), value.encode("latin-1", "replace"))
+            for name, value in (self.headers | headers).items()
+        ]
+        await self._sent({"type": "http.response.start", "status": status, "headers": lines})
+
+    async def write(self, frames: Sequence[bytes], *, last: bool = False) -> None:
+        if frames or last:
+            await self._sent({"type": "http.response.body", "body": b"".join(frames), "more_body": not last})
+
+    async def whole(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        about = {"content-type": "application/json", "content-length": str(len(body))}
+        await self.begin(status, about | headers)
+        await self.write([body], last=True)
+
+    async def _sent(self, message: Any) -> None:
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientLeft("slow_reader") from None
+        except OSError:
+            raise ClientLeft from None
