@@ -33,7 +33,7 @@ from .pairing import REFERENCE_PAIR, Pairing, is_reference_pair, warn_of_swapped
 from .records import MachinePrice, ModelCard, Prices, Role
 from .resolve import make_model
 from .run import drivers
-from .run.slots import Place, Slots
+from .run.slots import Load, Place, Slots
 from .run.streams import AsyncStream, Stream
 from .run.workers import AnyModel, Workers
 from .support.logs import log
@@ -439,6 +439,15 @@ class Router:
         # and stay shared.
         twin._workers = Workers(self._pair.models)
         return twin
+
+    @property
+    def load(self) -> Load:
+        """How many requests are being answered and how many wait, on these models, and how many fit.
+
+        Raises :class:`RouterClosed`.
+        """
+        self._require_open()
+        return self._slots.load
 
     def measure_steps(self, count: int = 8) -> None:
         """Time the slow model's steps of one token, so that reports can estimate its seconds alone.

@@ -14,16 +14,26 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..router import Router
 from .chat_completions import CHAT
+from .completions import COMPLETIONS
 from .dialect import Dialect
 from .errors import ApiError
 from .guard import Guard, error_response
+from .messages import COUNT_TOKENS, MESSAGES
+from .metrics import Metrics
 from .named import Names
 from .observing import Observer
 from .options import ServeOptions
 from .pages import Pages
+from .responses import RESPONSES
 from .runner import Runner
 
-DIALECTS: dict[str, Dialect[Any]] = {"/v1/chat/completions": CHAT}
+DIALECTS: dict[str, Dialect[Any]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": COUNT_TOKENS,
+}
 
 
 class _Answered:
@@ -52,11 +62,15 @@ def make_app(router: Router, options: ServeOptions | None = None) -> ASGIApp:
     """
     chosen = options or ServeOptions()
     names = Names(router, chosen.models)
-    runner = Runner(router, chosen, names, Observer(log_prompts=chosen.log_prompts))
-    pages = Pages(router, names)
+    metrics = Metrics(lambda: router.load)
+    runner = Runner(router, chosen, names, Observer(metrics, log_prompts=chosen.log_prompts))
+    pages = Pages(router, names, metrics)
     routes = [Route(path, _Answered(runner, dialect), methods=["POST"]) for path, dialect in DIALECTS.items()]
     routes += [
         Route("/health", pages.health, methods=["GET"]),
+        Route("/ready", pages.ready, methods=["GET"]),
+        Route("/metrics", pages.metrics, methods=["GET"]),
+        Route("/v1/embeddings", pages.embeddings, methods=["POST"]),
         Route("/v1/models", pages.models, methods=["GET"]),
         Route("/v1/models/{name:path}", pages.model, methods=["GET"]),
     ]

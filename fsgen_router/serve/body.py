@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -51,6 +52,8 @@ class FsgenOptions(Body):
     tokens: bool | None = Field(default=None, description="say of each token who wrote it, and why")
 
 
+_FIELD = re.compile(r"(?!(?:str|int|dict|list)$)\w+")
+"""Not the name of a union's alternative."""
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
@@ -94,17 +97,19 @@ def parse(model: type[AnyBody], raw: bytes) -> AnyBody:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        raise _explained(error, model) from None
+        raise _explained(error) from None
 
 
-def _explained(error: ValidationError, model: type[Body]) -> ApiError:
-    # Of a union's alternatives the one that was understood furthest says what is wrong.
-    first = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
-    unknown = [one for one in error.errors(include_url=False, include_input=False) if one["type"] == "extra_forbidden"]
-    first = unknown[0] if unknown else first
+def _explained(error: ValidationError) -> ApiError:
+    found = error.errors(include_url=False, include_input=False)
+    # A part of an unknown type has no fields that are known; of a union the alternative counts that went furthest.
+    first = next(
+        (one for one in found if one["loc"][-1:] == ("type",) or "tag" in one["type"]),
+        next((one for one in found if one["type"] == "extra_forbidden"), max(found, key=lambda one: len(one["loc"]))),
+    )
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_request", f"the body is no valid JSON: {first['ctx']['error']}")
-    where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier())
+    where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _FIELD.fullmatch(part))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "is not supported by this server"

@@ -8,16 +8,16 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from ..generation import Generation
-from ..records import FinishReason
 from . import logprobs
 from .body import Body, FsgenOptions, neutral, unsupported
-from .dialect import MAX_STOPS, Ask, Dialect, Facts, Json, event, finish, options_of, present
+from .dialect import MAX_STOPS, Ask, Dialect, Facts, Json, Reply, event, finish, options_of, present
 from .errors import ApiError, openai_error
 from .events import Heard, Reasoning, Text, ToolArguments, tool_calls
 from .logprobs import MAX_TOP
 from .truth import token_record, token_records, truth
 
-FINISH: Final[dict[FinishReason, str]] = {"eog": "stop", "stop": "stop", "length": "length", "context": "length"}
+FINISH: Final[dict[str, str]] = {"eog": "stop", "context": "length"}
+"""Where the API has another word than the Router."""
 Stop = str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None
 
 
@@ -119,15 +119,13 @@ def ask(body: ChatBody) -> Ask:
         raise ApiError(400, "invalid_request", "top_logprobs goes with logprobs: true", param="top_logprobs")
     if body.logit_bias:
         options["logit_bias"] = biases(body.logit_bias)
-    fsgen = body.fsgen or FsgenOptions()
     return Ask(
         model=body.model,
         prompts=([turn(message) for message in body.messages],),
         options=options,
         n=body.n or 1,
         stream=bool(body.stream),
-        fsgen=fsgen,
-        every_token=bool(fsgen.tokens or body.logprobs),
+        fsgen=body.fsgen or FsgenOptions(),
     )
 
 
@@ -177,7 +175,7 @@ def called(answer: Generation) -> list[Json] | None:
     return calls or None
 
 
-class _Reply:
+class _Reply(Reply):
     def __init__(self, body: ChatBody, facts: Facts) -> None:
         self._facts = facts
         self._tokens = bool(body.fsgen and body.fsgen.tokens)

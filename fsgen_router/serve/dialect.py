@@ -5,33 +5,36 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from ..generation import Generation
-from ..records import FinishReason
 from .body import Body, FsgenOptions
 from .errors import ApiError
 from .events import Heard
 
 Json: TypeAlias = dict[str, Any]
 Messages: TypeAlias = list[Json]
+Prompt: TypeAlias = str | tuple[int, ...] | Messages
 MAX_STOPS = 16
 B = TypeVar("B", bound=Body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What one HTTP request asks of the Router: ``n`` answers to each prompt, with one set of options."""
+    """What one HTTP request asks of the Router: ``n`` answers to each prompt, with one set of options.
+
+    A prompt is a text, its token ids, or messages.
+    """
 
     model: str | None
-    prompts: tuple[str | Messages, ...]
+    prompts: tuple[Prompt, ...]
     options: Json
     """As :class:`~fsgen_router.RequestOptions` names them, given ones alone."""
     n: int = 1
     stream: bool = False
     fsgen: FsgenOptions = field(default_factory=FsgenOptions)
-    every_token: bool = False
-    """Whether tokens whose text is held back are heard of all the same."""
+    count_prompt: bool = False
+    """Whether the first prompt's tokens have to be known before its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,28 +48,36 @@ class Facts:
     text_of: Callable[[int], str]
     """What a token id is written as."""
     stop: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+    """Where ``Ask.count_prompt`` asked for it."""
 
 
-class Reply(Protocol):
-    """One request's answers in its API's words. The methods are called in this order, ``failed`` instead of any."""
+class Reply:
+    """One request's answers in its API's words. A stream has the methods called in this order; ``failed`` breaks it."""
 
     def opening(self) -> Iterable[bytes]:
         """What a stream begins with."""
+        return ()
 
     def heard(self, index: int, what: Heard) -> Iterable[bytes]:
         """What is sent for an event of answer number ``index``."""
+        return ()
 
     def ended(self, index: int, answer: Generation) -> Iterable[bytes]:
         """What is sent when answer number ``index`` is finished."""
+        return ()
 
     def closing(self, answers: Sequence[Generation]) -> Iterable[bytes]:
         """What a stream ends with."""
+        return ()
 
     def failed(self, error: ApiError) -> Iterable[bytes]:
         """What a stream ends with that broke."""
+        return ()
 
     def whole(self, answers: Sequence[Generation]) -> Json:
         """The body of an answer that is not streamed."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +119,7 @@ def options_of(body: Body, *same: str, **renamed: str) -> Json:
     return options
 
 
-def finish(answer: Generation, words: Mapping[FinishReason, str]) -> str:
+def finish(answer: Generation, words: Mapping[str, str]) -> str:
     """An API's word for why an answer ended."""
     return words.get(answer.finish_reason, answer.finish_reason)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from ..errors import (
@@ -100,7 +99,7 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
 # --- from the Router's errors --------------------------------------------------------------------
 
 _UNKNOWN = re.compile(r"unknown option '(\w+)'")
-_NAMED = re.compile(r"(\w+)(?:\.[\w.]+)?=")
+_NAMED = re.compile(r"(\w+)(?:\.[\w.]+)?(?:=| names )")
 
 
 def as_api_error(error: FsgenError, retry_after: int) -> ApiError:
@@ -129,12 +128,3 @@ def _invalid(error: FsgenError) -> ApiError:
         return ApiError(400, "invalid_request", f"{unknown[1]} is not supported by this server", param=unknown[1])
     named = _NAMED.match(error.message)
     return ApiError(400, "invalid_request", str(error), param=None if named is None else named[1])
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """How a request ended that was not answered: for metrics and the log."""
-
-    kind: Kind | Literal["cancelled", "slow_reader"]
-    status: int
-    why: str = field(default="")

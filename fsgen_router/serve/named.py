@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..contracts.methods import Method
 from ..contracts.policy import Policy
 from ..errors import ConfigurationError
-from ..policies import guarantee_of
+from ..policies import BestOf, guarantee_of, make_policy
 from ..policies.files import SUFFIX
 from ..router import Router
 from .body import FsgenOptions
@@ -30,11 +30,11 @@ class Named:
     policy: Policy | None = None
     method: Method | None = None
 
-    def options(self, asked: FsgenOptions) -> Json:
+    def options(self, asked: FsgenOptions, *, max_choices: int) -> Json:
         """Options of a request under this name, with what it says itself in their place."""
         options = asked.given("max_slow_calls", "max_slow_tokens", "max_cost_usd", "max_seconds")
         if asked.policy is not None:
-            options["policy"] = _short_form(asked.policy, "policy")
+            options["policy"] = _asked_policy(asked.policy, max_choices)
         elif self.policy is not None:
             options["policy"] = self.policy
         if asked.method is not None:
@@ -86,6 +86,16 @@ class Names:
                 param="model",
             )
         return found
+
+
+def _asked_policy(text: str, max_choices: int) -> Policy:
+    """A client's policy, which asks for no more answers than a client may have."""
+    policy = make_policy(_short_form(text, "policy"))
+    if isinstance(policy, BestOf) and policy.k > max_choices:
+        raise ApiError(
+            400, "invalid_request", f"fsgen.policy: best_of:{policy.k}, at most {max_choices}", param="fsgen.policy"
+        )
+    return policy
 
 
 def _short_form(text: str, field: str) -> str:

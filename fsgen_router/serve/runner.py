@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil
@@ -16,12 +16,14 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from ..errors import FsgenError
+from ..config import RequestOptions
+from ..errors import FsgenError, InvalidRequest
 from ..generation import Finished, Generation, Restarted
 from ..router import Router
 from ..support.logs import log
+from ..text.messages import require_messages, require_text
 from .body import parse, read_body
-from .dialect import Ask, Dialect, Facts, Json, Reply, to_json
+from .dialect import Ask, Dialect, Facts, Json, Messages, Prompt, Reply, to_json
 from .errors import ApiError, as_api_error
 from .events import heard
 from .merging import LEFT, Closable, Merged
@@ -72,11 +74,10 @@ class Runner:
                 body = parse(dialect.body, raw)
                 asked = dialect.ask(body)
                 named = self.names.find(asked.model)
-                facts = self._facts(seen, asked, named)
-                reply = dialect.reply(body, facts)
                 seen.understood(asked, named)
                 wire.headers |= {"x-fsgen-model": named.name, "x-fsgen-policy": _policy_of(asked, named)}
-                streams = await self._admit(asked, named, seen.id)
+                streams, prompt_tokens = await self._admit(asked, named, seen.id)
+                reply = dialect.reply(body, self._facts(seen, asked, named, prompt_tokens))
                 merged = Merged(streams)
                 leaving = asyncio.create_task(_watch(receive, merged))
                 try:
@@ -95,7 +96,7 @@ class Runner:
             raise
         except Exception as error:
             refused = self._told(error)
-            seen.failed(refused, error)
+            seen.failed(refused)
             with suppress(ClientLeft, ConnectionError):
                 await _refuse(wire, dialect, reply, refused)
         finally:
@@ -115,7 +116,7 @@ class Runner:
         log.warning("serve_failed", error=type(error).__name__, where=where)
         return ApiError(500, "server", "the server failed")
 
-    def _facts(self, seen: Request, asked: Ask, named: Named) -> Facts:
+    def _facts(self, seen: Request, asked: Ask, named: Named, prompt_tokens: int) -> Facts:
         stop = asked.options.get("stop", ())
         return Facts(
             request_id=seen.id,
@@ -123,6 +124,7 @@ class Runner:
             model=named.name,
             text_of=self.text_of,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            prompt_tokens=prompt_tokens,
         )
 
     def text_of(self, token: int) -> str:
@@ -130,11 +132,9 @@ class Runner:
 
     # --- before the first byte ---
 
-    async def _admit(self, asked: Ask, named: Named, request_id: str) -> list[Closable]:
-        """A stream for each answer, all of them in the queue; where one is refused, none is."""
+    async def _admit(self, asked: Ask, named: Named, request_id: str) -> tuple[list[Closable], int]:
+        """A stream for each answer, all of them in the queue (where one is refused, none is); tokens of the prompt."""
         count = len(asked.prompts) * asked.n
-        if not count:
-            raise ApiError(400, "invalid_request", "no prompt was given", param="prompt")
         if count > self.options.max_choices:
             raise ApiError(
                 400,
@@ -142,26 +142,28 @@ class Runner:
                 f"{count} answers in one request, at most {self.options.max_choices}",
                 param="n" if asked.n > 1 else "prompt",
             )
-        options = {**asked.options, **named.options(asked.fsgen)}
+        options = {**asked.options, **named.options(asked.fsgen, max_choices=self.options.max_choices)}
         self._limit_new_tokens(options)
         if asked.n > 1 and options.get("seed") is None:
             options["seed"] = int.from_bytes(os.urandom(6), "big")
         # In a thread: a long prompt takes a while to encode, and other streams go on meanwhile.
         return await asyncio.to_thread(self._streams, asked, options, request_id)
 
-    def _streams(self, asked: Ask, options: Json, request_id: str) -> list[Closable]:
+    def _streams(self, asked: Ask, options: Json, request_id: str) -> tuple[list[Closable], int]:
         streams: list[Any] = []
         several = len(asked.prompts) * asked.n > 1
-        for prompt in asked.prompts:
-            self._limit_prompt(prompt, options)
+        counted = 0
+        for prompt in map(self._text, asked.prompts):
+            if asked.count_prompt or self.options.max_prompt_tokens is not None:
+                counted = self._count(prompt, options)
             for number in range(asked.n):
                 own = dict(options)
                 own["request_id"] = f"{request_id}.{len(streams)}" if several else request_id
                 if asked.n > 1:
                     own["seed"] = options["seed"] + number
-                begin = self.router.astream if isinstance(prompt, str) else self.router.astream_chat
-                streams.append(begin(prompt, **own))  # type: ignore[operator]
-        return streams
+                begin: Callable[..., Any] = self.router.astream if isinstance(prompt, str) else self.router.astream_chat
+                streams.append(begin(prompt, **own))
+        return streams, counted
 
     def _limit_new_tokens(self, options: Json) -> None:
         limit = self.options.max_new_tokens
@@ -171,24 +173,38 @@ class Runner:
         elif limit is not None and wanted > limit:
             raise ApiError(400, "invalid_request", f"max_tokens={wanted}, at most {limit} here", param="max_tokens")
 
-    def _limit_prompt(self, prompt: str | list[Json], options: Json) -> None:
-        limit = self.options.max_prompt_tokens
-        if limit is None:
-            return
-        count = self.count(prompt, options)
-        if count > limit:
+    def _text(self, prompt: Prompt) -> str | Messages:
+        """A prompt that came as the fast model's token ids as the text that they are."""
+        if not isinstance(prompt, tuple):
+            return prompt
+        tokenizer = self.router.fast.tokenizer
+        if wrong := [one for one in prompt if not 0 <= one < tokenizer.n_vocab]:
             raise ApiError(
-                400, "context_length", f"the prompt has {count} tokens, at most {limit} here", param="messages"
-            )
+                400, "invalid_request", f"prompt: no token {wrong[0]}, they are 0 to {tokenizer.n_vocab - 1}",
+                param="prompt",
+            )  # fmt: skip
+        # What begins a text comes again when it is encoded.
+        ids = prompt[1:] if prompt and prompt[0] in tokenizer.special_ids else prompt
+        if any(one in tokenizer.special_ids for one in ids):
+            raise ApiError(400, "invalid_request", "prompt: control tokens are no text", param="prompt")
+        try:
+            return b"".join(map(tokenizer.piece, ids)).decode()
+        except UnicodeDecodeError:
+            raise ApiError(400, "invalid_request", "prompt: these tokens are no UTF-8 text", param="prompt") from None
 
-    def count(self, prompt: str | list[Json], options: Json) -> int:
+    def _count(self, prompt: str | Messages, options: Json) -> int:
         """Tokens of a prompt, as the fast model reads it."""
-        from ..text.messages import require_messages, require_text
-
         tokenizer = self.router.fast.tokenizer
         if isinstance(prompt, str):
-            return len(tokenizer.encode(require_text(prompt), add_bos=True))
-        return len(tokenizer.encode_chat(require_messages(prompt), options.get("chat_template_kwargs")))
+            count = len(tokenizer.encode(require_text(prompt), add_bos=True))
+        elif "tools" in options and "tools" not in RequestOptions.model_fields:
+            raise InvalidRequest("unknown option 'tools'")
+        else:
+            count = len(tokenizer.encode_chat(require_messages(prompt), options.get("chat_template_kwargs")))
+        limit = self.options.max_prompt_tokens
+        if limit is not None and count > limit:
+            raise ApiError(400, "context_length", f"the prompt has {count} tokens, at most {limit} here")
+        return count
 
     # --- from the first byte on ---
 
