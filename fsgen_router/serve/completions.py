@@ -53,12 +53,9 @@ class CompletionBody(Body):
 
 def _prompts(body: CompletionBody) -> tuple[Prompt, ...]:
     """Each prompt as a text or as token ids."""
-    match body.prompt:
-        case str(text):
-            return (text,)
-        case [int(), *_] as ids:
-            return (tuple(ids),)  # type: ignore[arg-type]
-    return tuple(one if isinstance(one, str) else tuple(one) for one in body.prompt)  # type: ignore[arg-type]
+    given: Any = body.prompt
+    several = isinstance(given, list) and not (given and isinstance(given[0], int))
+    return tuple(one if isinstance(one, str) else tuple(one) for one in (given if several else [given]))
 
 
 def ask(body: CompletionBody) -> Ask:

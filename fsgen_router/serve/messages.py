@@ -228,7 +228,7 @@ class _Reply(Reply):
     def opening(self) -> Iterable[bytes]:
         read = {"input_tokens": self._facts.prompt_tokens, "output_tokens": 0}
         # null: the API's own shape
-        begun = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": read}
+        begun: Json = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": read}
         yield _event("message_start", message=begun)
 
     def heard(self, index: int, what: Heard) -> Iterable[bytes]:
@@ -244,7 +244,7 @@ class _Reply(Reply):
                 yield from self._in_block("thinking", {"type": "thinking", "thinking": "", "signature": ""})
                 yield self._delta({"type": "thinking_delta", "thinking": text})
             case ToolArguments():
-                call = {"type": "tool_use", "id": what.id, "name": what.name, "input": {}}
+                call: Json = {"type": "tool_use", "id": what.id, "name": what.name, "input": {}}
                 yield from self._in_block(f"tool {what.index}", call)
                 if what.arguments:
                     yield self._delta({"type": "input_json_delta", "partial_json": what.arguments})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -56,7 +57,7 @@ class Metrics:
             ("places", "Requests that fit at once."),
         ):
             gauge = Gauge(f"fsgen_requests_{name}", about, registry=own)
-            gauge.set_function(lambda name=name: _of(load, name))  # type: ignore[misc]
+            gauge.set_function(partial(_of, load, name))
 
     def enter(
         self, api: str, model: str, outcome: str, *, seconds: float, first: float | None, answers: Sequence[Generation]

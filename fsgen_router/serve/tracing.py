@@ -1,4 +1,4 @@
-"""OpenTelemetry spans by its conventions for generative AI, where its API is installed and an application configured it.
+"""OpenTelemetry spans by its conventions for generative AI, where its API is installed and configured.
 
 One span for a request, under its client's where that sent a ``traceparent``; each escalation is an event of it. Prompts
 and answers are never in it.
