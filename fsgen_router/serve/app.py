@@ -22,6 +22,7 @@ from .messages import COUNT_TOKENS, MESSAGES
 from .metrics import Metrics
 from .named import Names
 from .observing import Observer
+from .openapi import openapi
 from .options import ServeOptions
 from .pages import Pages
 from .responses import RESPONSES
@@ -64,12 +65,13 @@ def make_app(router: Router, options: ServeOptions | None = None) -> ASGIApp:
     names = Names(router, chosen.models)
     metrics = Metrics(lambda: router.load)
     runner = Runner(router, chosen, names, Observer(metrics, log_prompts=chosen.log_prompts))
-    pages = Pages(router, names, metrics)
+    pages = Pages(router, names, metrics, openapi(DIALECTS))
     routes = [Route(path, _Answered(runner, dialect), methods=["POST"]) for path, dialect in DIALECTS.items()]
     routes += [
         Route("/health", pages.health, methods=["GET"]),
         Route("/ready", pages.ready, methods=["GET"]),
         Route("/metrics", pages.metrics, methods=["GET"]),
+        Route("/openapi.json", pages.openapi, methods=["GET"]),
         Route("/v1/embeddings", pages.embeddings, methods=["POST"]),
         Route("/v1/models", pages.models, methods=["GET"]),
         Route("/v1/models/{name:path}", pages.model, methods=["GET"]),

@@ -262,4 +262,5 @@ class _Reply(Reply):
         return choice
 
 
-CHAT = Dialect("chat_completions", "chat", ChatBody, ask, _Reply, openai_error)
+_FIELDS = ("id", "object", "created", "model", "choices", "usage")
+CHAT = Dialect("chat_completions", "chat", ChatBody, ask, _Reply, openai_error, _FIELDS)

@@ -160,4 +160,5 @@ class _Reply(Reply):
         }
 
 
-COMPLETIONS = Dialect("completions", "text_completion", CompletionBody, ask, _Reply, openai_error)
+_FIELDS = ("id", "object", "created", "model", "choices", "usage")
+COMPLETIONS = Dialect("completions", "text_completion", CompletionBody, ask, _Reply, openai_error, _FIELDS)

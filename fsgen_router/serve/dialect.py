@@ -90,6 +90,8 @@ class Dialect(Generic[B]):
     ask: Callable[[B], Ask]
     reply: Callable[[B, Facts], Reply]
     error: Callable[[ApiError], Json]
+    fields: tuple[str, ...]
+    """What an answer that is not streamed has in any case."""
     sign_of_life: bytes = b": still here\n\n"
     """Sent where nothing else was for a while: a comment, which clients skip."""
 

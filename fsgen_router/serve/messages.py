@@ -310,5 +310,8 @@ def _event(kind: str, **fields: Any) -> bytes:
 
 
 _PING = _event("ping")
-MESSAGES = Dialect("messages", "chat", MessagesBody, ask, _Reply, anthropic_error, _PING)
-COUNT_TOKENS = Dialect("count_tokens", "count_tokens", CountBody, ask_count, _Count, anthropic_error, _PING)
+_FIELDS = ("id", "type", "role", "model", "content", "stop_reason", "usage")
+MESSAGES = Dialect("messages", "chat", MessagesBody, ask, _Reply, anthropic_error, _FIELDS, _PING)
+COUNT_TOKENS = Dialect(
+    "count_tokens", "count_tokens", CountBody, ask_count, _Count, anthropic_error, ("input_tokens",), _PING
+)

@@ -20,8 +20,9 @@ from .named import Named, Names
 class Pages:
     """The paths that are answered at once."""
 
-    def __init__(self, router: Router, names: Names, metrics: Metrics) -> None:
+    def __init__(self, router: Router, names: Names, metrics: Metrics, description: Json) -> None:
         self._router, self._names, self._metrics, self._created = router, names, metrics, int(time.time())
+        self._description = description
 
     async def health(self, request: Request) -> Response:
         """The process lives: no more is said without a key."""
@@ -39,6 +40,9 @@ class Pages:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._metrics.page(), media_type=CONTENT_TYPE)
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(self._description)
 
     async def embeddings(self, request: Request) -> Response:
         error = ApiError(404, "not_found", "this server has no embeddings: its two models write")

@@ -406,4 +406,5 @@ class _Reply(Reply):
         return {**called, "arguments": arguments, "status": status}
 
 
-RESPONSES = Dialect("responses", "chat", ResponseBody, ask, _Reply, openai_error)
+_FIELDS = ("id", "object", "created_at", "status", "model", "output", "usage")
+RESPONSES = Dialect("responses", "chat", ResponseBody, ask, _Reply, openai_error, _FIELDS)

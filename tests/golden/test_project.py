@@ -191,7 +191,7 @@ ORDER = (
 HEAVY = {
     "torch", "transformers", "llama_cpp", "huggingface_hub", "gguf", "matplotlib", "scipy", "psutil", "tokenizers",
     "safetensors", "tqdm", "openai", "httpx", "httpx2", "tenacity", "sklearn", "jinja2",
-    "accelerate", "genai_prices",
+    "accelerate", "genai_prices", "starlette", "uvicorn", "prometheus_client", "opentelemetry",
 }  # fmt: skip
 AT_IMPORT = {
     "adapters/chat_template.py": {"jinja2"},
@@ -222,6 +222,16 @@ AT_IMPORT = {
     "adapters/transformers/slot_cache.py": {"torch", "transformers"},
     "adapters/transformers/tokenizer.py": {"tokenizers"},
     "adapters/transformers/vocabulary.py": {"gguf", "transformers"},
+    "fsgen_router/serve/__init__.py": {"prometheus_client", "starlette", "uvicorn"},
+    "fsgen_router/serve/app.py": {"starlette"},
+    "fsgen_router/serve/body.py": {"starlette"},
+    "fsgen_router/serve/guard.py": {"starlette"},
+    "fsgen_router/serve/metrics.py": {"prometheus_client"},
+    "fsgen_router/serve/observing.py": {"starlette"},
+    "fsgen_router/serve/pages.py": {"starlette"},
+    "fsgen_router/serve/runner.py": {"starlette"},
+    "fsgen_router/serve/running.py": {"uvicorn"},
+    "fsgen_router/serve/tracing.py": {"starlette"},
 }
 WHEN_CALLED = {
     "fsgen_router/calibration/fit.py": {"sklearn", "torch"},
@@ -232,6 +242,7 @@ WHEN_CALLED = {
     "fsgen_router/cli/doctor.py": {"llama_cpp", "huggingface_hub", "torch"},
     "fsgen_router/support/machine.py": {"psutil"},
     "fsgen_router/evaluation/plots.py": {"matplotlib"},
+    "fsgen_router/serve/tracing.py": {"opentelemetry"},
     "policies/certify.py": {"scipy"},
     "policies/files.py": {"safetensors"},
     "policies/guard.py": {"scipy"},
