@@ -146,11 +146,18 @@ class Runner:
         self._limit_new_tokens(options)
         if asked.n > 1 and options.get("seed") is None:
             options["seed"] = int.from_bytes(os.urandom(6), "big")
-        # In a thread: a long prompt takes a while to encode, and other streams go on meanwhile.
-        return await asyncio.to_thread(self._streams, asked, options, request_id)
+        streams: list[Closable] = []
+        try:
+            # In a thread: a long prompt takes a while to encode, and other streams go on meanwhile.
+            counted = await asyncio.to_thread(self._begin, streams, asked, options, request_id)
+        except BaseException:
+            for stream in streams:
+                await stream.aclose()
+            raise
+        return streams, counted
 
-    def _streams(self, asked: Ask, options: Json, request_id: str) -> tuple[list[Closable], int]:
-        streams: list[Any] = []
+    def _begin(self, streams: list[Closable], asked: Ask, options: Json, request_id: str) -> int:
+        """Enter an answer's stream for each that is asked for; tokens of the prompt, where somebody wants to know."""
         several = len(asked.prompts) * asked.n > 1
         counted = 0
         for prompt in map(self._text, asked.prompts):
@@ -163,7 +170,7 @@ class Runner:
                     own["seed"] = options["seed"] + number
                 begin: Callable[..., Any] = self.router.astream if isinstance(prompt, str) else self.router.astream_chat
                 streams.append(begin(prompt, **own))
-        return streams, counted
+        return counted
 
     def _limit_new_tokens(self, options: Json) -> None:
         limit = self.options.max_new_tokens
