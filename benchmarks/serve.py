@@ -89,8 +89,8 @@ def text_in(path: str, event: dict[str, Any]) -> str:
 
 
 def prompt(number: int) -> str:
-    """About a hundred tokens, of no other prompt's beginning."""
-    return f"{number}. " + " ".join(f"word{(number * 7 + place) % 97}" for place in range(40))
+    """A few tokens, of no other prompt's beginning."""
+    return f"{number}. " + " ".join(f"word{(number * 7 + place) % 97}" for place in range(4))
 
 
 async def in_process(router: Router, numbers: list[int], tokens: int, bias: dict[int, float]) -> dict[str, Any]:
@@ -105,7 +105,8 @@ async def in_process(router: Router, numbers: list[int], tokens: int, bias: dict
     return await measured(one, numbers)
 
 
-async def over_http(numbers: list[int], tokens: int, bias: dict[int, float]) -> dict[str, Any]:
+async def over_http(numbers: list[int], tokens: int, bias: dict[int, float], row: bool) -> dict[str, Any]:
+    """All at once, or one after the other (``row``)."""
     options = {"max_tokens": tokens, "logit_bias": bias, "fsgen": {"tokens": False}}
     async with httpx2.AsyncClient(base_url=URL, timeout=600) as client:
         await client.get("/health")
@@ -120,6 +121,8 @@ async def over_http(numbers: list[int], tokens: int, bias: dict[int, float]) -> 
                         last = line
             return first, int(json.loads(last[6:])["usage"]["completion_tokens"])
 
+        if row:
+            return {"first": [(await one(number))[0] for number in numbers]}
         return await measured(one, numbers)
 
 
@@ -130,9 +133,9 @@ async def measured(one: Any, numbers: list[int]) -> dict[str, Any]:
     return {"tokens_per_second": sum(count for _, count in found) / seconds, "first": [first for first, _ in found]}
 
 
-def as_client(numbers: list[int], tokens: int, bias: dict[int, float]) -> dict[str, Any]:
-    """The same in a process of its own."""
-    command = [sys.executable, __file__, "--client", json.dumps([numbers, tokens, list(bias)])]
+def as_client(numbers: list[int], tokens: int, bias: dict[int, float], *, row: bool = False) -> dict[str, Any]:
+    """:func:`over_http` in a process of its own."""
+    command = [sys.executable, __file__, "--client", json.dumps([numbers, tokens, list(bias), row])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -152,12 +155,6 @@ def overhead(router: Router, streams: int, blocks: int, tokens: int) -> dict[str
             ours.append(asyncio.run(in_process(router, first, tokens, bias)))
             https.append(as_client(second, tokens, bias))
     ours, https = ours[1:], https[1:]  # the first block warms up
-    differences = [
-        1000 * (median(there["first"]) - median(here["first"])) for here, there in zip(ours, https, strict=True)
-    ]
-    interval = bootstrap(
-        (np.asarray(differences),), np.median, n_resamples=9999, rng=np.random.default_rng(0)
-    ).confidence_interval
     return {
         "blocks": blocks,
         "tokens": tokens,
@@ -168,11 +165,31 @@ def overhead(router: Router, streams: int, blocks: int, tokens: int) -> dict[str
         "server_to_router": block_ratio(
             [one["tokens_per_second"] for one in https], [one["tokens_per_second"] for one in ours]
         ),
-        "first_token_later_ms": {
-            "median": median(differences),
-            "low": float(interval.low),
-            "high": float(interval.high),
-        },
+    }
+
+
+def first_token(router: Router, blocks: int, each: int = 8) -> dict[str, Any]:
+    """From the call, or the request, to the first text, one request at a time: its prompt is in the cache, so that what
+    is compared is one step of the model and all that lies around it."""
+    bias = dict.fromkeys(router.fast.tokenizer.eog_ids, -1e9)
+    differences = []
+    for block in range(blocks + 1):
+
+        async def here() -> list[float]:
+            return [(await in_process(router, [7], 1, bias))["first"][0] for _ in range(each)]
+
+        ways = {
+            "router": lambda: asyncio.run(here()),
+            "server": lambda: as_client([7] * each, 1, bias, row=True)["first"],
+        }
+        found = {name: 1000 * median(ways[name]()) for name in sorted(ways, reverse=bool(block % 2))}
+        differences.append(found["server"] - found["router"])
+    values = np.asarray(differences[1:])
+    interval = bootstrap((values,), np.median, n_resamples=9999, rng=np.random.default_rng(0)).confidence_interval
+    return {
+        "blocks": blocks,
+        "of_requests": each,
+        "later_ms": {"median": float(np.median(values)), "low": float(interval.low), "high": float(interval.high)},
     }
 
 
@@ -277,8 +294,8 @@ def main() -> None:
     parser.add_argument("--client", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.client:
-        numbers, tokens, ends = json.loads(args.client)
-        print(json.dumps(asyncio.run(over_http(numbers, tokens, dict.fromkeys(ends, -1e9)))))
+        numbers, tokens, ends, row = json.loads(args.client)
+        print(json.dumps(asyncio.run(over_http(numbers, tokens, dict.fromkeys(ends, -1e9), row))))
         return
     kept = RESULTS / "serve.json"  # what is not measured this time stays
     figures: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
@@ -290,6 +307,8 @@ def main() -> None:
         with Router(*pair, policy="never") as router, serving(router):
             for streams in args.at_once:
                 figures[f"overhead_{streams}"] = overhead(router, streams, args.blocks, args.tokens)
+                if streams == 1:
+                    figures["first_token"] = first_token(router, args.blocks)
                 figures["weights"] = "random" if args.models is None else fast.name
                 figures["threads"] = args.threads
                 print(json.dumps(figures[f"overhead_{streams}"]))
