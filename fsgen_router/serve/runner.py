@@ -253,21 +253,21 @@ class Runner:
 class _Telling:
     """What comes of an answer's events.
 
-    No API can take text back: where the slow model may begin an answer anew (``restarts``: by the policy's ``draft``, or
-    since the same tool was called again), it is told at its end.
+    No API can take text back: where the slow model may begin an answer anew (``restarts``: by the policy's ``draft``,
+    or since the same tool was called again), it is told at its end.
     """
 
     def __init__(self, reply: Reply, seen: Request, *, streamed: bool, restarts: bool) -> None:
         self.reply, self._seen, self._streamed, self._restarts = reply, seen, streamed, restarts
         self.answers: dict[int, Generation] = {}
         self._held: defaultdict[int, list[Heard]] = defaultdict(list)
-        self.told = False
-        """Whether anything of an answer was sent."""
+        self.told: set[int] = set()
+        """The answers of which anything was sent."""
 
     def take(self, index: int, event: StreamEvent) -> list[bytes]:
         """What is sent for an event of answer number ``index``."""
         if isinstance(event, Restarted):
-            if self._streamed and not self._restarts:
+            if index in self.told:
                 raise ApiError(500, "server", "the answer was begun anew, and a part of it has been sent")
             self._held.pop(index, None)
             return []
@@ -286,7 +286,7 @@ class _Telling:
         return []
 
     def _tell(self, index: int, what: Heard) -> list[bytes]:
-        self.told = True
+        self.told.add(index)
         return [*self.reply.heard(index, what)]
 
 
@@ -299,10 +299,8 @@ async def _watch(receive: Receive, merged: Merged) -> None:
 
 def _calls_again(asked: Ask) -> bool:
     """Whether a tool may be called that was called before: such a turn is the slow model's to write again."""
-    earlier = any(
-        isinstance(prompt, list) and any(turn.get("tool_calls") for turn in prompt) for prompt in asked.prompts
-    )
-    return earlier and "tools" in asked.options
+    turns = [turn for prompt in asked.prompts if isinstance(prompt, list) for turn in prompt]
+    return "tools" in asked.options and any("tool_calls" in turn for turn in turns)
 
 
 class _Counted:
