@@ -25,7 +25,7 @@ from ..support.logs import log
 from .body import parse, read_body
 from .dialect import Ask, Dialect, Facts, Json, Messages, Prompt, Reply, to_json
 from .errors import ApiError, as_api_error
-from .events import Heard, heard
+from .events import Heard, Reasoning, Text, ToolArguments, heard
 from .merging import Closable, Left, Merged
 from .named import Named, Names
 from .observing import Observer, Request
@@ -99,8 +99,7 @@ class Runner:
         merged = Merged(streams)
         leaving = asyncio.create_task(_watch(receive, merged))
         try:
-            restarts = "draft=" in policy.name or _calls_again(asked)
-            telling = _Telling(reply, seen, streamed=asked.stream, restarts=restarts)
+            telling = _Telling(reply, seen, streamed=asked.stream, held_from=_held_from(asked, policy))
             answers = await self._tell(dialect, asked, telling, merged, wire)
         finally:
             leaving.cancel()
@@ -253,12 +252,11 @@ class Runner:
 class _Telling:
     """What comes of an answer's events.
 
-    No API can take text back: where the slow model may begin an answer anew (``restarts``: by the policy's ``draft``,
-    or since the same tool was called again), it is told at its end.
+    No API can take anything back: what may not stand is held until the answer's end (see :func:`_held_from`).
     """
 
-    def __init__(self, reply: Reply, seen: Request, *, streamed: bool, restarts: bool) -> None:
-        self.reply, self._seen, self._streamed, self._restarts = reply, seen, streamed, restarts
+    def __init__(self, reply: Reply, seen: Request, *, streamed: bool, held_from: Any) -> None:
+        self.reply, self._seen, self._streamed, self._held_from = reply, seen, streamed, held_from
         self.answers: dict[int, Generation] = {}
         self._held: defaultdict[int, list[Heard]] = defaultdict(list)
         self.told: set[int] = set()
@@ -279,15 +277,18 @@ class _Telling:
         if what is None:
             return []
         self._seen.heard(index, what)
-        if self._streamed and self._restarts:
+        if not self._streamed:
+            return []
+        if index in self._held or (self._held_from is not None and isinstance(what, self._held_from)):
             self._held[index].append(what)
-        elif self._streamed:
-            return self._tell(index, what)
-        return []
+            return []
+        return self._tell(index, what)
 
     def _tell(self, index: int, what: Heard) -> list[bytes]:
-        self.told.add(index)
-        return [*self.reply.heard(index, what)]
+        frames = [*self.reply.heard(index, what)]
+        if frames:
+            self.told.add(index)
+        return frames
 
 
 async def _watch(receive: Receive, merged: Merged) -> None:
@@ -297,10 +298,17 @@ async def _watch(receive: Receive, merged: Merged) -> None:
     merged.leave()
 
 
-def _calls_again(asked: Ask) -> bool:
-    """Whether a tool may be called that was called before: such a turn is the slow model's to write again."""
+def _held_from(asked: Ask, policy: Policy) -> Any:
+    """The kind of event from which on an answer may turn out not to stand, because the slow model begins it anew.
+
+    All of it where the policy's ``draft`` says so, or where a tool may be called that was called before; from its first
+    call on where there may be several, two of which may be the same.
+    """
     turns = [turn for prompt in asked.prompts if isinstance(prompt, list) for turn in prompt]
-    return "tools" in asked.options and any("tool_calls" in turn for turn in turns)
+    if "draft=" in policy.name or ("tools" in asked.options and any("tool_calls" in turn for turn in turns)):
+        return Text | Reasoning | ToolArguments
+    several = "tools" in asked.options and asked.options.get("parallel_tool_calls", True)
+    return ToolArguments if several else None
 
 
 class _Counted:
