@@ -506,8 +506,10 @@ def test_who_leaves_frees_its_place_at_once(url: str, router: Router) -> None:
         body = endless(router) if path == "/v1/chat/completions" else {**APIS[path], "stream": True, "max_tokens": 900}
         with httpx2.stream("POST", url + path, json=body, headers=AUTHORIZED) as stream:
             assert next(stream.iter_text()).startswith(("data: ", "event: "))
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(url + "/v1/chat/completions", json=endless(router, stream=False), headers=AUTHORIZED, timeout=0.05)
     until(lambda: router.load.running == 0)
-    until(lambda: figure(url, "fsgen_cancelled_total") == cancelled + 2)
+    until(lambda: figure(url, "fsgen_cancelled_total") == cancelled + 3)
     assert router.ledger.tokens - tokens < 900
 
 
