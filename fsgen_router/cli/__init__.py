@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from . import calibrate, chat, complete, demo, doctor, evaluate, law, policy, recommend, study, trace
+from . import calibrate, chat, complete, demo, doctor, evaluate, law, policy, recommend, serve, study, trace
 from .terminal import Group
 
 app = typer.Typer(
@@ -65,6 +65,7 @@ def _unwrapped(text: str) -> str:
 _add("demo", demo.demo)
 _add("complete", complete.complete)
 _add("chat", chat.chat)
+_add("serve", serve.serve)
 _add("eval", evaluate.evaluate)
 _add("trace", trace.trace)
 _add("calibrate", calibrate.calibrate)

@@ -49,6 +49,7 @@ _EXTRAS = {
     "transformers": ("torch", "transformers", "accelerate", "gguf", "jinja2", "psutil"),
     "openai": ("httpx2", "tenacity"),
     "constrain": ("llguidance",),
+    "serve": ("starlette", "uvicorn", "prometheus-client"),
     "calibrate": ("scikit-learn", "scipy", "matplotlib", "jinja2"),
     "hub": ("huggingface_hub",),
     "eval": ("matplotlib", "scipy"),

@@ -15,7 +15,7 @@ from ..methods.contrast import FORMS
 from ..pairing import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY
 from ..policies import SHORT_FORMS
 from ..resolve import EXAMPLES
-from ..router import Router
+from ..router import MAX_WAITING, Router
 from ..rows.acceptance import RULES
 
 _MODELS, _ROUTING, _SAMPLING, _OUTPUT = "Models", "Routing", "Writing", "Output"
@@ -246,6 +246,7 @@ def open_router(
     audit: float = 0.0,
     read_ahead: int = 0,
     batching: bool | None = None,
+    max_waiting: int = MAX_WAITING,
 ) -> Router:
     """The Router that the options describe; what they leave out is the Router's to choose.
 
@@ -262,6 +263,7 @@ def open_router(
         audit=audit,
         read_ahead=read_ahead,
         batching=batching,
+        max_waiting=max_waiting,
     )
     probe_first(router.slow)
     return router

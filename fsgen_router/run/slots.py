@@ -8,12 +8,26 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from ..errors import NoFreeSequence, QueueFull
 from ..support.waiting import Home, holding
 
 _CHECK_SECONDS = 1.0
 """How often who waits looks for slots that went to closed event loops: nobody is told of those."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a Router's models are: requests that are being answered and that wait, and how many fit at once.
+
+    ``room`` is how many more would be let in before :class:`~fsgen_router.QueueFull`.
+    """
+
+    running: int
+    waiting: int
+    places: int
+    room: int
 
 
 class Slots:
@@ -47,6 +61,14 @@ class Slots:
                 )
             self._admitted += 1
         return Place(self)
+
+    @property
+    def load(self) -> Load:
+        with holding(self._lock):
+            running = self._count - self._free
+            # Those admitted who have not come to ask for their slot wait too; a request may hold several slots.
+            waiting = max(self._admitted - running, len(self._waiting))
+            return Load(running, waiting, self._count, self._room - self._admitted)
 
     def _hand_on(self) -> None:
         for place in [place for place in self._handed if place.lost]:

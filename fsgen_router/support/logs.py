@@ -10,10 +10,11 @@ text or left out), ``breaker_opened``, ``breaker_closed`` (an endpoint is left a
 ``slow_alone`` (what a pair runs with where nothing was named), ``costs_unmeasured``, ``costs_unsteady``,
 ``costs_unread``, ``costs_unkept``, ``vocabulary`` (ids that one model lacks or types otherwise), ``reread`` (a method
 takes drafts back, a model cannot), ``rows_full`` (a trie of rows has reached its limit and keeps no more),
-``checker_failed`` (a caller's checker raised).
+``checker_failed`` (a caller's checker raised), ``served`` (a server's request log), ``serve_failed`` (it could not
+answer, where that happened).
 
 ``answered`` and ``degraded`` have their request's ``request_id`` and the names of both models. Prompts and keys are
-never in any event.
+never in any event, ``served`` apart where a server was told to log prompts.
 An application that configured structlog gets them through its own processors, as fields. Else they go to the
 standard library's logger ``fsgen_router``, silent until that is configured: a line of text, and the fields as
 attributes of the record.

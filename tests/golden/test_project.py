@@ -55,7 +55,7 @@ OPTIONS = {
 }  # fmt: skip
 ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "baseline_share", "batching", "budget", "chat",
-    "checker", "close", "complete", "costs", "fast", "ledger", "machine",
+    "checker", "close", "complete", "costs", "count_tokens", "fast", "ledger", "load", "machine",
     "max_waiting", "measure", "measure_steps", "method", "policy", "prices", "read_ahead",
     "seed", "session", "shared", "slow", "stream", "stream_chat", "tuned", "with_policy",
 }  # fmt: skip
@@ -187,14 +187,14 @@ ORDER = (
     "generation", "decode", "constraints", "tools", "run", "config", "adapters", "policies", "costs", "reference",
     "resolve", "pairing", "requests", "bookkeeping", "session", "router", "fsgen_router", "evaluation", "calibration",
     "recommend", "law",
-    "study", "cli",
+    "study", "serve", "cli",
 )  # fmt: skip
 
 # Which foreign backends and extras a file touches at all, and when.
 HEAVY = {
     "torch", "transformers", "llama_cpp", "huggingface_hub", "gguf", "matplotlib", "scipy", "psutil", "tokenizers",
     "safetensors", "tqdm", "openai", "httpx", "httpx2", "tenacity", "sklearn", "jinja2",
-    "accelerate", "genai_prices", "llguidance",
+    "accelerate", "genai_prices", "llguidance", "starlette", "uvicorn", "prometheus_client", "opentelemetry",
 }  # fmt: skip
 AT_IMPORT = {
     "adapters/chat_template.py": {"jinja2"},
@@ -226,6 +226,17 @@ AT_IMPORT = {
     "adapters/transformers/tokenizer.py": {"tokenizers"},
     "adapters/transformers/vocabulary.py": {"gguf", "transformers"},
     "fsgen_router/constraints/library.py": {"llguidance"},
+    "fsgen_router/serve/__init__.py": {"prometheus_client", "starlette", "uvicorn"},
+    "fsgen_router/serve/app.py": {"starlette"},
+    "fsgen_router/serve/body.py": {"starlette"},
+    "fsgen_router/serve/guard.py": {"starlette"},
+    "fsgen_router/serve/metrics.py": {"prometheus_client"},
+    "fsgen_router/serve/observing.py": {"starlette"},
+    "fsgen_router/serve/pages.py": {"starlette"},
+    "fsgen_router/serve/runner.py": {"starlette"},
+    "fsgen_router/serve/running.py": {"uvicorn"},
+    "fsgen_router/serve/tracing.py": {"starlette"},
+    "fsgen_router/serve/wire.py": {"starlette"},
 }
 WHEN_CALLED = {
     "fsgen_router/calibration/fit.py": {"sklearn", "torch"},
@@ -236,6 +247,7 @@ WHEN_CALLED = {
     "fsgen_router/cli/doctor.py": {"llama_cpp", "huggingface_hub", "torch"},
     "fsgen_router/support/machine.py": {"psutil"},
     "fsgen_router/evaluation/plots.py": {"matplotlib"},
+    "fsgen_router/serve/tracing.py": {"opentelemetry"},
     "policies/certify.py": {"scipy"},
     "policies/files.py": {"safetensors"},
     "policies/guard.py": {"scipy"},
