@@ -75,15 +75,17 @@ class Runner:
                 asked = dialect.ask(body)
                 named = self.names.find(asked.model)
                 seen.understood(asked, named)
-                wire.headers |= {"x-fsgen-model": named.name, "x-fsgen-policy": _policy_of(asked, named)}
-                streams, prompt_tokens = await self._admit(asked, named, seen.id)
+                routing = named.options(asked.fsgen, max_choices=self.options.max_choices)
+                policy = routing["policy"].name if "policy" in routing else named.shown
+                wire.headers |= {"x-fsgen-model": named.name, "x-fsgen-policy": policy}
+                streams, prompt_tokens = await self._admit(asked, routing, seen.id)
                 reply = dialect.reply(body, self._facts(seen, asked, named, prompt_tokens))
                 merged = Merged(streams)
                 leaving = asyncio.create_task(_watch(receive, merged))
                 try:
-                    answers = await self._tell(
-                        dialect, asked, reply, merged, wire, seen, restarts=_may_restart(asked, named)
-                    )
+                    # Whether the slow model may begin an answer anew, and what was written before it not stand.
+                    restarts = "draft=" in policy
+                    answers = await self._tell(dialect, asked, reply, merged, wire, seen, restarts=restarts)
                 finally:
                     leaving.cancel()
                     await merged.aclose()
@@ -132,7 +134,7 @@ class Runner:
 
     # --- before the first byte ---
 
-    async def _admit(self, asked: Ask, named: Named, request_id: str) -> tuple[list[Closable], int]:
+    async def _admit(self, asked: Ask, routing: Json, request_id: str) -> tuple[list[Closable], int]:
         """A stream for each answer, all of them in the queue (where one is refused, none is); tokens of the prompt."""
         count = len(asked.prompts) * asked.n
         if count > self.options.max_choices:
@@ -142,7 +144,7 @@ class Runner:
                 f"{count} answers in one request, at most {self.options.max_choices}",
                 param="n" if asked.n > 1 else "prompt",
             )
-        options = {**asked.options, **named.options(asked.fsgen, max_choices=self.options.max_choices)}
+        options = {**asked.options, **routing}
         self._limit_new_tokens(options)
         if asked.n > 1 and options.get("seed") is None:
             options["seed"] = int.from_bytes(os.urandom(6), "big")
@@ -282,15 +284,6 @@ async def _refuse(wire: Wire, dialect: Dialect[Any], reply: Reply | None, error:
         await wire.write([*reply.failed(error)], last=True)
     else:
         await wire.whole(error.status, to_json(dialect.error(error)), error.headers)
-
-
-def _policy_of(asked: Ask, named: Named) -> str:
-    return named.shown if asked.fsgen.policy is None else asked.fsgen.policy
-
-
-def _may_restart(asked: Ask, named: Named) -> bool:
-    """Whether the slow model may begin an answer anew, and what was written before it not stand."""
-    return "draft=" in _policy_of(asked, named)
 
 
 class _Counted:
