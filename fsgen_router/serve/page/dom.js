@@ -21,6 +21,7 @@ function fill(element, attributes, children) {
 const NUMBER = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 export const count = (value) => NUMBER.format(value);
+export const counted = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
 export const percent = (value) => (value === undefined ? "unknown" : `${(100 * value).toFixed(1)}%`);
 export const seconds = (value) => `${value.toFixed(value < 10 ? 2 : 1)} s`;
 export const digits = (value) => String(Number(value.toPrecision(3)));

@@ -4,20 +4,21 @@ import { $, count, make, percent, seconds } from "./dom.js";
 
 const sums = { requests: 0, tokens: 0, seconds: 0, steps: [0, 0], usd: [0, 0], priced: 0 };
 
-/** "5 of 73, 93.2% saved": against the slow model alone; a loss is said as one. */
+const number = (...content) => make("td", { class: "number" }, ...content);
+
+/** "5 of 73", "93.2% saved": against the slow model alone; a loss is said as one. */
 function against(routed, alone, shown) {
-  if (routed === undefined) return "–";
-  if (alone === undefined) return shown(routed);
+  if (alone === undefined) return number(shown(routed));
   const saving = alone ? 1 - routed / alone : 0;
   const word = saving < 0 ? `${percent(-saving)} lost` : `${percent(saving)} saved`;
-  return `${shown(routed)} of ${shown(alone)}, ${word}`;
+  return number(`${shown(routed)} of ${shown(alone)}`, make("span", { class: "quiet" }, word));
 }
 
 const usd = (value) => `$${value.toPrecision(3)}`;
 
 function cost(compared) {
   const money = compared.money_usd;
-  return money?.routed === undefined ? "no price known" : against(money.routed, money.slow_only, usd);
+  return money?.routed === undefined ? number("no price") : against(money.routed, money.slow_only, usd);
 }
 
 /** A line for a request: `usage` of its answer, or `outcome` in a word where it has none. */
@@ -26,13 +27,12 @@ export function enter({ question, model, policy, link, usage, outcome, tokens = 
   $("history-scroll").hidden = false;
   const told = usage?.fsgen;
   const asked = make("a", { href: `#${link}` }, question);
-  const number = (text) => make("td", { class: "number" }, text);
   const cells = usage
     ? [
         number(count(usage.completion_tokens)),
-        number(against(told.slow_forwards, told.compared.slow_forwards?.slow_only, count)),
+        against(told.slow_forwards, told.compared.slow_forwards?.slow_only, count),
         number(seconds(told.seconds)),
-        number(cost(told.compared)),
+        cost(told.compared),
       ]
     : [number(count(tokens)), make("td", { colspan: 3 }, outcome)];
   const row = make("tr", {},
@@ -56,14 +56,13 @@ function total(usage) {
     sums.usd[0] += money.routed;
     sums.usd[1] += money.slow_only;
   }
-  const number = (text) => make("td", { class: "number" }, text);
   const row = make("tr", {},
     make("th", { scope: "row" }, `All ${count(sums.requests)} that were finished`),
     make("td"),
     number(count(sums.tokens)),
-    number(against(...sums.steps, count)),
+    against(...sums.steps, count),
     number(seconds(sums.seconds)),
-    number(sums.priced ? against(...sums.usd, usd) : "–"),
+    sums.priced ? against(...sums.usd, usd) : number("–"),
   );
   $("history").tFoot.replaceChildren(row);
 }

@@ -1,7 +1,7 @@
 // The conversation: what is asked, the answer as it comes, and what there is to say about it.
 
 import * as api from "./api.js";
-import { $, count, make, percent, say, seconds } from "./dom.js";
+import { $, count, counted, make, percent, say, seconds } from "./dom.js";
 import * as history from "./history.js";
 import * as rates from "./rates.js";
 import * as threshold from "./threshold.js";
@@ -252,14 +252,14 @@ class Answer {
     const { tokens, slow } = this.written.counts;
     const passed = (performance.now() - this.first) / 1000;
     const speed = passed > 0.2 ? `, ${count(tokens / passed)} tokens/s` : "";
-    return `${count(slow)} of ${count(tokens)} tokens by the slow model (${percent(slow / tokens)})${speed}`;
+    return `${count(slow)} of ${counted(tokens, "token")} by the slow model (${percent(slow / tokens)})${speed}`;
   }
 
   summary() {
     const { completion_tokens: tokens, fsgen } = this.usage;
     const speed = fsgen.seconds ? `, ${count(tokens / fsgen.seconds)} tokens/s` : "";
-    const written = `${count(fsgen.slow_tokens)} of ${count(tokens)} tokens by the slow model`;
-    return `${written} (${percent(fsgen.slow_token_share)}), ${count(fsgen.slow_forwards)} slow steps, ` +
+    const written = `${count(fsgen.slow_tokens)} of ${counted(tokens, "token")} by the slow model`;
+    return `${written} (${percent(fsgen.slow_token_share)}), ${counted(fsgen.slow_forwards, "slow step")}, ` +
       `${seconds(fsgen.seconds)}${speed}`;
   }
 

@@ -1,0 +1,327 @@
+"""The page of the server, in a real browser on the reference pair."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from serving import serving, until
+
+from fsgen_router import Router, reference
+from fsgen_router.contracts.models import TokenModel
+from fsgen_router.report.report import FSGEN_RATE
+from fsgen_router.serve import ServeOptions, make_app
+from fsgen_router.serve.options import digest
+from fsgen_router.serve.page_files import FOLDER, POLICY
+
+CHROMIUM = shutil.which("chromium")
+QUESTION = "How many coins do 3 lamps and 4 ropes cost in Norvale?"
+KEY = "a-key-of-the-tests"
+
+
+@pytest.fixture(scope="module")
+def router(fast_model: TokenModel, slow_model: TokenModel) -> Iterator[Router]:
+    with Router(fast_model, slow_model, policy=reference.policy_path(), audit=1.0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def url(router: Router) -> Iterator[str]:
+    with serving(router, models={"mine": "entropy>0.5"}) as made:
+        yield made
+
+
+# --- without a browser ---------------------------------------------------------------------------
+
+
+async def test_the_page_wants_no_key_and_may_ask_its_own_server_alone(router: Router) -> None:
+    app = make_app(router, ServeOptions(keys=frozenset({digest(KEY)})))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
+        page = await client.get("/")
+        files = ["/page/" + path.name for path in FOLDER.iterdir() if path.suffix != ".html"]
+        replies = [page, *[await client.get(file) for file in files]]
+        for path in ("/v1/models", "/pages", "/page"):
+            assert (await client.get(path)).status_code == 401
+        assert (await client.get("/page/main.py")).status_code == 404
+    assert [reply.status_code for reply in replies] == [200] * len(replies)
+    assert {reply.headers["content-security-policy"] for reply in replies} == {POLICY}
+    assert "unsafe" not in POLICY
+    # All that the page loads is a file of its own; there is no script, style or handler in its markup.
+    assert set(re.findall(r'(?:src|href)="([^"#]+)"', page.text)) <= set(files)
+    assert not re.search(r"<script(?! type=\"module\" src)|<style|\sstyle=|\son\w+=", page.text)
+    assert not [path for path in FOLDER.glob("*.js") if re.search(r"innerHTML|https?://(?!www\.w3)", path.read_text())]
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium")
+    with api.sync_playwright() as play:
+        made = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+class Seen:
+    """A page, with what its console said and where it sent requests."""
+
+    def __init__(self, browser: Any, url: str, **context: Any) -> None:
+        self.page = browser.new_page(**context)
+        self.page.set_default_timeout(20_000)
+        self.said: list[str] = []
+        self.requests: list[Any] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request))
+        self.page.goto(url)
+        self.answers = 0
+
+    def send(self, text: str) -> None:
+        self.page.fill("#question", text)
+        self.page.press("#question", "Enter")
+        self.answers += 1
+
+    def ask(self, text: str) -> Any:
+        """The answer, when it is finished."""
+        self.send(text)
+        self.page.locator(f"#answer-{self.answers}:not([aria-busy])").wait_for()
+        return self.page.locator(f"#answer-{self.answers}")
+
+    def text(self, selector: str) -> str:
+        return str(self.page.locator(selector).inner_text())
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [json.loads(request.post_data) for request in self.requests if request.method == "POST"]
+
+
+@pytest.fixture
+def seen(browser: Any, url: str) -> Iterator[Seen]:
+    made = Seen(browser, url, viewport={"width": 900, "height": 900})
+    made.page.locator("#model option").first.wait_for(state="attached")
+    yield made
+    made.page.close()
+
+
+def test_a_chat_is_coloured_told_about_routed_and_stopped(seen: Seen, router: Router, url: str) -> None:
+    page = seen.page
+    expected = router.chat([{"role": "user", "content": QUESTION}])
+    answer = seen.ask(QUESTION)
+    assert answer.locator("> .text").text_content() == expected.text
+    pieces = {kind: answer.locator(f".token.{kind}").all_text_contents() for kind in ("slow", "accepted", "fast")}
+    written = [token for token in expected.tokens if token.piece]
+    assert pieces["slow"] == [token.text for token in written if token.source == "slow"]
+    assert pieces["accepted"] == [token.text for token in written if token.verdict == "accepted"]
+    assert pieces["slow"] and pieces["accepted"] and pieces["fast"]
+
+    # Under the pointer, and under the keyboard.
+    slow = [token for token in written if token.source == "slow"]
+    answer.locator(".token.slow").first.hover()
+    tip = seen.text("#tip")
+    assert "the slow model" in tip and slow[0].decision is not None
+    assert f"{slow[0].decision.score:.3g} against {slow[0].decision.threshold:.3g}" in tip
+    for choice in (slow[0].fast_choice, slow[0].slow_choice):
+        assert choice is not None
+        assert json.dumps(router.fast.tokenizer.piece(choice).decode()) in tip
+    page.mouse.move(0, 0)
+    assert page.locator("#tip").is_hidden()
+    page.keyboard.press("Shift+Tab")  # from the question back into the answer
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.textContent") == written[1].text
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.textContent") == slow[1].text
+    assert "written by: the slow model" in seen.text("#said")
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+
+    # Rates: the server's own, and the 20% beside the one that it compares with.
+    usage = expected.usage
+    for name in ("slow_token_share", "escalation_rate", "slow_position_share", "disagreement_rate"):
+        row = page.locator(f"tr[data-rate={name}]")
+        if name != "slow_position_share":  # which follows what the KV cache still held
+            assert row.locator("td.number").all_inner_texts() == [f"{getattr(usage, name):.1%}"] * 2
+        assert row.locator(".mark").count() == (name == "disagreement_rate")
+    assert f"FS-GEN's {FSGEN_RATE:.0%}" in seen.text("#rates-note")
+    line = seen.text("#history tbody tr")
+    assert f"{usage.slow_forwards} of {usage.tokens}" in line and QUESTION in line and "no price" in line
+
+    # The threshold: of the curve there are the calibration's points, and where it is moved the request says so.
+    assert page.locator("#curve circle.accuracy").count() == 17
+    assert "This threshold is certified" in seen.text("#curve-note")
+    assert "threshold" not in seen.bodies[0]["fsgen"]
+    page.locator("#slider").fill("100")
+    assert "certificate is of another threshold" in seen.text("#curve-note")
+    page.click("#fresh")
+    moved = seen.ask(QUESTION)
+    threshold = seen.bodies[1]["fsgen"]["threshold"]
+    assert 0 < threshold < 1e-5
+    assert seen.bodies[1]["messages"] == [{"role": "user", "content": QUESTION}]
+    assert f">{threshold:.6g}" in seen.text("#history tbody tr >> nth=0")
+    assert "suspended: the policy is not the certified one" in moved.inner_text()
+    now, session = page.locator("tr[data-rate=escalation_rate] td.number").all_inner_texts()
+    assert float(now[:-1]) > float(session[:-1]) > 100 * (usage.escalation_rate or 0)
+    page.click("#reset")
+    assert "This threshold is certified" in seen.text("#curve-note")
+
+    # Another model name has another policy; Esc stops, and the server is free again.
+    page.select_option("#model", "mine")
+    assert "entropy over 0.5 nats" in seen.text("#threshold-value")
+    assert page.locator("#curve").is_hidden()
+    page.click("#options summary")
+    end = {str(one): -1000 for one in router.fast.tokenizer.eog_ids}
+    page.fill("#extra", json.dumps({"logit_bias": end, "max_tokens": 900}))
+    page.click("#fresh")
+    seen.send(QUESTION)
+    page.locator("#answer-3 .token").first.wait_for()
+    page.keyboard.press("Escape")
+    page.locator("#answer-3 >> text=Stopped.").wait_for()
+    until(lambda: router.load.running == 0)
+    assert 0 < page.locator("#answer-3 .token").count() < 900
+    assert "stopped" in seen.text("#history tbody tr >> nth=0")
+    assert page.locator("#send").is_enabled()
+
+    assert seen.said == []
+    assert all(request.url.startswith(f"{url}/") for request in seen.requests)
+
+
+def test_what_goes_wrong_is_said_in_words_and_what_is_typed_is_text(seen: Seen) -> None:
+    page = seen.page
+    page.click("#options summary")
+    for extra, words in (
+        ("{", "no JSON"),
+        ('{"n": 2}', "one answer"),
+        ('{"temperature": -1}', "temperature"),
+        ('{"fsgen": {"threshold": 0.5, "policy": "never"}}', "has none to set"),
+        ('{"audio": {}}', "audio: is not supported"),
+    ):
+        page.fill("#extra", extra)
+        answer = seen.ask("<img src=/nothing onerror=alert(1)>")
+        assert words in answer.locator(".error").inner_text()
+        assert page.input_value("#question") == "<img src=/nothing onerror=alert(1)>"
+    assert page.locator("img").count() == 0
+    assert page.locator(".question .text").first.inner_text() == "<img src=/nothing onerror=alert(1)>"
+    assert page.locator("#history tbody tr").count() == 5
+    page.fill("#extra", "")
+    assert "Answer: 63" in seen.ask(QUESTION).inner_text()  # what failed is no part of the conversation
+    assert len(seen.bodies[-1]["messages"]) == 1
+
+
+STREAM = [
+    {"delta": {"role": "assistant", "content": ""}},
+    {"delta": {"reasoning_content": "Is it <b>"}},
+    {"delta": {"reasoning_content": "7?"}},
+    {"delta": {"content": ""}, "fsgen": {"tokens": [{"bytes": "e282", "text": "�", "source": "fast", "verdict": "unchecked"}]}},
+    {"delta": {"content": "€7"}, "fsgen": {"tokens": [
+        {"bytes": "ac37", "text": "�7", "source": "slow", "verdict": "written"},
+        {"bytes": "3c66", "text": "<f", "source": "fast", "verdict": "unchecked", "reason": "forced", "escalated": False},
+    ]}},
+    {"delta": {"tool_calls": [{"index": 0, "id": "a1", "type": "function", "function": {"name": "price", "arguments": '{"of":'}}]}},
+    {"delta": {"tool_calls": [{"index": 0, "function": {"arguments": ' "<i>"}'}}]}},
+]  # fmt: skip
+"""What the reference pair does not do, in the API's words: reasoning, characters cut in two, a tool call."""
+
+
+def test_reasoning_tool_calls_and_a_broken_stream_are_shown(seen: Seen) -> None:
+    page, asked = seen.page, list[Any]()
+
+    def answer(route: Any) -> None:
+        asked.append(json.loads(route.request.post_data))
+        events = [{"choices": [{"index": 0, "finish_reason": None, **part}]} for part in STREAM]
+        events += [{"error": {"message": "a model failed in the middle of its work"}}]
+        lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+        route.fulfill(status=200, content_type="text/event-stream", body="".join(lines))
+
+    page.route("**/v1/chat/completions", answer)
+    shown = seen.ask("How much?")
+    assert shown.locator("details").first.text_content() == "ReasoningIs it <b>7?"
+    assert shown.locator("> .text").text_content() == "€7"
+    assert shown.locator("> .text > .slow").inner_text() == "€7"
+    assert shown.locator(".call").text_content() == 'Calls price{"of": "<i>"}'
+    assert shown.locator(".error").inner_text() == "a model failed in the middle of its work"
+    page.click("text=The calls as they were written")
+    assert shown.locator("details .forced").inner_text() == "<f"
+    # What is typed next is the result of the call.
+    assert page.get_attribute("#question", "placeholder") == "What price gave back"
+    seen.ask("7 coins")
+    called, result = asked[1]["messages"][-2:]
+    assert called["tool_calls"][0]["function"] == {"name": "price", "arguments": '{"of": "<i>"}'}
+    assert called["reasoning_content"] == "Is it <b>7?"
+    assert result == {"role": "tool", "tool_call_id": "a1", "content": "7 coins"}
+
+
+def test_a_server_with_keys_is_asked_with_one_that_is_typed_and_kept_nowhere(browser: Any, router: Router) -> None:
+    with serving(router, keys=frozenset({digest(KEY)})) as url:
+        seen = Seen(browser, url)
+        page = seen.page
+        page.fill("#key", "a-key-that-is-wrong")
+        page.keyboard.press("Enter")
+        page.locator("text=the key is not known").wait_for()
+        page.fill("#key", KEY)
+        page.keyboard.press("Enter")
+        page.locator("#model option").first.wait_for(state="attached")
+        assert page.locator("#key-form").is_hidden()
+        assert "Answer: 63" in seen.ask(QUESTION).inner_text()
+        assert KEY not in page.content() + page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}])")
+        assert page.context.cookies() == []
+        assert not [request for request in seen.requests if KEY in request.url]
+        page.close()
+
+
+CONTRAST = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const channel = (value) => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const paper = (element) => {
+    const own = numbers(getComputedStyle(element).backgroundColor);
+    return own[3] === 0 ? paper(element.parentElement) : own;
+  };
+  return [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility() && !one.disabled
+      && [...one.childNodes].some((child) => child.nodeType === 3 && child.data.trim())).map((one) => {
+    const style = getComputedStyle(one);
+    const ink = numbers(one instanceof SVGElement ? style.fill : style.color);
+    const [low, high] = [light(ink), light(paper(one))].sort((a, b) => a - b);
+    return [(high + 0.05) / (low + 0.05), `${one.tagName} ${one.className} ${one.textContent.slice(0, 20)}`];
+  });
+}"""
+"""The contrast of every text with what is behind it, by WCAG 2.2's formula."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_of_it_with_contrast_and_without_colour(browser: Any, url: str, scheme: str) -> None:
+    seen = Seen(browser, url, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page = seen.page
+    seen.ask(QUESTION)
+    page.click("#options summary")
+    page.fill("#extra", "{")
+    seen.ask(QUESTION)
+    page.locator(".token.slow").first.hover()
+    found = page.evaluate(CONTRAST)
+    assert len(found) > 60
+    assert [one for one in found if one[0] < 4.5] == []  # WCAG 2.2, level AA
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(re.findall(r"\d+", paper)[0]) < 64) == (scheme == "dark")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    # Each kind of writer has a line of its own under it, or none.
+    lines = [
+        page.locator(f".legend .{kind}").evaluate("one => getComputedStyle(one).textDecorationStyle + "
+                                                  "getComputedStyle(one).textDecorationLine")
+        for kind in ("fast", "accepted", "slow", "forced")
+    ]  # fmt: skip
+    assert len(set(lines)) == 4
+    # What is a control, or a picture, has a name.
+    tree = page.locator("body").aria_snapshot()
+    assert not re.search(
+        r"^\s*- (button|textbox|slider|combobox|img|spinbutton|link)(?: \[.*\])?:?$", tree, re.MULTILINE
+    )
+    page.close()
