@@ -5,7 +5,7 @@
 nothing else (:mod:`.chat_completions`, :mod:`.completions`, :mod:`.responses`, :mod:`.messages`; :mod:`.dialect` has
 what they have in common); :mod:`.runner` then has the Router answer, and streams. :mod:`.named` are the policies behind
 model names, :mod:`.truth` is what an answer says of itself, :mod:`.observing` metrics, spans and the request log,
-:mod:`.errors` what goes wrong, :mod:`.openapi` the description of all of it, and :mod:`.page_files` the page for people.
+:mod:`.errors` what goes wrong, :mod:`.openapi` the description of all of it, :mod:`.page_files` the page for people.
 """
 
 try:

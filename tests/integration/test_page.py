@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -122,13 +121,14 @@ def test_a_chat_is_coloured_told_about_routed_and_stopped(seen: Seen, router: Ro
     written = [token for token in expected.tokens if token.piece]
     assert pieces["slow"] == [token.text for token in written if token.source == "slow"]
     assert pieces["accepted"] == [token.text for token in written if token.verdict == "accepted"]
-    assert pieces["slow"] and pieces["accepted"] and pieces["fast"]
+    assert all(pieces.values())
 
     # Under the pointer, and under the keyboard.
     slow = [token for token in written if token.source == "slow"]
     answer.locator(".token.slow").first.hover()
     tip = seen.text("#tip")
-    assert "the slow model" in tip and slow[0].decision is not None
+    assert "the slow model" in tip
+    assert slow[0].decision is not None
     assert f"{slow[0].decision.score:.3g} against {slow[0].decision.threshold:.3g}" in tip
     for choice in (slow[0].fast_choice, slow[0].slow_choice):
         assert choice is not None
@@ -154,7 +154,7 @@ def test_a_chat_is_coloured_told_about_routed_and_stopped(seen: Seen, router: Ro
         assert row.locator(".mark").count() == (name == "disagreement_rate")
     assert f"FS-GEN's {FSGEN_RATE:.0%}" in seen.text("#rates-note")
     line = seen.text("#history tbody tr")
-    assert f"{usage.slow_forwards} of {usage.tokens}" in line and QUESTION in line and "no price" in line
+    assert all(part in line for part in (QUESTION, f"{usage.slow_forwards} of {usage.tokens}", "no price"))
 
     # The threshold: of the curve there are the calibration's points, and where it is moved the request says so.
     assert page.locator("#curve circle.accuracy").count() == 17
@@ -217,18 +217,29 @@ def test_what_goes_wrong_is_said_in_words_and_what_is_typed_is_text(seen: Seen) 
     assert len(seen.bodies[-1]["messages"]) == 1
 
 
+def _token(data: str, **record: Any) -> dict[str, Any]:
+    return {"bytes": data, "text": bytes.fromhex(data).decode(errors="replace"), **record}
+
+
+def _calls(**call: Any) -> dict[str, Any]:
+    return {"delta": {"tool_calls": [{"index": 0, **call}]}}
+
+
 STREAM = [
     {"delta": {"role": "assistant", "content": ""}},
     {"delta": {"reasoning_content": "Is it <b>"}},
     {"delta": {"reasoning_content": "7?"}},
-    {"delta": {"content": ""}, "fsgen": {"tokens": [{"bytes": "e282", "text": "�", "source": "fast", "verdict": "unchecked"}]}},
-    {"delta": {"content": "€7"}, "fsgen": {"tokens": [
-        {"bytes": "ac37", "text": "�7", "source": "slow", "verdict": "written"},
-        {"bytes": "3c66", "text": "<f", "source": "fast", "verdict": "unchecked", "reason": "forced", "escalated": False},
-    ]}},
-    {"delta": {"tool_calls": [{"index": 0, "id": "a1", "type": "function", "function": {"name": "price", "arguments": '{"of":'}}]}},
-    {"delta": {"tool_calls": [{"index": 0, "function": {"arguments": ' "<i>"}'}}]}},
-]  # fmt: skip
+    {"delta": {"content": ""}, "fsgen": {"tokens": [_token("e282", source="fast", verdict="unchecked")]}},
+    {"delta": {"content": "€7"}, "fsgen": {"tokens": [_token("ac37", source="slow", verdict="written")]}},
+    {
+        "delta": {"content": ""},
+        "fsgen": {
+            "tokens": [_token("3c66", source="fast", verdict="unchecked", reason="forced", escalated=False)],
+        },
+    },
+    _calls(id="a1", type="function", function={"name": "price", "arguments": '{"of":'}),
+    _calls(function={"arguments": ' "<i>"}'}),
+]
 """What the reference pair does not do, in the API's words: reasoning, characters cut in two, a tool call."""
 
 

@@ -123,12 +123,13 @@ async function answer(text) {
   const view = new Answer(`answer-${++asked}`);
   const thread = messages; // another conversation may have begun when this answer ends
   $("conversation").append(view.element);
+  follow();
   running = new AbortController();
   $("send").disabled = true;
   $("stop").disabled = false;
   const line = { question: text, model: $("model").value, link: view.element.id };
   try {
-    for await (const event of api.chat(bodyOf(thread), running.signal)) follow(() => view.hear(event));
+    for await (const event of api.chat(bodyOf(thread), running.signal)) view.hear(event);
     view.end();
     thread.push(view.message());
     history.enter({ ...line, policy: view.usage.fsgen.policy, usage: view.usage });
@@ -154,6 +155,7 @@ async function answer(text) {
     $("send").disabled = false;
     $("stop").disabled = true;
     invite();
+    follow();
   }
 }
 
@@ -162,12 +164,14 @@ function invite() {
   $("question").placeholder = call ? `What ${call.function.name} gave back` : "Ask something";
 }
 
-/** Change the page, and keep the composer in view where it was. */
-function follow(change) {
-  const composer = $("composer");
-  const inView = composer.getBoundingClientRect().bottom <= innerHeight + 1;
-  change();
-  if (inView) composer.scrollIntoView({ block: "nearest" });
+let following = true; // whether the composer was in view, and is to stay there
+
+function look() {
+  following = $("composer").getBoundingClientRect().bottom <= innerHeight + 1;
+}
+
+function follow() {
+  if (following) $("composer").scrollIntoView({ block: "nearest" });
 }
 
 // --- an answer ---
@@ -196,8 +200,7 @@ class Answer {
     if (!content && !records.length) return;
     this.first ??= performance.now();
     this.written.add(content ?? "", records);
-    rates.soFar(this.written.counts);
-    this.facts.textContent = this.progress();
+    this.frame ??= requestAnimationFrame(() => this.progress()); // tokens come faster than frames
   }
 
   /** Reasoning comes before the answer, and is no part of it. */
@@ -229,6 +232,7 @@ class Answer {
   }
 
   end() {
+    cancelAnimationFrame(this.frame);
     this.written.end();
     this.element.removeAttribute("aria-busy");
     if (this.calls.length && this.written.apart.length) {
@@ -249,10 +253,13 @@ class Answer {
   }
 
   progress() {
+    this.frame = undefined;
     const { tokens, slow } = this.written.counts;
     const passed = (performance.now() - this.first) / 1000;
     const speed = passed > 0.2 ? `, ${count(tokens / passed)} tokens/s` : "";
-    return `${count(slow)} of ${counted(tokens, "token")} by the slow model (${percent(slow / tokens)})${speed}`;
+    rates.soFar(this.written.counts);
+    this.facts.textContent = `${count(slow)} of ${counted(tokens, "token")} by the slow model (${percent(slow / tokens)})${speed}`;
+    follow();
   }
 
   summary() {
@@ -309,6 +316,8 @@ $("fresh").addEventListener("click", () => {
   $("question").focus();
 });
 $("model").addEventListener("change", choose);
+addEventListener("scroll", look, { passive: true });
+addEventListener("resize", look);
 
 watch($("conversation"));
 threshold.begin();

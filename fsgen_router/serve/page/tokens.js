@@ -78,9 +78,13 @@ export class Written {
   _place(record, size) {
     const text = this._decoder.decode(this._bytes.subarray(0, size), { stream: true });
     this._bytes = this._bytes.subarray(size);
-    if (text) this.element.append(record ? token(record, text) : text);
-    const first = this.element.querySelector(".token");
-    if (first && !this.element.querySelector("[tabindex='0']")) first.tabIndex = 0;
+    if (!text) return;
+    const element = record ? token(record, text) : text;
+    this.element.append(element);
+    if (record && !this._entered) {
+      this._entered = true; // one token is in the order of tabs; arrow keys go on from it
+      element.tabIndex = 0;
+    }
   }
 }
 
