@@ -22,6 +22,7 @@ PAIR = HERE.parent / "examples" / "reference_pair"
 METHODS = HERE.parent / "docs" / "methods.md"
 RECOMMEND = HERE.parent / "docs" / "recommend.md"
 POLICIES = HERE.parent / "docs" / "policies.md"
+SERVER = HERE.parent / "docs" / "server.md"
 PAIRS = HERE.parent / "docs" / "pairs.md"
 
 
@@ -683,6 +684,27 @@ def http_verify() -> str:
     )
 
 
+def serve() -> str:
+    figures = load("serve")
+    one, eight, first, soak = (figures[name] for name in ("overhead_1", "overhead_8", "first_token", "soak"))
+    later, memory = first["later_ms"], soak["memory_mib"]
+    return "\n".join(
+        [
+            f"Tokens per second over HTTP against the same Router in its own process: {ratio(one['server_to_router'])} "
+            f"with one stream, {ratio(eight['server_to_router'])} with eight. The first text comes {later['median']:.1f} "
+            f"[{later['low']:.1f}, {later['high']:.1f}] ms later. {figures['weights']}, `never`, "
+            f"{figures['threads']} thread, {one['blocks']} and {eight['blocks']} pairs of blocks in turns, on "
+            f"{figures['machine']}, beside other work.",
+            "",
+            f"{soak['streams']} clients of the reference pair for {soak['minutes']:g} minutes, all four APIs mixed, a "
+            f"third of which left in the middle: {soak['finished']:,} answers finished, {soak['left']:,} were left, "
+            f"{soak['different']} differed from their solo run; {memory['after_a_quarter']:.0f} MiB of memory after a "
+            f"quarter, clients included, {memory['at_the_end']:.0f} at the end. `benchmarks/serve.py`, "
+            f"{figures['date']}.",
+        ]
+    )
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "best_of_k": (README, best_of_k),
     "reference_pair": (README, reference_pair),
@@ -701,6 +723,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "drafts": (POLICIES, drafts),
     "seams": (PAIRS, seams),
     "method_step": (METHODS, method_step),
+    "serve": (SERVER, serve),
 }
 
 

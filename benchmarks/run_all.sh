@@ -12,6 +12,7 @@ done
 if [ -n "${FSGEN_REAL_MODELS:-}" ]; then "$bin/python" turns.py --models "$FSGEN_REAL_MODELS"; fi
 "$bin/python" drafts.py
 "$bin/python" seams.py ${FSGEN_REAL_MODELS:+--models "$FSGEN_REAL_MODELS"}
+"$bin/python" serve.py ${FSGEN_REAL_MODELS:+--models "$FSGEN_REAL_MODELS"}
 "$bin/python" prompt_check.py
 "$bin/python" calibration.py --work "${TMPDIR:-/tmp}/fsgen-calibration"
 "$bin/python" readme.py

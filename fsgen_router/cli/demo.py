@@ -100,6 +100,8 @@ def demo(
             _conclude(console, cases, report, shlex.join(_eval_command(given)))
             if fast is None:
                 console.print(Text(NOTE, style="yellow"))
+            serve = shlex.join(["fsgen-router", "serve", *_options(given)])
+            console.print(Text(f"{serve} speaks to any client of the APIs of OpenAI and Anthropic.", style="dim"))
 
 
 @contextmanager
@@ -271,8 +273,11 @@ def _conclude(console: Console, cases: Sequence[_Case], report: Report, more: st
 
 def _eval_command(given: Mapping[str, str | None]) -> list[str]:
     """The command that measures what was shown: with the same options, not with the policy's name, which is a name."""
-    options = [part for name, value in given.items() if value is not None for part in (name, value)]
-    return ["fsgen-router", "eval", *options]
+    return ["fsgen-router", "eval", *_options(given)]
+
+
+def _options(given: Mapping[str, str | None]) -> list[str]:
+    return [part for name, value in given.items() if value is not None for part in (name, value)]
 
 
 # --- for programs --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..contracts.text_models import reads_tokens
 from ..errors import ConfigurationError
 from ..router import MAX_WAITING
 from . import options as o
@@ -119,10 +120,18 @@ def serve(
         batching=True,
         max_waiting=max_waiting,
     ) as router:
-        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+        if reads_tokens(router.slow):
+            router.measure_steps()  # so that answers can say what they saved in seconds
+        _log_to_standard_error()
         say(f"{o.pair_title(router)}, policy {router.policy.name}, method {router.method.name}")
         run(router, options, listening=lambda host, port: _tell(host, port, keys=bool(options.keys)))
     say("Stopped.")
+
+
+def _log_to_standard_error() -> None:
+    """The request log, and warnings of what serves it."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("fsgen_router").setLevel(logging.INFO)
 
 
 def _named(pairs: list[str]) -> dict[str, str]:
@@ -131,7 +140,7 @@ def _named(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         name, found, policy = pair.partition("=")
         if not (name and found and policy):
-            raise ConfigurationError(f"--model {pair}", hint="NAME=POLICY, like --model careful=entropy>0.3")
+            raise ConfigurationError(f"--model {pair} is no name and policy", hint="give both, with = between them")
         if name in names:
             raise ConfigurationError(f"--model {name} is given twice")
         names[name] = policy

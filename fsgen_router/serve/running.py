@@ -63,5 +63,5 @@ def serve(
         asyncio.run(_Server(config, listening).serve())
     except SystemExit:
         raise ConfigurationError(
-            f"cannot listen on {options.host}:{options.port}", hint="is the port taken? port=0 takes any"
+            f"cannot listen on {options.host}:{options.port}", hint="is the port taken? 0 stands for any that is free"
         ) from None

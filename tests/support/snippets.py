@@ -49,7 +49,7 @@ UPDATE = os.environ.get("FSGEN_UPDATE_DOCS") == "1"
 """Whether outputs are written into the pages instead of being compared."""
 
 PUBLIC = re.compile(
-    r"fsgen_router(\.(policies|methods|adapters(\.\w+)?|calibration|costs|evaluation|json_forms|money|law|recommend|reference|study))?"
+    r"fsgen_router(\.(policies|methods|adapters(\.\w+)?|calibration|costs|evaluation|json_forms|money|law|recommend|reference|serve|study))?"
 )
 """Where documentation may import from: all else moves."""
 MODEL_OPTIONS = {
