@@ -87,7 +87,9 @@ def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[Path, Found]) 
 HIDDEN: set[str] = set()
 
 
-@pytest.mark.parametrize("place", ["", ".policies", ".methods", ".calibration", ".costs", ".evaluation", ".recommend", ".serve"])
+@pytest.mark.parametrize(
+    "place", ["", ".policies", ".methods", ".calibration", ".costs", ".evaluation", ".recommend", ".serve"]
+)
 def test_every_public_name_is_in_the_reference(pages: dict[Path, Found], place: str) -> None:
     module = importlib.import_module(f"fsgen_router{place}")
     ids = set().union(*(page.ids for page in pages.values()))

@@ -14,6 +14,7 @@ from serving import serving, until
 
 from fsgen_router import Router, reference
 from fsgen_router.contracts.models import TokenModel
+from fsgen_router.policies import Learned
 from fsgen_router.report.report import FSGEN_RATE
 from fsgen_router.serve import ServeOptions, make_app
 from fsgen_router.serve.options import digest
@@ -55,6 +56,43 @@ async def test_the_page_wants_no_key_and_may_ask_its_own_server_alone(router: Ro
     assert set(re.findall(r'(?:src|href)="([^"#]+)"', page.text)) <= set(files)
     assert not re.search(r"<script(?! type=\"module\" src)|<style|\sstyle=|\son\w+=", page.text)
     assert not [path for path in FOLDER.glob("*.js") if re.search(r"innerHTML|https?://(?!www\.w3)", path.read_text())]
+
+
+async def test_a_policys_threshold_is_told_and_moved_for_one_request(router: Router) -> None:
+    app = make_app(router, ServeOptions(models={"mine": "entropy>0.5,span=rest"}))
+    body = {"messages": [{"role": "user", "content": QUESTION}]}
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
+
+        async def ask(**fsgen: Any) -> Any:
+            name = fsgen.pop("model", "local/router")
+            return await client.post("/v1/chat/completions", json={**body, "model": name, "fsgen": fsgen})
+
+        told = {one["id"]: one["fsgen"].get("threshold") for one in (await client.get("/v1/models")).json()["data"]}
+        assert told["local/fast"] is told["local/slow"] is None
+        assert told["mine"] == {
+            "value": 0.5, "compared": "entropy", "unit": "nats", "asks": "above", "low": 0.0, "high": 4.0,
+        }  # fmt: skip
+        own, made = told["local/router"], router.policy
+        assert isinstance(made, Learned)
+        assert own["value"] == own["certified"] == made.threshold
+        assert [point["threshold"] for point in own["curve"]] == [point.threshold for point in made.curve]
+        assert all(0 <= point["accuracy"] <= 1 for point in own["curve"])
+        for threshold, asked in ((0.0, True), (1.0, False)):
+            reply = await ask(threshold=threshold)
+            assert reply.headers["x-fsgen-policy"] == f"learned:logistic>{threshold:g}"
+            usage = reply.json()["usage"]["fsgen"]
+            assert (usage["escalations"] > 0) == asked
+            assert usage["guarantee"]["suspended_by"] == ["the policy is not the certified one"]
+        assert (await ask(threshold=made.threshold)).json()["usage"]["fsgen"]["guarantee"]["holds"]
+        assert (await ask(model="mine", threshold=0.25)).headers["x-fsgen-policy"] == "entropy>0.25,span=rest"
+        assert (await ask(policy="margin<0.5", threshold=0.25)).headers["x-fsgen-policy"] == "margin<0.25"
+        for wrong in ({"model": "local/fast", "threshold": 0.5}, {"threshold": "0.5"}, {"threshold": 1e999}):
+            content = json.dumps({**body, "model": wrong.pop("model", "local/router"), "fsgen": wrong})
+            refused = await client.post(
+                "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
+            )
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == "fsgen.threshold"
 
 
 # --- in a browser --------------------------------------------------------------------------------
