@@ -691,8 +691,8 @@ def serve() -> str:
     return "\n".join(
         [
             f"Tokens per second over HTTP against the same Router in its own process: {ratio(one['server_to_router'])} "
-            f"with one stream, {ratio(eight['server_to_router'])} with eight. The first text comes {later['median']:.1f} "
-            f"[{later['low']:.1f}, {later['high']:.1f}] ms later. {figures['weights']}, `never`, "
+            f"with one stream, {ratio(eight['server_to_router'])} with eight. The first text comes "
+            f"{later['median']:.1f} [{later['low']:.1f}, {later['high']:.1f}] ms later. {figures['weights']}, `never`, "
             f"{figures['threads']} thread, {one['blocks']} and {eight['blocks']} pairs of blocks in turns, on "
             f"{figures['machine']}, beside other work.",
             "",

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from math import ceil
 from statistics import fmean
 from typing import Any
@@ -18,15 +19,15 @@ from starlette.types import Receive, Scope, Send
 
 from ..config import RequestOptions
 from ..errors import FsgenError, InvalidRequest
-from ..generation import Finished, Generation, Restarted
+from ..generation import Finished, Generation, Restarted, StreamEvent
 from ..router import Router
 from ..support.logs import log
 from ..text.messages import require_messages, require_text
 from .body import parse, read_body
 from .dialect import Ask, Dialect, Facts, Json, Messages, Prompt, Reply, to_json
 from .errors import ApiError, as_api_error
-from .events import heard
-from .merging import LEFT, Closable, Merged
+from .events import Heard, heard
+from .merging import Closable, Left, Merged
 from .named import Named, Names
 from .observing import Observer, Request
 from .options import ServeOptions
@@ -85,7 +86,8 @@ class Runner:
                 try:
                     # Whether the slow model may begin an answer anew, and what was written before it not stand.
                     restarts = "draft=" in policy
-                    answers = await self._tell(dialect, asked, reply, merged, wire, seen, restarts=restarts)
+                    telling = _Telling(reply, seen, streamed=asked.stream, restarts=restarts)
+                    answers = await self._tell(dialect, asked, telling, merged, wire)
                 finally:
                     leaving.cancel()
                     await merged.aclose()
@@ -218,57 +220,74 @@ class Runner:
     # --- from the first byte on ---
 
     async def _tell(
-        self,
-        dialect: Dialect[Any],
-        asked: Ask,
-        reply: Reply,
-        merged: Merged,
-        wire: Wire,
-        seen: Request,
-        *,
-        restarts: bool,
+        self, dialect: Dialect[Any], asked: Ask, telling: _Telling, merged: Merged, wire: Wire
     ) -> list[Generation]:
-        """Send an answer, streamed or whole. Raises :class:`ClientLeft` where nobody reads it.
-
-        No API can take text back: where a policy may begin an answer anew (``restarts``), its text is sent at its end.
-        """
-        answers: dict[int, Generation] = {}
-        held: dict[int, list[bytes]] = defaultdict(list)
+        """Send an answer, streamed or whole. Raises :class:`ClientLeft` where nobody reads it."""
         count = len(asked.prompts) * asked.n
-        while len(answers) < count:
+        frames = [*telling.reply.opening()]
+        while len(telling.answers) < count:
             items = await merged.next(self.options.idle_seconds)
-            frames: list[bytes] = []
+            broken = None
             for item in items:
-                if item is LEFT:
+                if isinstance(item, Left):
                     raise ClientLeft
                 if isinstance(item, Exception):
-                    raise item
-                assert isinstance(item, tuple)
-                index, event = item
-                if isinstance(event, Finished):
-                    answers[index] = event.generation
-                    frames += held.pop(index, ())
-                    frames += reply.ended(index, event.generation) if asked.stream else ()
-                elif isinstance(event, Restarted):
-                    held.pop(index, None)
-                elif (what := heard(event)) is not None:
-                    seen.heard(index, what)
-                    if asked.stream:
-                        (frames if not restarts else held[index]).extend(reply.heard(index, what))
-            if not asked.stream:
-                continue
-            if not wire.begun:
-                # Only now: what fails before the first token is told by its status.
-                await wire.begin(200, _SSE)
-                frames[:0] = reply.opening()
-            await wire.write(frames or ([] if items else [dialect.sign_of_life]))
-        ordered = [answers[index] for index in range(count)]
+                    broken = item
+                    break
+                frames += telling.take(*item)
+            if broken is not None and not telling.told:
+                raise broken  # before the first token: its status tells it
+            if asked.stream:
+                if not wire.begun:
+                    await wire.begin(200, _SSE)
+                await wire.write(frames if items else [*frames, dialect.sign_of_life])
+                frames = []
+            if broken is not None:
+                raise broken
+        answers = [telling.answers[index] for index in range(count)]
         if asked.stream:
-            await wire.write([*reply.closing(ordered)], last=True)
+            await wire.write([*telling.reply.closing(answers)], last=True)
         else:
-            rates = rate_headers(ordered[0]) if count == 1 else {}
-            await wire.whole(200, to_json(reply.whole(ordered)), rates)
-        return ordered
+            rates = rate_headers(answers[0]) if count == 1 else {}
+            await wire.whole(200, to_json(telling.reply.whole(answers)), rates)
+        return answers
+
+
+class _Telling:
+    """What comes of an answer's events.
+
+    No API can take text back: where a policy may begin an answer anew (``restarts``), its text is told at its end.
+    """
+
+    def __init__(self, reply: Reply, seen: Request, *, streamed: bool, restarts: bool) -> None:
+        self.reply, self._seen, self._streamed, self._restarts = reply, seen, streamed, restarts
+        self.answers: dict[int, Generation] = {}
+        self._held: defaultdict[int, list[Heard]] = defaultdict(list)
+        self.told = False
+        """Whether anything of an answer was sent."""
+
+    def take(self, index: int, event: StreamEvent) -> list[bytes]:
+        """What is sent for an event of answer number ``index``."""
+        if isinstance(event, Restarted):
+            self._held.pop(index, None)
+            return []
+        if isinstance(event, Finished):
+            self.answers[index] = event.generation
+            late = [self._tell(index, what) for what in self._held.pop(index, ())]
+            return [*chain(*late), *(self.reply.ended(index, event.generation) if self._streamed else ())]
+        what = heard(event)
+        if what is None:
+            return []
+        self._seen.heard(index, what)
+        if self._streamed and self._restarts:
+            self._held[index].append(what)
+        elif self._streamed:
+            return self._tell(index, what)
+        return []
+
+    def _tell(self, index: int, what: Heard) -> list[bytes]:
+        self.told = True
+        return [*self.reply.heard(index, what)]
 
 
 async def _watch(receive: Receive, merged: Merged) -> None:

@@ -27,7 +27,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from serving import serving, until
 
-from fsgen_router import ConfigurationError, Router
+from fsgen_router import ConfigurationError, Finished, Restarted, Router, TextDelta
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.serve import ServeOptions, make_app
 from fsgen_router.serve.options import digest
@@ -107,6 +107,8 @@ async def test_an_answer_is_the_routers_streamed_or_not(path: str, router: Route
         *("finish_reason", "error", "incomplete_details", "instructions", "max_output_tokens", "effort", "summary"),
         *("previous_response_id", "stop_sequence", "stop_reason"),
     }
+    if path == "/v1/responses":
+        assert [event["sequence_number"] for event in sent] == list(range(len(sent)))
     for body in (whole.json(), *sent):
         assert nulls(body) <= allowed
     last = whole.json()["usage"]["fsgen"]
@@ -390,6 +392,70 @@ def one_place(**options: Any) -> Iterator[tuple[Router, Held]]:
         finally:
             held.go_on.set()
             thread.join()
+
+
+class Breaking:
+    """A model whose forwards fail once it is told after how many."""
+
+    def __init__(self, model: TokenModel) -> None:
+        self._model = model
+        self.left: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def forward(self, works: Any) -> Any:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("the weights of " + QUESTION)
+        return self._model.forward(works)
+
+
+@pytest.mark.parametrize("path", APIS)
+async def test_a_model_that_fails_is_told_in_the_apis_own_words(
+    path: str, fast_model: TokenModel, slow_model: TokenModel
+) -> None:
+    breaking: Any = Breaking(fast_model)
+    async with Router(breaking, slow_model, policy="never") as router, client_of(router) as client:
+        good = text_of(path, (await client.post(path, json=APIS[path])).json())
+        for after, streamed in ((0, True), (0, False), (20, False)):
+            breaking.left = after
+            failed = await client.post(path, json=APIS[path] | {"stream": streamed})
+            assert failed.status_code == 500
+            assert "Norvale" not in failed.text
+        breaking.left = 20
+        cut = await client.post(path, json=APIS[path] | {"stream": True})
+        assert cut.status_code == 200
+        last = [event for event in events(cut.text) if event][-1]
+        error = last["response"]["error"] if path == "/v1/responses" else last["error"]
+        assert "failed" in error["message"]
+        assert "Norvale" not in str(error)
+        text = text_of_stream(path, [event for event in events(cut.text) if "error" not in event])
+        assert good.startswith(text) != (text == "")
+        # Nothing is lost for others.
+        breaking.left = None
+        assert text_of(path, (await client.post(path, json=APIS[path])).json()) == good
+        assert router.load.running == 0
+
+
+async def test_text_that_does_not_stand_is_not_streamed(router: Router, client: httpx2.AsyncClient) -> None:
+    """No API can take text back: where the slow model may begin an answer anew, it comes at its end."""
+    policy = "every:20,span=rest,draft=drop"
+    own = list(router.stream_chat(MESSAGES, policy=policy, method="replace", max_tokens=100))
+    shown = "".join(event.text for event in own if isinstance(event, TextDelta))
+    assert any(isinstance(event, Restarted) for event in own)
+    assert isinstance(own[-1], Finished)
+    assert shown != own[-1].generation.text
+    for path in APIS:
+        if path == "/v1/completions":
+            continue
+        body = APIS[path] | {"stream": True, "fsgen": {"policy": policy, "method": "replace"}}
+        sent = events((await client.post(path, json=body)).text)
+        assert text_of_stream(path, sent) == own[-1].generation.text
+        if path == "/v1/responses":
+            assert [event["sequence_number"] for event in sent] == list(range(len(sent)))
+            assert sent[-1]["response"]["output"][0]["content"][0]["text"] == own[-1].generation.text
 
 
 # --- keys, queues, leaving -----------------------------------------------------------------------
