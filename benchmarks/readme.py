@@ -687,7 +687,8 @@ def http_verify() -> str:
 def serve() -> str:
     figures = load("serve")
     one, eight, first, soak = (figures[name] for name in ("overhead_1", "overhead_8", "first_token", "soak"))
-    later, memory = first["later_ms"], soak["memory_mib"]
+    later, memory, harness = first["later_ms"], soak["memory_mib"], load("harness")
+    chat, raw = harness["local-chat-completions"], harness["local-completions"]
     return "\n".join(
         [
             f"Tokens per second over HTTP against the same Router in its own process: {ratio(one['server_to_router'])} "
@@ -701,6 +702,11 @@ def serve() -> str:
             f"{soak['different']} differed from their solo run; {memory['after_a_quarter']:.0f} MiB of memory after a "
             f"quarter, clients included, {memory['at_the_end']:.0f} at the end. `benchmarks/serve.py`, "
             f"{figures['date']}.",
+            "",
+            f"lm-evaluation-harness, unchanged, on {harness['n']} held-out problems of the reference pair: "
+            f"`local-chat-completions` {chat['harness']:.1%} right ({chat['router']:.1%} by the Router in process), "
+            f"`local-completions` {raw['harness']:.1%} ({raw['router']:.1%}). `benchmarks/harness.py`, "
+            f"{harness['date']}.",
         ]
     )
 

@@ -35,6 +35,9 @@ Kind: TypeAlias = Literal[
 ]
 
 
+MAX_MESSAGE = 2000
+
+
 class ApiError(Exception):
     """A request that is not answered. ``param`` is the field of the body that is wrong."""
 
@@ -48,7 +51,9 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.kind, self.message, self.param = status, kind, message, param
+        # Some repeat what was sent.
+        self.message = message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 3] + "..."
+        self.status, self.kind, self.param = status, kind, param
         self.headers = dict(headers or {})
 
 

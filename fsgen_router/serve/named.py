@@ -83,12 +83,13 @@ class Names:
 
     def find(self, name: str | None) -> Named:
         """What answers under a name; without one the Router's own policy."""
-        found = self._all.get(DEFAULT if name is None else name)
+        name = DEFAULT if name is None else name
+        found = self._all.get(name)
         if found is None:
             raise ApiError(
                 404,
                 "not_found",
-                f"the model {name!r} does not exist; there are {', '.join(self._all)}",
+                f"the model {name[:100]!r} does not exist; there are {', '.join(self._all)}",
                 param="model",
             )
         return found

@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,6 +18,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from ..config import RequestOptions
+from ..contracts.policy import Policy
 from ..errors import FsgenError, InvalidRequest
 from ..generation import Finished, Generation, Restarted, StreamEvent
 from ..router import Router
@@ -66,33 +67,9 @@ class Runner:
         """Everything of one request. Sends exactly one answer or error, and raises nothing."""
         seen = self.observer.begin(dialect, scope)
         wire = Wire(send, self.options.send_seconds, {"x-fsgen-request-id": seen.id, "x-request-id": seen.id})
-        reply: Reply | None = None
         try:
             with self._counted(scope["state"].get("key", "")):
-                raw = await read_body(
-                    scope, receive, limit=self.options.max_body_bytes, seconds=self.options.body_seconds
-                )
-                body = parse(dialect.body, raw)
-                asked = dialect.ask(body)
-                named = self.names.find(asked.model)
-                seen.understood(asked, named)
-                routing = named.options(asked.fsgen, max_choices=self.options.max_choices)
-                policy = routing["policy"].name if "policy" in routing else named.shown
-                wire.headers |= {"x-fsgen-model": named.name, "x-fsgen-policy": policy}
-                streams, prompt_tokens = await self._admit(asked, routing, seen.id)
-                reply = dialect.reply(body, self._facts(seen, asked, named, prompt_tokens))
-                merged = Merged(streams)
-                leaving = asyncio.create_task(_watch(receive, merged))
-                try:
-                    # Whether the slow model may begin an answer anew, and what was written before it not stand.
-                    restarts = "draft=" in policy
-                    telling = _Telling(reply, seen, streamed=asked.stream, restarts=restarts)
-                    answers = await self._tell(dialect, asked, telling, merged, wire)
-                finally:
-                    leaving.cancel()
-                    await merged.aclose()
-                self._seconds.append(seen.seconds)
-                seen.answered(answers)
+                await self._answer(dialect, scope, receive, wire, seen)
         except (ClientLeft, ConnectionError) as error:
             seen.left(error.kind if isinstance(error, ClientLeft) else "cancelled")
         except asyncio.CancelledError:
@@ -102,9 +79,35 @@ class Runner:
             refused = self._told(error)
             seen.failed(refused)
             with suppress(ClientLeft, ConnectionError):
-                await _refuse(wire, dialect, reply, refused)
+                await wire.refuse(dialect, refused)
         finally:
             seen.end()
+
+    async def _answer(self, dialect: Dialect[Any], scope: Scope, receive: Receive, wire: Wire, seen: Request) -> None:
+        raw = await read_body(scope, receive, limit=self.options.max_body_bytes, seconds=self.options.body_seconds)
+        body = parse(dialect.body, raw)
+        asked = dialect.ask(body)
+        named = self.names.find(asked.model)
+        seen.understood(asked, named)
+        options = {**asked.options, **named.options(asked.fsgen, max_choices=self.options.max_choices)}
+        policy: Policy = options.get("policy", self.router.policy)
+        wire.headers |= {"x-fsgen-model": named.name, "x-fsgen-policy": policy.name}
+        streams, prompt_tokens = await self._admit(asked, options, seen.id)
+        reply = dialect.reply(body, self._facts(seen, asked, named, prompt_tokens))
+        wire.last_words = reply.failed
+        merged = Merged(streams)
+        leaving = asyncio.create_task(_watch(receive, merged))
+        try:
+            # Whether the slow model may begin an answer anew, and what was written before it not stand.
+            restarts = "draft=" in policy.name
+            telling = _Telling(reply, seen, streamed=asked.stream, restarts=restarts)
+            answers = await self._tell(dialect, asked, telling, merged, wire)
+        finally:
+            leaving.cancel()
+            await merged.aclose()
+        if answers:
+            self._seconds.append(seen.seconds)
+        seen.answered(answers)
 
     def _counted(self, key: str) -> _Counted:
         return _Counted(self._running, key, self.options.max_concurrent, self.retry_after)
@@ -136,7 +139,7 @@ class Runner:
 
     # --- before the first byte ---
 
-    async def _admit(self, asked: Ask, routing: Json, request_id: str) -> tuple[list[Closable], int]:
+    async def _admit(self, asked: Ask, options: Json, request_id: str) -> tuple[list[Closable], int]:
         """A stream for each answer, all of them in the queue (where one is refused, none is); tokens of the prompt."""
         count = len(asked.prompts) * asked.n
         if count > self.options.max_choices:
@@ -146,7 +149,6 @@ class Runner:
                 f"{count} answers in one request, at most {self.options.max_choices}",
                 param="n" if asked.n > 1 else "prompt",
             )
-        options = {**asked.options, **routing}
         self._limit_new_tokens(options)
         if asked.n > 1 and options.get("seed") is None:
             options["seed"] = int.from_bytes(os.urandom(6), "big")
@@ -297,14 +299,6 @@ async def _watch(receive: Receive, merged: Merged) -> None:
     merged.leave()
 
 
-async def _refuse(wire: Wire, dialect: Dialect[Any], reply: Reply | None, error: ApiError) -> None:
-    if wire.begun:
-        assert reply is not None
-        await wire.write([*reply.failed(error)], last=True)
-    else:
-        await wire.whole(error.status, to_json(dialect.error(error)), error.headers)
-
-
 class _Counted:
     """One of the requests that a key may have under way."""
 
@@ -333,6 +327,8 @@ class Wire:
     def __init__(self, send: Send, seconds: float, headers: dict[str, str]) -> None:
         self._send, self._seconds, self.headers = send, seconds, headers
         self.begun = False
+        self.last_words: Callable[[ApiError], Iterable[bytes]] = lambda error: ()
+        """What a stream ends with that breaks."""
 
     async def begin(self, status: int, headers: dict[str, str]) -> None:
         self.begun = True
@@ -350,6 +346,13 @@ class Wire:
         about = {"content-type": "application/json", "content-length": str(len(body))}
         await self.begin(status, about | headers)
         await self.write([body], last=True)
+
+    async def refuse(self, dialect: Dialect[Any], error: ApiError) -> None:
+        """An error by its status, or as the last of a stream."""
+        if self.begun:
+            await self.write([*self.last_words(error)], last=True)
+        else:
+            await self.whole(error.status, to_json(dialect.error(error)), error.headers)
 
     async def _sent(self, message: Any) -> None:
         try:

@@ -57,6 +57,7 @@ def serve(
         access_log=False,
         log_config=None,
         server_header=False,
+        timeout_keep_alive=75,  # longer than clients keep idle connections, so that none is closed under a request
         timeout_graceful_shutdown=options.shutdown_seconds,
     )
     try:

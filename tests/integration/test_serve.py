@@ -181,6 +181,7 @@ async def test_one_request_says_how_it_is_routed(router: Router, client: httpx2.
         ("policy", "best_of:2,else=x.safetensors"),
         ("policy", "best_of:1000"),
         ("policy", "nonsense"),
+        ("policy", "never\r\nx-evil: 1"),
         ("method", "nonsense"),
         ("max_slow_calls", -1),
         ("best", 1),
@@ -188,6 +189,9 @@ async def test_one_request_says_how_it_is_routed(router: Router, client: httpx2.
         refused = await client.post("/v1/chat/completions", json={"messages": MESSAGES, "fsgen": {field: value}})
         assert refused.status_code == 400, field
         assert "secret" not in refused.text
+        assert "x-evil" not in refused.headers
+    spaced = await client.post("/v1/chat/completions", json={"messages": MESSAGES, "fsgen": {"policy": "never\r\n"}})
+    assert (spaced.status_code, spaced.headers["x-fsgen-policy"]) == (200, "never")
 
 
 @pytest.mark.parametrize("path", APIS)
@@ -343,7 +347,7 @@ def test_policies_that_do_not_go_with_the_pair_are_refused_at_the_start(router: 
 
 
 FUZZED = settings(
-    max_examples=15,
+    max_examples=8,
     deadline=None,
     database=None,
     derandomize=True,
@@ -590,7 +594,7 @@ def test_answers_at_the_same_time_are_not_mixed_up(router: Router) -> None:
             return text_of_stream("/v1/chat/completions", sent) == own[question]
 
         with ThreadPoolExecutor(16) as pool:
-            assert all(pool.map(one, range(48)))
+            assert all(pool.map(one, range(32)))
     until(lambda: router.load.running == 0)
 
 
