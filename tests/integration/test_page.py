@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -23,6 +25,9 @@ from fsgen_router.serve.page_files import FOLDER, POLICY
 CHROMIUM = shutil.which("chromium")
 QUESTION = "How many coins do 3 lamps and 4 ropes cost in Norvale?"
 KEY = "a-key-of-the-tests"
+UPDATE_DOCS = os.environ.get("FSGEN_UPDATE_DOCS") == "1"
+PICTURE = Path(__file__).parents[2] / "docs/assets/page.png"
+"""What the documentation shows of it."""
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +170,8 @@ def test_a_chat_is_coloured_told_about_routed_and_stopped(seen: Seen, router: Ro
     slow = [token for token in written if token.source == "slow"]
     answer.locator(".token.slow").first.hover()
     tip = seen.text("#tip")
+    if UPDATE_DOCS:
+        page.screenshot(path=PICTURE)
     assert "the slow model" in tip
     assert slow[0].decision is not None
     assert f"{slow[0].decision.score:.3g} against {slow[0].decision.threshold:.3g}" in tip
