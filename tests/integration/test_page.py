@@ -168,14 +168,14 @@ def test_a_chat_is_coloured_told_about_routed_and_stopped(seen: Seen, router: Ro
 
     # Under the pointer, and under the keyboard.
     slow = [token for token in written if token.source == "slow"]
-    answer.locator(".token.slow").first.hover()
+    answer.locator(".token.slow").last.hover()
     tip = seen.text("#tip")
     if UPDATE_DOCS:
         page.screenshot(path=PICTURE)
     assert "the slow model" in tip
-    assert slow[0].decision is not None
-    assert f"{slow[0].decision.score:.3g} against {slow[0].decision.threshold:.3g}" in tip
-    for choice in (slow[0].fast_choice, slow[0].slow_choice):
+    assert slow[-1].decision is not None
+    assert f"{slow[-1].decision.score:.3g} against {slow[-1].decision.threshold:.3g}" in tip
+    for choice in (slow[-1].fast_choice, slow[-1].slow_choice):
         assert choice is not None
         assert json.dumps(router.fast.tokenizer.piece(choice).decode()) in tip
     page.mouse.move(0, 0)

@@ -18,7 +18,7 @@ const WRITERS = {
 /** Lines about a token: [name, value]. */
 function about(record) {
   const corrects = record.source === "slow" && record.escalated === false;
-  const lines = [["written by", corrects ? "the slow model, as a correction: it was asked further on" : WRITERS[writer(record)]]];
+  const lines = [["written by", corrects ? "the slow model, correcting the fast one" : WRITERS[writer(record)]]];
   if (record.score !== undefined && record.threshold !== undefined) {
     const asked = record.escalated ? "asked" : "did not ask";
     lines.push(["score", `${digits(record.score)} against ${digits(record.threshold)}: ${asked}`]);
