@@ -46,6 +46,11 @@ def encode_prompts(pair: Pairing, text: TextPrompt, roles: Sequence[Role]) -> Pr
     return prompts
 
 
+def count_prompt(pair: Pairing, text: TextPrompt) -> int:
+    """Tokens that the fast model reads of a prompt, however long."""
+    return len(_ids(text, pair.tokenizer("fast", pair.fast)))
+
+
 def require_read(pair: Pairing, text: TextPrompt, variables: Mapping[str, Any]) -> None:
     """Variables that no template reads are a slip: they would change nothing."""
     if text.messages is None:

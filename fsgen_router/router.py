@@ -426,6 +426,19 @@ class Router:
         """The asynchronous :meth:`stream_chat`."""
         return self._astream(TextPrompt(messages=tuple(require_messages(messages))), options)
 
+    def count_tokens(self, prompt: str | Sequence[Message], **options: Unpack[RequestKeywords]) -> int:
+        """Tokens of a raw prompt, or of messages in the fast model's chat template, as that model reads them.
+
+        ``options`` are a request's; those that change no prompt change no count. Raises :class:`InvalidRequest`.
+        """
+        self._require_open()
+        if isinstance(prompt, str):
+            text = TextPrompt(prompt=require_text(prompt))
+        else:
+            text = TextPrompt(messages=tuple(require_messages(prompt)))
+        parsed = checked(RequestOptions, options, error=InvalidRequest)
+        return requests.count_prompt(self._pair, self._read_by_models(text, parsed))
+
     def with_policy(self, policy: Policy | str | Path, *, method: Method | str | None = None) -> Router:
         """A Router over the same models with another policy, and a ledger of its own.
 
@@ -573,11 +586,7 @@ class Router:
         seed = parsed.seed if parsed.seed is not None else self.seed
         if seed is None:  # shared with the baseline, and told in the answer
             seed = int.from_bytes(os.urandom(6), "big")
-        if parsed.tools and parsed.tool_choice.mode != "none":  # what it may not call, a model had better not see
-            text = replace(text, tools=tuple(tool.to_dict() for tool in parsed.tools))
-        if parsed.chat_template_kwargs:
-            requests.require_read(self._pair, text, parsed.chat_template_kwargs)
-            text = replace(text, chat_template_kwargs=parsed.chat_template_kwargs)
+        text = self._read_by_models(text, parsed)
         prompts = requests.encode_prompts(self._pair, text, needed)
         terms = self._terms()
         drawn = not terms.purse.exhausted and requests.draws_baseline(prompts, seed, self.ledger, self.baseline_share)
@@ -600,6 +609,15 @@ class Router:
             terms=terms,
         )
         return engine, alone
+
+    def _read_by_models(self, text: TextPrompt, options: RequestOptions) -> TextPrompt:
+        """A prompt with what a request's options add to it."""
+        if options.tools and options.tool_choice.mode != "none":  # what it may not call, a model had better not see
+            text = replace(text, tools=tuple(tool.to_dict() for tool in options.tools))
+        if options.chat_template_kwargs:
+            requests.require_read(self._pair, text, options.chat_template_kwargs)
+            text = replace(text, chat_template_kwargs=options.chat_template_kwargs)
+        return text
 
     def _terms(self) -> Terms:
         """What a request's escalations are held to, before its own caps."""

@@ -17,13 +17,11 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from ..config import RequestOptions
 from ..contracts.policy import Policy
-from ..errors import FsgenError, InvalidRequest
+from ..errors import FsgenError
 from ..generation import Finished, Generation, Restarted, StreamEvent
 from ..router import Router
 from ..support.logs import log
-from ..text.messages import require_messages, require_text
 from .body import parse, read_body
 from .dialect import Ask, Dialect, Facts, Json, Messages, Prompt, Reply, to_json
 from .errors import ApiError, as_api_error
@@ -35,6 +33,9 @@ from .options import ServeOptions
 from .truth import headers as rate_headers
 
 _SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+
+_OF_PROMPTS = ("chat_template_kwargs", "tools", "tool_choice")
+"""Options that change what the models read."""
 
 
 class ClientLeft(Exception):
@@ -98,8 +99,7 @@ class Runner:
         merged = Merged(streams)
         leaving = asyncio.create_task(_watch(receive, merged))
         try:
-            # Whether the slow model may begin an answer anew, and what was written before it not stand.
-            restarts = "draft=" in policy.name
+            restarts = "draft=" in policy.name or _calls_again(asked)
             telling = _Telling(reply, seen, streamed=asked.stream, restarts=restarts)
             answers = await self._tell(dialect, asked, telling, merged, wire)
         finally:
@@ -206,14 +206,9 @@ class Runner:
             raise ApiError(400, "invalid_request", "prompt: these tokens are no UTF-8 text", param="prompt") from None
 
     def _count(self, prompt: str | Messages, options: Json) -> int:
-        """Tokens of a prompt, as the fast model reads it."""
-        tokenizer = self.router.fast.tokenizer
-        if isinstance(prompt, str):
-            count = len(tokenizer.encode(require_text(prompt), add_bos=True))
-        elif "tools" in options and "tools" not in RequestOptions.model_fields:
-            raise InvalidRequest("unknown option 'tools'")
-        else:
-            count = len(tokenizer.encode_chat(require_messages(prompt), options.get("chat_template_kwargs")))
+        """Tokens of a prompt, no more than there may be."""
+        told = {name: options[name] for name in _OF_PROMPTS if name in options}
+        count = self.router.count_tokens(prompt, **told)  # type: ignore[arg-type]  # which checks them
         limit = self.options.max_prompt_tokens
         if limit is not None and count > limit:
             raise ApiError(400, "context_length", f"the prompt has {count} tokens, at most {limit} here")
@@ -258,19 +253,22 @@ class Runner:
 class _Telling:
     """What comes of an answer's events.
 
-    No API can take text back: where a policy may begin an answer anew (``restarts``), its text is told at its end.
+    No API can take text back: where the slow model may begin an answer anew (``restarts``: by the policy's ``draft``,
+    or since the same tool was called again), it is told at its end.
     """
 
     def __init__(self, reply: Reply, seen: Request, *, streamed: bool, restarts: bool) -> None:
         self.reply, self._seen, self._streamed, self._restarts = reply, seen, streamed, restarts
         self.answers: dict[int, Generation] = {}
         self._held: defaultdict[int, list[Heard]] = defaultdict(list)
-        self.told = False
-        """Whether anything of an answer was sent."""
+        self.told: set[int] = set()
+        """The answers of which anything was sent."""
 
     def take(self, index: int, event: StreamEvent) -> list[bytes]:
         """What is sent for an event of answer number ``index``."""
         if isinstance(event, Restarted):
+            if index in self.told:
+                raise ApiError(500, "server", "the answer was begun anew, and a part of it has been sent")
             self._held.pop(index, None)
             return []
         if isinstance(event, Finished):
@@ -288,7 +286,7 @@ class _Telling:
         return []
 
     def _tell(self, index: int, what: Heard) -> list[bytes]:
-        self.told = True
+        self.told.add(index)
         return [*self.reply.heard(index, what)]
 
 
@@ -297,6 +295,12 @@ async def _watch(receive: Receive, merged: Merged) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     merged.leave()
+
+
+def _calls_again(asked: Ask) -> bool:
+    """Whether a tool may be called that was called before: such a turn is the slow model's to write again."""
+    turns = [turn for prompt in asked.prompts if isinstance(prompt, list) for turn in prompt]
+    return "tools" in asked.options and any("tool_calls" in turn for turn in turns)
 
 
 class _Counted:

@@ -55,7 +55,7 @@ OPTIONS = {
 }  # fmt: skip
 ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "baseline_share", "batching", "budget", "chat",
-    "checker", "close", "complete", "costs", "fast", "ledger", "load", "machine",
+    "checker", "close", "complete", "costs", "count_tokens", "fast", "ledger", "load", "machine",
     "max_waiting", "measure", "measure_steps", "method", "policy", "prices", "read_ahead",
     "seed", "session", "shared", "slow", "stream", "stream_chat", "tuned", "with_policy",
 }  # fmt: skip

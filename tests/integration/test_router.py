@@ -951,3 +951,14 @@ def test_closing_the_router_ends_a_stream_of_the_callers_own_thread() -> None:
     with pytest.raises(RouterClosed):
         next(stream)
     assert models.all_free
+
+
+def test_tokens_are_counted_as_they_are_read(router: Router) -> None:
+    for prompt in ("lamp", QUESTION, [{"role": "system", "content": "s"}, *QUESTION]):
+        asked = router.complete if isinstance(prompt, str) else router.chat
+        answer = asked(prompt, max_tokens=1)  # type: ignore[operator]
+        assert router.count_tokens(prompt) == answer.usage.prompt_tokens  # type: ignore[arg-type]
+    assert router.count_tokens("lamp " * 3000) > router.fast.n_ctx
+    for wrong, options in (("", {}), ([], {}), ("lamp", {"chat_template_kwargs": {"a": 1}}), ("lamp", {"tool": []})):
+        with pytest.raises(InvalidRequest):
+            router.count_tokens(wrong, **options)  # type: ignore[arg-type]

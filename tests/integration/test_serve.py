@@ -225,7 +225,7 @@ async def test_several_answers_have_seeds_in_a_row(router: Router, client: httpx
     parts = [(c["index"], c["delta"].get("content", "")) for event in sent for c in event["choices"]]
     assert ["".join(text for index, text in parts if index == n) for n in range(3)] == own
     assert sent[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"] == 36
-    assert whole["usage"]["prompt_tokens"] == (len(router.fast.tokenizer.encode_chat(MESSAGES)))
+    assert whole["usage"]["prompt_tokens"] == router.count_tokens(MESSAGES)
 
 
 async def test_usage_comes_apart_where_it_is_asked_for(client: httpx2.AsyncClient) -> None:
@@ -347,7 +347,7 @@ def test_policies_that_do_not_go_with_the_pair_are_refused_at_the_start(router: 
 
 
 FUZZED = settings(
-    max_examples=8,
+    max_examples=5,
     deadline=None,
     database=None,
     derandomize=True,
@@ -594,7 +594,7 @@ def test_answers_at_the_same_time_are_not_mixed_up(router: Router) -> None:
             return text_of_stream("/v1/chat/completions", sent) == own[question]
 
         with ThreadPoolExecutor(16) as pool:
-            assert all(pool.map(one, range(32)))
+            assert all(pool.map(one, range(24)))
     until(lambda: router.load.running == 0)
 
 
