@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+from typing import Any, Protocol, Self, Unpack, cast
 
 from .config import RequestKeywords, RequestOptions
 from .errors import InvalidRequest, RouterClosed
@@ -19,8 +19,15 @@ from .support.options import checked
 from .support.waiting import holding
 from .text.messages import Message
 
-if TYPE_CHECKING:
-    from .router import Router
+
+class Chats(Protocol):
+    """What answers a session's calls: a :class:`~fsgen_router.Router`."""
+
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[RequestKeywords]) -> Iterator[StreamEvent]: ...
+
+    def astream_chat(
+        self, messages: Sequence[Message], **options: Unpack[RequestKeywords]
+    ) -> AsyncIterator[StreamEvent]: ...
 
 
 class Session:
@@ -28,7 +35,9 @@ class Session:
 
     ::
 
-        with router.session(budget=Budget(slow_tokens=500)) as session:
+        from fsgen_router import Budget, Router
+
+        with Router() as router, router.session(budget=Budget(slow_tokens=500)) as session:
             print(session.chat("How many ...?").text)
             print(session.chat("And in Norvale?").text)
             print(session.report())
@@ -43,7 +52,7 @@ class Session:
     May be used from several threads, which share its budget and bill; its own conversation is one.
     """
 
-    def __init__(self, router: Router, **options: Unpack[RequestKeywords]) -> None:
+    def __init__(self, router: Chats, **options: Unpack[RequestKeywords]) -> None:
         checked(RequestOptions, options, error=InvalidRequest)
         self.router = router
         self.budget: Budget | None = options.get("budget")

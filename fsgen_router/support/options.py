@@ -46,8 +46,8 @@ OF_ROUTER: Final = (
 """What is said once, to the Router, and by some to a request or a model."""
 OF_REQUEST: Final = (
     "baseline", "chat_template_kwargs", "constraint", "grammar", "logit_bias", "max_cost_usd", "max_seconds",
-    "max_slow_calls", "max_slow_tokens", "max_tokens", "min_p", "regex", "request_id", "response_format", "seed",
-    "stop", "stop_tokens", "temperature", "top_k", "top_p",
+    "max_slow_calls", "max_slow_tokens", "max_tokens", "min_p", "parallel_tool_calls", "regex", "request_id",
+    "response_format", "seed", "stop", "stop_tokens", "temperature", "tool_choice", "tools", "top_k", "top_p",
 )  # fmt: skip
 OF_MODEL: Final = (
     "ahead", "allow_http", "allow_pickle", "api", "api_key_env", "attn_implementation", "breaker_failures",
