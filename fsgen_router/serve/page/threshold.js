@@ -68,8 +68,8 @@ function note(value) {
   let text;
   if (value < first.threshold || value > last.threshold) {
     const edge = value < first.threshold ? first : last;
-    text = `Calibration (${prompts} prompts) measured up to ${digits(edge.threshold)}: ` +
-      `${percent(edge.escalation_rate)} asked, ${percent(edge.accuracy)} right. Beyond it nothing is known.`;
+    text = `Calibration (${prompts} prompts) measured nothing there. At ${digits(edge.threshold)}, its nearest point, ` +
+      `${percent(edge.escalation_rate)} of the decisions asked and ${percent(edge.accuracy)} of the answers were right.`;
   } else {
     const [asked, right] = ["escalation_rate", "accuracy"].map((name) => between(curve, value, name));
     text = `In calibration (${prompts} prompts) about ${percent(asked)} of the decisions asked the slow model there, ` +
