@@ -18,7 +18,6 @@ from fsgen_router import Router, reference
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.policies import Learned
 from fsgen_router.report.report import FSGEN_RATE
-from fsgen_router.serve import ServeOptions, make_app
 from fsgen_router.serve.options import digest
 from fsgen_router.serve.page_files import FOLDER, POLICY
 
@@ -42,18 +41,17 @@ def url(router: Router) -> Iterator[str]:
         yield made
 
 
-# --- without a browser ---------------------------------------------------------------------------
+# --- without a browser: no test here is a coroutine, since a browser's driver has a loop of its own ---
 
 
-async def test_the_page_wants_no_key_and_may_ask_its_own_server_alone(router: Router) -> None:
-    app = make_app(router, ServeOptions(keys=frozenset({digest(KEY)})))
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
-        page = await client.get("/")
+def test_the_page_wants_no_key_and_may_ask_its_own_server_alone(router: Router) -> None:
+    with serving(router, keys=frozenset({digest(KEY)})) as url, httpx2.Client(base_url=url) as client:
+        page = client.get("/")
         files = ["/page/" + path.name for path in FOLDER.iterdir() if path.suffix != ".html"]
-        replies = [page, *[await client.get(file) for file in files]]
+        replies = [page, *[client.get(file) for file in files]]
         for path in ("/v1/models", "/pages", "/page"):
-            assert (await client.get(path)).status_code == 401
-        assert (await client.get("/page/main.py")).status_code == 404
+            assert client.get(path).status_code == 401
+        assert client.get("/page/main.py").status_code == 404
     assert [reply.status_code for reply in replies] == [200] * len(replies)
     assert {reply.headers["content-security-policy"] for reply in replies} == {POLICY}
     assert "unsafe" not in POLICY
@@ -63,16 +61,16 @@ async def test_the_page_wants_no_key_and_may_ask_its_own_server_alone(router: Ro
     assert not [path for path in FOLDER.glob("*.js") if re.search(r"innerHTML|https?://(?!www\.w3)", path.read_text())]
 
 
-async def test_a_policys_threshold_is_told_and_moved_for_one_request(router: Router) -> None:
-    app = make_app(router, ServeOptions(models={"mine": "entropy>0.5,span=rest"}))
+def test_a_policys_threshold_is_told_and_moved_for_one_request(router: Router) -> None:
     body = {"messages": [{"role": "user", "content": QUESTION}]}
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://localhost") as client:
+    models = {"mine": "entropy>0.5,span=rest"}
+    with serving(router, models=models) as url, httpx2.Client(base_url=url) as client:
 
-        async def ask(**fsgen: Any) -> Any:
+        def ask(**fsgen: Any) -> Any:
             name = fsgen.pop("model", "local/router")
-            return await client.post("/v1/chat/completions", json={**body, "model": name, "fsgen": fsgen})
+            return client.post("/v1/chat/completions", json={**body, "model": name, "fsgen": fsgen})
 
-        told = {one["id"]: one["fsgen"].get("threshold") for one in (await client.get("/v1/models")).json()["data"]}
+        told = {one["id"]: one["fsgen"].get("threshold") for one in client.get("/v1/models").json()["data"]}
         assert told["local/fast"] is told["local/slow"] is None
         assert told["mine"] == {
             "value": 0.5, "compared": "entropy", "unit": "nats", "asks": "above", "low": 0.0, "high": 4.0,
@@ -83,19 +81,17 @@ async def test_a_policys_threshold_is_told_and_moved_for_one_request(router: Rou
         assert [point["threshold"] for point in own["curve"]] == [point.threshold for point in made.curve]
         assert all(0 <= point["accuracy"] <= 1 for point in own["curve"])
         for threshold, asked in ((0.0, True), (1.0, False)):
-            reply = await ask(threshold=threshold)
+            reply = ask(threshold=threshold)
             assert reply.headers["x-fsgen-policy"] == f"learned:logistic>{threshold:g}"
             usage = reply.json()["usage"]["fsgen"]
             assert (usage["escalations"] > 0) == asked
             assert usage["guarantee"]["suspended_by"] == ["the policy is not the certified one"]
-        assert (await ask(threshold=made.threshold)).json()["usage"]["fsgen"]["guarantee"]["holds"]
-        assert (await ask(model="mine", threshold=0.25)).headers["x-fsgen-policy"] == "entropy>0.25,span=rest"
-        assert (await ask(policy="margin<0.5", threshold=0.25)).headers["x-fsgen-policy"] == "margin<0.25"
+        assert ask(threshold=made.threshold).json()["usage"]["fsgen"]["guarantee"]["holds"]
+        assert ask(model="mine", threshold=0.25).headers["x-fsgen-policy"] == "entropy>0.25,span=rest"
+        assert ask(policy="margin<0.5", threshold=0.25).headers["x-fsgen-policy"] == "margin<0.25"
         for wrong in ({"model": "local/fast", "threshold": 0.5}, {"threshold": "0.5"}, {"threshold": 1e999}):
             content = json.dumps({**body, "model": wrong.pop("model", "local/router"), "fsgen": wrong})
-            refused = await client.post(
-                "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
-            )
+            refused = client.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
             assert refused.status_code == 400
             assert refused.json()["error"]["param"] == "fsgen.threshold"
 
