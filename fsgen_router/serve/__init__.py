@@ -3,9 +3,11 @@
 :mod:`.options` is what it is told, :mod:`.app` puts it together and :mod:`.running` runs it. A request goes through
 :mod:`.guard` (keys, hosts), :mod:`.body` (bytes to a checked body) and its API's module, which translates and does
 nothing else (:mod:`.chat_completions`, :mod:`.completions`, :mod:`.responses`, :mod:`.messages`; :mod:`.dialect` has
-what they have in common); :mod:`.runner` then has the Router answer, and streams. :mod:`.named` are the policies behind
-model names, :mod:`.truth` is what an answer says of itself, :mod:`.observing` metrics, spans and the request log,
-:mod:`.errors` what goes wrong, :mod:`.openapi` the description of all of it, :mod:`.page_files` the page for people.
+what they have in common). :mod:`.runner` then has the Router answer, and streams: :mod:`.merging` makes one stream of
+several answers, :mod:`.telling` says what may be sent of it, :mod:`.wire` sends it. :mod:`.named` are the policies
+behind model names, :mod:`.truth` is what an answer says of itself, :mod:`.observing` metrics, spans and the request
+log, :mod:`.errors` what goes wrong, :mod:`.openapi` the description of all of it, :mod:`.page_files` the
+page for people.
 """
 
 try:

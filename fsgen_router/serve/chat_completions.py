@@ -14,7 +14,7 @@ from .dialect import MAX_STOPS, Ask, Dialect, Facts, Json, Reply, event, finish,
 from .errors import ApiError, openai_error
 from .events import Heard, Reasoning, Text, ToolArguments, tool_calls
 from .logprobs import MAX_TOP
-from .truth import token_record, token_records, truth
+from .truth import cached, token_record, token_records, truth
 
 FINISH: Final[dict[str, str]] = {"eog": "stop", "context": "length"}
 """Where the API has another word than the Router."""
@@ -161,7 +161,7 @@ def usage(answers: Sequence[Generation], prompts: int = 1) -> Json:
         "prompt_tokens": read,
         "completion_tokens": wrote,
         "total_tokens": read + wrote,
-        "prompt_tokens_details": {"cached_tokens": sum(answer.usage.fast.cached for answer in answers[::each])},
+        "prompt_tokens_details": {"cached_tokens": sum(map(cached, answers[::each]))},
         "completion_tokens_details": {"reasoning_tokens": sum(a.usage.reasoning_tokens for a in answers)},
         "fsgen": truth(answers),
     }

@@ -104,7 +104,7 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
 # --- from the Router's errors --------------------------------------------------------------------
 
 _UNKNOWN = re.compile(r"unknown option '(\w+)'")
-_NAMED = re.compile(r"(\w+)(?:\.[\w.]+)?(?:=| names )")
+_NAMED = re.compile(r"(\w+)(?:\.[\w.]+)?(?:=| names | cannot be used)")
 
 
 def as_api_error(error: FsgenError, retry_after: int) -> ApiError:

@@ -15,7 +15,7 @@ from .dialect import Ask, Dialect, Facts, Json, Messages, Reply, event, options_
 from .errors import ApiError, openai_error
 from .events import Heard, Reasoning, Text, ToolArguments, tool_calls
 from .logprobs import MAX_TOP
-from .truth import token_record, token_records, truth
+from .truth import cached, token_record, token_records, truth
 
 LOGPROBS: Final = "message.output_text.logprobs"
 
@@ -378,7 +378,7 @@ class _Reply(Reply):
             output,
             usage={
                 "input_tokens": usage.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": usage.fast.cached},
+                "input_tokens_details": {"cached_tokens": cached(answer)},
                 "output_tokens": usage.tokens,
                 "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
                 "total_tokens": usage.prompt_tokens + usage.tokens,

@@ -6,11 +6,10 @@ import asyncio
 import os
 import time
 import traceback
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from math import ceil
 from statistics import fmean
 from typing import Any
@@ -19,31 +18,24 @@ from starlette.types import Receive, Scope, Send
 
 from ..contracts.policy import Policy
 from ..errors import FsgenError
-from ..generation import Finished, Generation, Restarted, StreamEvent
+from ..generation import Generation
 from ..router import Router
 from ..support.logs import log
 from .body import parse, read_body
-from .dialect import Ask, Dialect, Facts, Json, Messages, Prompt, Reply, to_json
+from .dialect import Ask, Dialect, Facts, Json, Messages, Prompt, to_json
 from .errors import ApiError, as_api_error
-from .events import Heard, heard
 from .merging import Closable, Left, Merged
 from .named import Named, Names
 from .observing import Observer, Request
 from .options import ServeOptions
+from .telling import Telling, held_from
 from .truth import headers as rate_headers
+from .wire import ClientLeft, Wire
 
 _SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 _OF_PROMPTS = ("chat_template_kwargs", "tools", "tool_choice")
 """Options that change what the models read."""
-
-
-class ClientLeft(Exception):
-    """Nobody is there any more to be answered. ``kind`` says how that was seen."""
-
-    def __init__(self, kind: str = "cancelled") -> None:
-        super().__init__(kind)
-        self.kind = kind
 
 
 @dataclass(slots=True)
@@ -99,8 +91,7 @@ class Runner:
         merged = Merged(streams)
         leaving = asyncio.create_task(_watch(receive, merged))
         try:
-            restarts = "draft=" in policy.name or _calls_again(asked)
-            telling = _Telling(reply, seen, streamed=asked.stream, restarts=restarts)
+            telling = Telling(reply, seen, streamed=asked.stream, held_from=held_from(asked, policy))
             answers = await self._tell(dialect, asked, telling, merged, wire)
         finally:
             leaving.cancel()
@@ -217,7 +208,7 @@ class Runner:
     # --- from the first byte on ---
 
     async def _tell(
-        self, dialect: Dialect[Any], asked: Ask, telling: _Telling, merged: Merged, wire: Wire
+        self, dialect: Dialect[Any], asked: Ask, telling: Telling, merged: Merged, wire: Wire
     ) -> list[Generation]:
         """Send an answer, streamed or whole. Raises :class:`ClientLeft` where nobody reads it."""
         count = len(asked.prompts) * asked.n
@@ -250,57 +241,11 @@ class Runner:
         return answers
 
 
-class _Telling:
-    """What comes of an answer's events.
-
-    No API can take text back: where the slow model may begin an answer anew (``restarts``: by the policy's ``draft``,
-    or since the same tool was called again), it is told at its end.
-    """
-
-    def __init__(self, reply: Reply, seen: Request, *, streamed: bool, restarts: bool) -> None:
-        self.reply, self._seen, self._streamed, self._restarts = reply, seen, streamed, restarts
-        self.answers: dict[int, Generation] = {}
-        self._held: defaultdict[int, list[Heard]] = defaultdict(list)
-        self.told: set[int] = set()
-        """The answers of which anything was sent."""
-
-    def take(self, index: int, event: StreamEvent) -> list[bytes]:
-        """What is sent for an event of answer number ``index``."""
-        if isinstance(event, Restarted):
-            if index in self.told:
-                raise ApiError(500, "server", "the answer was begun anew, and a part of it has been sent")
-            self._held.pop(index, None)
-            return []
-        if isinstance(event, Finished):
-            self.answers[index] = event.generation
-            late = [self._tell(index, what) for what in self._held.pop(index, ())]
-            return [*chain(*late), *(self.reply.ended(index, event.generation) if self._streamed else ())]
-        what = heard(event)
-        if what is None:
-            return []
-        self._seen.heard(index, what)
-        if self._streamed and self._restarts:
-            self._held[index].append(what)
-        elif self._streamed:
-            return self._tell(index, what)
-        return []
-
-    def _tell(self, index: int, what: Heard) -> list[bytes]:
-        self.told.add(index)
-        return [*self.reply.heard(index, what)]
-
-
 async def _watch(receive: Receive, merged: Merged) -> None:
     """Tell when the client leaves."""
     while (await receive())["type"] != "http.disconnect":
         pass
     merged.leave()
-
-
-def _calls_again(asked: Ask) -> bool:
-    """Whether a tool may be called that was called before: such a turn is the slow model's to write again."""
-    turns = [turn for prompt in asked.prompts if isinstance(prompt, list) for turn in prompt]
-    return "tools" in asked.options and any("tool_calls" in turn for turn in turns)
 
 
 class _Counted:
@@ -323,46 +268,3 @@ class _Counted:
         self._running[self._key] -= 1
         if not self._running[self._key]:
             del self._running[self._key]
-
-
-class Wire:
-    """What goes to the client, in time: who does not read is left."""
-
-    def __init__(self, send: Send, seconds: float, headers: dict[str, str]) -> None:
-        self._send, self._seconds, self.headers = send, seconds, headers
-        self.begun = False
-        self.last_words: Callable[[ApiError], Iterable[bytes]] = lambda error: ()
-        """What a stream ends with that breaks."""
-
-    async def begin(self, status: int, headers: dict[str, str]) -> None:
-        self.begun = True
-        lines = [
-            (name.lower().encode(), value.encode("latin-1", "replace"))
-            for name, value in (self.headers | headers).items()
-        ]
-        await self._sent({"type": "http.response.start", "status": status, "headers": lines})
-
-    async def write(self, frames: Sequence[bytes], *, last: bool = False) -> None:
-        if frames or last:
-            await self._sent({"type": "http.response.body", "body": b"".join(frames), "more_body": not last})
-
-    async def whole(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        about = {"content-type": "application/json", "content-length": str(len(body))}
-        await self.begin(status, about | headers)
-        await self.write([body], last=True)
-
-    async def refuse(self, dialect: Dialect[Any], error: ApiError) -> None:
-        """An error by its status, or as the last of a stream."""
-        if self.begun:
-            await self.write([*self.last_words(error)], last=True)
-        else:
-            await self.whole(error.status, to_json(dialect.error(error)), error.headers)
-
-    async def _sent(self, message: Any) -> None:
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._send(message)
-        except TimeoutError:
-            raise ClientLeft("slow_reader") from None
-        except OSError:
-            raise ClientLeft from None

@@ -50,6 +50,11 @@ def _truth(answer: Generation) -> Json:
     return made
 
 
+def cached(answer: Generation) -> int:
+    """Tokens of the prompt that the fast model's cache held, which may have held some of the answer, too."""
+    return min(answer.usage.fast.cached, answer.usage.prompt_tokens)
+
+
 def rates(answer: Generation) -> dict[str, float]:
     """The four rates, as far as they are known."""
     found = {name: getattr(answer.usage, name) for name in RATES}

@@ -237,6 +237,7 @@ AT_IMPORT = {
     "fsgen_router/serve/runner.py": {"starlette"},
     "fsgen_router/serve/running.py": {"uvicorn"},
     "fsgen_router/serve/tracing.py": {"starlette"},
+    "fsgen_router/serve/wire.py": {"starlette"},
 }
 WHEN_CALLED = {
     "fsgen_router/calibration/fit.py": {"sklearn", "torch"},

@@ -9,13 +9,23 @@ from typing import Any
 
 import pytest
 
-from fsgen_router import ConfigurationError, Generation, InvalidRequest, Usage
+from fsgen_router import (
+    ConfigurationError,
+    Finished,
+    Generation,
+    InvalidRequest,
+    Restarted,
+    TextDelta,
+    Usage,
+)
+from fsgen_router.policies import make_policy
 from fsgen_router.serve import ServeOptions, chat_completions, completions, messages, responses
 from fsgen_router.serve.body import Body, parse
-from fsgen_router.serve.dialect import Ask, Dialect, Facts
+from fsgen_router.serve.dialect import Ask, Dialect, Facts, Reply
 from fsgen_router.serve.errors import ApiError, as_api_error
 from fsgen_router.serve.events import Heard, Reasoning, Text, ToolArguments
 from fsgen_router.serve.options import KEYS_VARIABLE, digest, read_keys
+from fsgen_router.serve.telling import Telling, held_from
 
 FACTS = Facts(request_id="7", created=1, model="local/router", text_of=str, prompt_tokens=5)
 QUESTION = [{"role": "user", "content": "a"}]
@@ -292,6 +302,46 @@ def test_a_stream_that_breaks_says_so_in_its_own_words() -> None:
         sent = b"".join(reply.failed(error)).decode()
         assert said in sent
         assert "broken" in sent
+
+
+class Sent(Reply):
+    """A translation that tells texts as they are."""
+
+    def heard(self, index: int, what: Heard) -> list[bytes]:
+        return [what.text.encode()] if isinstance(what, Text) and what.text else []
+
+    def ended(self, index: int, answer: Generation) -> list[bytes]:
+        return [b"."]
+
+
+class Unseen:
+    def heard(self, index: int, what: Heard) -> None: ...
+
+
+@pytest.mark.parametrize("draft", [True, False])
+def test_what_may_not_stand_is_held_back(draft: bool) -> None:
+    """An answer that is begun anew is told at its end; where nobody could know of that, its stream breaks."""
+    policy = make_policy("every:2,span=rest,draft=drop" if draft else "every:2")
+    telling = Telling(Sent(), Unseen(), streamed=True, held_from=held_from(ask("chat"), policy))  # type: ignore[arg-type]
+    sent = [telling.take(0, TextDelta("a", None)), telling.take(1, TextDelta("x", None))]
+    if not draft:
+        assert sent == [[b"a"], [b"x"]]
+        assert telling.take(2, Restarted()) == []  # nothing of it was told
+        with pytest.raises(ApiError, match="begun anew"):
+            telling.take(0, Restarted())
+        return
+    sent += [telling.take(0, Restarted()), telling.take(0, TextDelta("b", None)), telling.take(0, TextDelta("c", None))]
+    assert sent == [[]] * 5
+    assert telling.take(0, Finished(LAST)) == [b"b", b"c", b"."]
+    assert telling.take(1, Finished(LAST)) == [b"x", b"."]
+
+
+def test_tool_calls_are_held_back_where_one_may_be_made_twice() -> None:
+    policy, called = make_policy("never"), {"messages": TURNS}
+    assert held_from(ask("chat", tools=TOOLS, **called), policy) is not None
+    assert held_from(ask("chat", **called), policy) is None
+    assert held_from(ask("chat", tools=TOOLS), policy) is ToolArguments
+    assert held_from(ask("chat", tools=TOOLS, parallel_tool_calls=False), policy) is None
 
 
 def test_what_the_router_does_not_know_is_refused_by_its_name() -> None:
