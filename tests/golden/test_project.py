@@ -232,6 +232,7 @@ AT_IMPORT = {
     "fsgen_router/serve/guard.py": {"starlette"},
     "fsgen_router/serve/metrics.py": {"prometheus_client"},
     "fsgen_router/serve/observing.py": {"starlette"},
+    "fsgen_router/serve/page_files.py": {"starlette"},
     "fsgen_router/serve/pages.py": {"starlette"},
     "fsgen_router/serve/runner.py": {"starlette"},
     "fsgen_router/serve/running.py": {"uvicorn"},
@@ -462,6 +463,7 @@ def test_the_wheel_holds_every_module_and_the_data(wheel: Path) -> None:
         inside = ["fsgen_router", *([] if top == "fsgen_router" else [top]), *rest]
         assert "/".join(inside) in names
     files = ("py.typed", "reference/fast.gguf", "reference/slow.gguf", "law/fsgen_cof.csv", "law/fsgen_cof.source.txt")
+    files += tuple(f"serve/page/{path.name}" for path in (ROOT / "fsgen_router/serve/page").iterdir())
     for data in files:
         assert f"fsgen_router/{data}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
