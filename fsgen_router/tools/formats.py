@@ -139,7 +139,7 @@ def grammar_of(
         key = rf"\"(arguments|parameters)\"{_SPACE}:{_SPACE}"
         rules.append(
             f"bare_{number}: /{_beginning(_regex(tool.name))}{_SPACE},{_SPACE}{key}/ "
-            rf"{_arguments(tool, _SPACED)} /{_SPACE}\}}({_SPACE}```)?/"
+            rf"{_arguments(tool, _SPACED)} /{_SPACE}\}}{{1,2}}({_SPACE}```)?/"
         )
     call = " | ".join(f"call_{number}" for number in range(len(wanted)))
     several = parallel and choice.name is None and form.between
@@ -160,8 +160,11 @@ def grammar_of(
 
 
 def _beginning(names: str) -> str:
-    """How an answer begins that is the JSON object of a call to one of ``names``, as a regular expression."""
-    return rf"{_SPACE}(```(json)?{_SPACE})?\{{{_SPACE}\"name\"{_SPACE}:{_SPACE}\"({names})\""
+    """How an answer begins that is the JSON object of a call to one of ``names``, as a regular expression.
+
+    Braces may be doubled: Qwen2.5-Coder writes them so.
+    """
+    return rf"{_SPACE}(```(json)?{_SPACE})?\{{{{1,2}}{_SPACE}\"name\"{_SPACE}:{_SPACE}\"({names})\""
 
 
 def _arguments(tool: Tool, layout: Mapping[str, Any]) -> str:

@@ -203,7 +203,7 @@ def test_what_is_written_is_read_however_it_is_cut(
     assert read(form, cut(text, random.Random(seed))) == (said, calls, calls)
 
 
-@pytest.mark.parametrize("fence", [("", ""), ("```json\n", "\n```"), ("```\n", "```")])
+@pytest.mark.parametrize("fence", [("", ""), ("```json\n", "\n```"), ("```\n", "```"), ("{", "}")])
 @pytest.mark.parametrize("key", ["arguments", "parameters"])
 def test_an_answer_that_is_a_calls_object_is_a_call(fence: tuple[str, str], key: str) -> None:
     written = f'{fence[0]}{{\n  "name": "look",\n  "{key}": {{\n    "thing": "a"\n  }}\n}}{fence[1]}'
