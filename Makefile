@@ -26,7 +26,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt $(EDITABLE) \
-		'.[llama,transformers,openai,serve,hub,eval,calibrate,train,test,bench,check,docs]'
+		'.[llama,transformers,openai,serve,hub,constrain,eval,calibrate,train,test,bench,check,docs]'
 	@touch $@
 
 # Linked anew where modules came or went; changes in them need nothing.

@@ -14,7 +14,7 @@ apart=$(mktemp -d)
 trap 'rm -rf "$apart" build/lib' EXIT
 "$found" -m venv "$apart"
 "$apart/bin/pip" install --quiet --disable-pip-version-check --constraint constraints.txt \
-    '.[openai,serve,eval]' psutil pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis
+    '.[openai,serve,eval,constrain]' psutil pytest pytest-asyncio pytest-timeout pytest-xdist hypothesis
 "$apart/bin/python" --version
 # Not through "python -m pytest", which would take the checkout for the package.
 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 "$apart/bin/pytest" -p no:cacheprovider -n 2 --dist worksteal tests/unit

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 import jinja2.meta
+import jinja2.runtime
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fsgen_router.contracts.tokenizer import Tokenizer, Turn
@@ -31,6 +32,8 @@ _CHANNELS = (
     ("<|think|>", "<|content|>"),  # Solar Open
 )
 _MAX_BYTES = 2**20
+_CONTROL = "_control_tokens"
+"""A variable of ours: names that no JSON in a rendered text holds."""
 
 
 def template_digest(template: str | None, variables: Mapping[str, Any]) -> str | None:
@@ -56,7 +59,7 @@ class ChatTemplate:
         is_token: Callable[[str], bool] = lambda _: False,
         variables: Mapping[str, Any] | None = None,
     ) -> None:
-        self._owner, self._told = owner, False
+        self._owner, self._told, self.text = owner, False, text
         self._fixed = {
             "tools": None,
             "documents": None,
@@ -68,7 +71,9 @@ class ChatTemplate:
         environment = _environment()
         try:
             self._template = environment.from_string(text)
-            self.variables = jinja2.meta.find_undeclared_variables(environment.parse(text)) - set(SET_BY_US)
+            read = jinja2.meta.find_undeclared_variables(environment.parse(text))
+            self.variables = read - set(SET_BY_US)
+            self.reads_tools = "tools" in read and "tool_calls" in text
         except (jinja2.TemplateError, RecursionError) as error:
             line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise ConfigurationError(
@@ -106,9 +111,19 @@ class ChatTemplate:
         self, tokenizer: Tokenizer, messages: Sequence[Turn], variables: Mapping[str, Any] | None, *, bos: int | None
     ) -> list[int]:
         """Ids of the rendered conversation, behind ``bos``. No user's text in it becomes a control token."""
-        return encode_conversation(tokenizer, messages, partial(self.render, variables=variables), bos=bos)
+        names = [tokenizer.piece(token).decode(errors="replace") for token in tokenizer.special_ids]
+        render = partial(self.render, variables={**(variables or {}), _CONTROL: names})
+        return encode_conversation(tokenizer, messages, render, bos=bos)
 
     def _text(self, messages: Sequence[Turn], values: Mapping[str, Any]) -> str:
+        try:
+            return self._render(messages, values)
+        except Exception:
+            if not any(message.get("tool_calls") for message in messages):
+                raise
+        return self._render([_with_argument_texts(message) for message in messages], values)
+
+    def _render(self, messages: Sequence[Turn], values: Mapping[str, Any]) -> str:
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages], add_generation_prompt=True, **values
@@ -147,6 +162,15 @@ class ChatTemplate:
                 event="system_merged",
                 model=self._owner,
             )
+
+
+def _with_argument_texts(message: Turn) -> Turn:
+    """A message whose calls have their arguments as JSON text, which some templates put into theirs as they are."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _tojson(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def _ways(messages: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
@@ -230,7 +254,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = _tojson_filter
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     return environment
 
@@ -241,6 +265,16 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
+
+
+@jinja2.pass_context
+def _tojson_filter(context: jinja2.runtime.Context, value: Any, *arguments: Any, **options: Any) -> str:
+    """What a tool, a call or its result holds never becomes a control token: in JSON a letter has another spelling."""
+    text = _tojson(value, *arguments, **options)
+    for name in context.get(_CONTROL, ()):
+        if name and name in text:
+            text = text.replace(name, f"\\u{ord(name[0]):04x}{name[1:]}")
+    return text
 
 
 def _tojson(

@@ -34,7 +34,12 @@ class SequencePool:
         self._home = Home()
 
     def open(self, ids: Sequence[int]) -> Opened:
-        """The idle slot that holds the longest prefix of ``ids``; the least recently used of equals."""
+        """The idle slot whose conversation goes on: most of what it holds is a prefix of ``ids``, or all of ``ids`` is
+        in it. The longest such prefix wins.
+
+        Where none goes on, the least recently used: two conversations that begin with the same words are not one, and
+        those words are cheaper to read again than all that one of them says behind them.
+        """
         with holding(self._lock):
             idle = [index for index, slot in enumerate(self._slots) if not slot.open]
             if not idle:
@@ -42,7 +47,12 @@ class SequencePool:
                     f"all {len(self._slots)} sequences of the model are in use", hint="load it with a larger n_seq"
                 )
             kept = {index: self._kept(self._slots[index].ids, ids) for index in idle}
-            best = max(idle, key=lambda index: (kept[index], -self._slots[index].last_used))
+
+            def worth(index: int) -> tuple[int, int]:
+                goes_on = 2 * kept[index] > len(self._slots[index].ids) or kept[index] == len(ids)
+                return kept[index] if goes_on else 0, -self._slots[index].last_used
+
+            best = max(idle, key=worth)
             self._slots[best].open = True
         return Opened(best, kept[best])
 

@@ -15,6 +15,8 @@ Each part is a result of its own. Answers are kept under ``--work``, so an inter
 run side by side once ``calibrate`` is done.
 
     python benchmarks/calibration.py --work /tmp/calibration [--part curves]
+
+``--curve FILE`` puts the candidates of the last ``calibrate`` into a policy file that was made before files held them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,12 +39,13 @@ from fsgen_router.calibration.bench import Bench
 from fsgen_router.calibration.fitting import Fitted
 from fsgen_router.calibration.held_out import baseline_scorers
 from fsgen_router.evaluation import SLOW_ONLY, Item, Run, interval, rate_at_recovery, reference_items
-from fsgen_router.policies import Learned, load_policy
+from fsgen_router.policies import Learned, load_policy, save_policy
+from fsgen_router.policies.cards import CurvePoint
 from fsgen_router.policies.certify import certify
 from fsgen_router.policies.scorers import Scorer
 from fsgen_router.reference import world
 
-from common import save
+from common import RESULTS, save
 
 SEED = 0
 ALPHA, DELTA = 0.05, 0.1
@@ -203,19 +207,39 @@ def guarantee(bench: Bench, fitted: Fitted, pool: int) -> dict[str, Any]:
     }
 
 
+def write_curve(path: Path) -> None:
+    """Put what the candidates did in the last ``calibrate`` into the policy file that it made."""
+    made = json.loads((RESULTS / "calibration_calibrate.json").read_text(encoding="utf-8"))
+    policy, card = load_policy(path)
+    if policy.threshold != made["threshold"] or card.data_hash != made["prompts"]["sha256"]:
+        raise SystemExit(f"{path} is of another calibration")
+    count = card.splits["calibration"]
+    names = ("threshold", "escalation_rate", "accuracy", "risk")
+    points = [CurvePoint(n_prompts=count, **{name: one[name] for name in names}) for one in made["candidates"]]
+    after = dataclasses.replace(policy, curve=tuple(sorted(points, key=lambda point: point.threshold)))
+    assert after.digest == policy.digest  # the certificate is of what has not changed
+    save_policy(path, after, card)
+
+
 PARTS = ("calibrate", "curves", "shifted", "guarantee")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="where answers and the policy are kept")
+    parser.add_argument("--work", type=Path, help="where answers and the policy are kept")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be repeated (default: all)")
     parser.add_argument("--count", type=int, default=3000, help="problems to calibrate with (default: %(default)s)")
     parser.add_argument("--test", type=int, default=4000, help="test problems (default: %(default)s)")
     parser.add_argument("--tuning", type=int, default=400, help="problems to choose the best single signal on")
     parser.add_argument("--pool", type=int, default=4000, help="problems that are re-split (default: %(default)s)")
     parser.add_argument("--shifted", type=int, default=1000, help="harder problems (default: %(default)s)")
+    parser.add_argument("--curve", type=Path, metavar="FILE", help="put the candidates into this policy file, and stop")
     args = parser.parse_args()
+    if args.curve is not None:
+        write_curve(args.curve)
+        return
+    if args.work is None:
+        parser.error("--work is wanted")
     parts = args.part or PARTS
     args.work.mkdir(parents=True, exist_ok=True)
     prompts = cal.reference_prompts(args.count)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         VerifierFailed,
         VocabularyMismatch,
     )
-    from .generation import Finished, Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta
+    from .generation import Finished, Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta, ToolCallDelta
     from .money import Budget
     from .pairing import (
         RewindWarning,
@@ -59,13 +59,27 @@ if TYPE_CHECKING:
         UnsteadyMachineWarning,
         VocabularyWarning,
     )
-    from .records import Candidate, Claim, MachinePrice, ModelCard, ModelUsage, Prices, Selection, Span, Token, Usage
-    from .report import Comparison, Report
+    from .records import (
+        Candidate,
+        Claim,
+        MachinePrice,
+        ModelCard,
+        ModelUsage,
+        Prices,
+        Selection,
+        Span,
+        Token,
+        ToolCall,
+        Usage,
+    )
+    from .report import Comparison, Report, SessionReport
     from .router import Router
     from .rows.reading import Mask
     from .rows.signals import Signals
+    from .session import Session
     from .text.conversation import SystemMessageWarning
     from .text.messages import Message, TextPart
+    from .tools import Tool
 
 __all__ = [
     "REST",
@@ -113,6 +127,8 @@ __all__ = [
     "Router",
     "RouterClosed",
     "Selection",
+    "Session",
+    "SessionReport",
     "Signals",
     "SlowAloneWarning",
     "SmallExtentWarning",
@@ -124,6 +140,9 @@ __all__ = [
     "TextPart",
     "Token",
     "TokenClass",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
     "UnsteadyMachineWarning",
     "Usage",
     "Verifier",
@@ -172,7 +191,15 @@ _HOMES = {
         "UnsteadyMachineWarning",
         "VocabularyWarning",
     ),
-    "generation": ("Finished", "Generation", "ReasoningDelta", "Restarted", "StreamEvent", "TextDelta"),
+    "generation": (
+        "Finished",
+        "Generation",
+        "ReasoningDelta",
+        "Restarted",
+        "StreamEvent",
+        "TextDelta",
+        "ToolCallDelta",
+    ),
     "records": (
         "Candidate",
         "Claim",
@@ -183,14 +210,17 @@ _HOMES = {
         "Selection",
         "Span",
         "Token",
+        "ToolCall",
         "Usage",
     ),
-    "report": ("Comparison", "Report"),
+    "report": ("Comparison", "Report", "SessionReport"),
     "router": ("Router",),
     "rows.reading": ("Mask",),
     "rows.signals": ("Signals",),
+    "session": ("Session",),
     "text.conversation": ("SystemMessageWarning",),
     "text.messages": ("Message", "TextPart"),
+    "tools": ("Tool",),
 }
 """Which module each name comes from: it is loaded when the name is first used (PEP 562)."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .constraints import AnswerFormat, GrammarVocabulary, make_constraint, read_format
 from .contracts.methods import Method
 from .contracts.policy import Policy
-from .decode import Constraint
+from .decode import Constraint, forced_by
 from .errors import InvalidRequest
 from .money import Budget
 from .rows.reading import Mask, Warp
 from .support.options import TemplateVariables
+from .tools import Choice, Tool, make_choice, make_tools
 
 
 class RequestKeywords(TypedDict, total=False):
@@ -34,7 +36,13 @@ class RequestKeywords(TypedDict, total=False):
     stop: str | Sequence[str]
     stop_tokens: Sequence[int]
     logit_bias: Mapping[int, float]
+    response_format: Mapping[str, Any] | type[BaseModel] | AnswerFormat | None
+    regex: str | None
+    grammar: str | None
     constraint: Constraint | None
+    tools: Sequence[Tool | Mapping[str, Any] | type[BaseModel]]
+    tool_choice: str | Mapping[str, Any] | Choice | None
+    parallel_tool_calls: bool
     chat_template_kwargs: Mapping[str, Any]
     max_slow_calls: int | None
     max_slow_tokens: int | None
@@ -63,7 +71,17 @@ class RequestOptions(BaseModel):
     stop: tuple[str, ...] = Field(default=(), description="end before any of these strings")
     stop_tokens: tuple[int, ...] = Field(default=(), description="end at any of these token ids")
     logit_bias: Mapping[int, float] = Field(default_factory=dict, description="token id to what is added to its logit")
+    response_format: Any = Field(
+        default=None, description="JSON of a schema: OpenAI's json_schema, json_object or text, or a pydantic model"
+    )
+    regex: str | None = Field(default=None, description="the answer matches this regular expression, whole")
+    grammar: str | None = Field(default=None, description="the answer is of this grammar, in Lark's notation or GBNF")
     constraint: Any = Field(default=None, description="masks logits: an object with mask(answer_ids)")
+    tools: Any = Field(
+        default=(), description="functions that a chat's answer may call: OpenAI's form, or pydantic models"
+    )
+    tool_choice: Any = Field(default=None, description="auto, none, required, or the tool that has to be called")
+    parallel_tool_calls: bool = Field(default=True, description="one answer may make several calls")
     chat_template_kwargs: TemplateVariables = Field(
         default_factory=dict, description="variables for the chat templates of both models, such as enable_thinking"
     )
@@ -109,6 +127,45 @@ class RequestOptions(BaseModel):
             raise ValueError("a Budget object, or None")
         return value
 
+    @model_validator(mode="after")
+    def _known_tools(self) -> Self:
+        # Their own errors say more than a validator's.
+        object.__setattr__(self, "tools", make_tools(self.tools or ()))
+        object.__setattr__(self, "tool_choice", make_choice(self.tool_choice, self.tools))
+        return self
+
+    @field_validator("response_format")
+    @classmethod
+    def _a_format(cls, value: object) -> AnswerFormat | None:
+        return None if value is None else read_format(value)
+
+    @property
+    def parse(self) -> Callable[[str], tuple[Any, str | None]] | None:
+        """What reads a whole answer, where that is to be JSON."""
+        form: AnswerFormat | None = self.response_format
+        return None if form is None or form.schema is None else form.parse
+
+    @property
+    def form(self) -> Mapping[str, Any] | None:
+        """What an endpoint is told of it."""
+        form: AnswerFormat | None = self.response_format
+        return None if form is None or form.schema is None else form.to_dict()
+
+    @property
+    def masked_by(self) -> list[str]:
+        """Options that change or forbid tokens of this request."""
+        named = [name for name in ("logit_bias", "tools") if getattr(self, name)]
+        return [*named, *self._grammars, *self._given("constraint")]
+
+    @property
+    def _grammars(self) -> list[str]:
+        """Options that say what the answer has to be."""
+        form = self.response_format
+        return [*(["response_format"] if form and form.schema is not None else []), *self._given("regex", "grammar")]
+
+    def _given(self, *names: str) -> list[str]:
+        return [name for name in names if getattr(self, name) is not None]
+
     @property
     def warp(self) -> Warp:
         return Warp(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
@@ -118,15 +175,49 @@ class RequestOptions(BaseModel):
         _require_ids("stop_tokens", self.stop_tokens, n_vocab)
         return frozenset(self.stop_tokens)
 
-    def make_constraint(self, n_vocab: int) -> Constraint | None:
-        """Logit bias and the caller's constraint as one."""
+    def make_constraint(
+        self, vocabulary: GrammarVocabulary, *, calls: str | None = None, any_layout: bool = False
+    ) -> Constraint | None:
+        """Logit bias, and the grammar (``calls``: that of tool calls) or the caller's constraint, as one.
+
+        JSON of a schema on one line, or in ``any_layout``.
+        """
         if self.constraint is not None and not callable(getattr(self.constraint, "mask", None)):
             raise InvalidRequest(f"constraint={self.constraint!r} has no mask()")
+        given = [*(["tools"] if calls else []), *self._grammars, *self._given("constraint")]
+        if len(given) > 1:
+            raise InvalidRequest(f"{' and '.join(given)} at once", hint="an answer is held to one of them")
+        constraint: Constraint | None = self.constraint
+        if calls is not None:
+            constraint = self._held_to_calls(vocabulary, calls)
+        elif self._grammars:
+            form: AnswerFormat | None = self.response_format
+            constraint = make_constraint(
+                vocabulary,
+                schema=None if form is None else form.schema,
+                regex=self.regex,
+                grammar=self.grammar,
+                lenient=form is not None and not form.strict,
+                any_layout=any_layout,
+            )
         if not self.logit_bias:
-            constraint: Constraint | None = self.constraint
             return constraint
-        _require_ids("logit_bias", self.logit_bias, n_vocab)
-        return LogitBias(self.logit_bias, self.constraint)
+        _require_ids("logit_bias", self.logit_bias, vocabulary.n_vocab)
+        return LogitBias(self.logit_bias, constraint)
+
+    def _held_to_calls(self, vocabulary: GrammarVocabulary, calls: str) -> Constraint:
+        try:
+            return make_constraint(vocabulary, calls=calls)
+        except InvalidRequest:
+            for tool in self.tools:  # which of them it is
+                try:
+                    make_constraint(vocabulary, schema=tool.parameters)
+                except InvalidRequest as error:
+                    reason = error.message.removeprefix("response_format cannot be used: ")
+                    raise InvalidRequest(
+                        f"the parameters of tool {tool.name} cannot be used: {reason}", hint=error.hint
+                    ) from None
+            raise
 
 
 def _require_ids(option: str, ids: Iterable[int], n_vocab: int) -> None:
@@ -145,7 +236,11 @@ class LogitBias:
         self._bias = np.fromiter(bias.values(), np.float32)
         self._inner = inner
 
-    def mask(self, answer: Any) -> Mask:
+    def forced(self, answer: Sequence[int]) -> Sequence[int]:
+        """What the other constraint forces: no bias makes a choice where there is none."""
+        return forced_by(self._inner, answer)
+
+    def mask(self, answer: Sequence[int]) -> Mask:
         inner = self._inner.mask(answer) if self._inner else None
         if inner is None:
             return Mask(ids=self._ids, bias=self._bias)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 from .json_forms import AnswerJson, GenerationJson, dumps
-from .records import Claim, FinishReason, ModelCard, Role, Selection, Span, Token, Usage
+from .records import Claim, FinishReason, ModelCard, Role, Selection, Span, Token, ToolCall, Usage
 from .report import Report, make_report
+from .text.messages import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -22,6 +23,8 @@ class Generation:
     seed: int
     policy: str
     method: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Tools that the answer asks its reader to call; what it says beside them is ``text``."""
     degraded: str | None = None
     """Why the slow model was given up in mid-answer, or which cap kept it from being asked; None when all went well."""
     reasoning: str = ""
@@ -38,6 +41,12 @@ class Generation:
     baseline: Generation | None = None
     """The slow model's own answer to the same prompt, where it was asked for."""
     models: Mapping[Role, ModelCard] = field(default_factory=dict)
+    parsed: Any = None
+    """What the answer says, where ``response_format`` asked for JSON: the pydantic model's instance, or the JSON value.
+
+    None where it was cut off, and where ``parse_error`` says why not."""
+    parse_error: str | None = None
+    """Why a whole answer says nothing all the same: a validator of the model refused it, or a stop string cut it."""
     request_id: str = ""
     """What log events call this request."""
 
@@ -50,6 +59,17 @@ class Generation:
     def guarantee(self) -> str | None:
         """The claim in words: its population, its number, and why it is suspended, where it is."""
         return None if self.claim is None else str(self.claim)
+
+    @property
+    def message(self) -> Message:
+        """The answer as a message, for the next turn of its conversation."""
+        message: Message = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return message
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -94,6 +114,7 @@ class Generation:
         answer: AnswerJson = {
             "request_id": self.request_id,
             "text": self.text,
+            "tool_calls": [call.to_dict() for call in self.tool_calls],
             "reasoning": self.reasoning,
             "finish_reason": self.finish_reason,
             "seed": self.seed,
@@ -136,11 +157,24 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A stream event: more of the answer's tool call number ``index``, from 0.
+
+    A call's first one has its ``id`` and the tool's ``name``; each adds to the JSON text of its ``arguments``.
+    """
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Restarted:
     """A stream event: the slow model begins the answer anew. The text so far does not stand, and has to be taken away.
 
-    Only a policy with ``draft=show`` or ``draft=drop`` brings it, at a hand-over of the rest: once in an answer, unless
-    a cap on slow tokens ended that early.
+    A policy with ``draft=show`` or ``draft=drop`` brings it, at a hand-over of the rest: once in an answer, unless
+    a cap on slow tokens ended that early. So do tool calls that were made before, of which no event has told yet.
     """
 
 
@@ -151,4 +185,4 @@ class Finished:
     generation: Generation
 
 
-StreamEvent: TypeAlias = TextDelta | ReasoningDelta | Restarted | Finished
+StreamEvent: TypeAlias = TextDelta | ToolCallDelta | ReasoningDelta | Restarted | Finished

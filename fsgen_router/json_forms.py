@@ -55,6 +55,14 @@ class TokenJson(TypedDict):
     tuned_choice: int | None
 
 
+class ToolCallJson(TypedDict):
+    """:class:`~fsgen_router.ToolCall`; ``arguments`` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class SpanJson(TypedDict):
     """:class:`~fsgen_router.Span`: tokens ``start`` to ``stop``, exclusive."""
 
@@ -132,6 +140,7 @@ class UsageJson(TypedDict):
     slow_tokens: int
     text_bytes: int
     slow_bytes: int
+    forced: int
     decisions: int
     escalations: int
     discarded_tokens: int
@@ -205,13 +214,25 @@ class ReportJson(TypedDict):
     advice: str | None
 
 
+class SessionReportJson(TypedDict):
+    """:class:`~fsgen_router.SessionReport`: all answers of a session together."""
+
+    answers: int
+    usage: UsageJson
+    comparisons: dict[str, ComparisonJson]
+    """Against the slow model alone: slow_forwards, seconds, flops, money_usd, local_usd, local_joules."""
+    degraded: dict[str, int]
+    """How many answers were degraded, by reason."""
+
+
 class AnswerJson(TypedDict):
     """A :class:`~fsgen_router.Generation` without its tokens: ``to_dict(tokens=False)``."""
 
     request_id: str
     text: str
+    tool_calls: list[ToolCallJson]
     reasoning: str
-    finish_reason: Literal["eog", "stop", "length", "context"]
+    finish_reason: Literal["eog", "stop", "length", "context", "tool_calls"]
     seed: int
     policy: str
     method: str

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .constraints import GrammarVocabulary
 from .contracts.methods import Method
 from .contracts.models import TokenModel
 from .contracts.policy import REST, Policy
@@ -405,6 +406,11 @@ class Pairing:
     @cached_property
     def vocabulary(self) -> PairVocabulary:
         return PairVocabulary(self.fast.tokenizer, self.shared)
+
+    @cached_property
+    def grammars(self) -> GrammarVocabulary:
+        """The vocabulary that answers are held to a grammar in."""
+        return GrammarVocabulary(self.shared or self.fast.tokenizer)
 
     def tokenizer(self, role: Role, model: TokenModel) -> Tokenizer:
         """A model's tokenizer as this pair uses it."""

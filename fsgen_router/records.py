@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
-from dataclasses import asdict, dataclass, field, replace
-from typing import Literal, TypeAlias, cast
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias, cast
 
 from .contracts.billing import Billed
 from .contracts.models import Role as Role
 from .contracts.policy import Decision
 from .errors import ConfigurationError
-from .json_forms import PricesJson, SelectionJson, SpanJson, TokenJson, UsageJson, finite
+from .json_forms import PricesJson, SelectionJson, SpanJson, TokenJson, ToolCallJson, UsageJson, finite
 from .rows.signals import Signals
 
 Source: TypeAlias = Literal["fast", "slow"]
 Verdict: TypeAlias = Literal["written", "accepted", "unchecked"]
-FinishReason: TypeAlias = Literal["eog", "stop", "length", "context"]
+FinishReason: TypeAlias = Literal["eog", "stop", "length", "context", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -78,6 +80,27 @@ class Span:
         return {"start": self.start, "stop": self.stop, "source": self.source, "verdict": self.verdict}
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that an answer asks its reader to make. ``arguments`` is JSON text of an object, as the model wrote it.
+
+    ``id`` is 9 letters and digits: what the message with its result names (``tool_call_id``).
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+    @property
+    def parsed(self) -> dict[str, Any]:
+        """The arguments by name."""
+        made: dict[str, Any] = json.loads(self.arguments)
+        return made
+
+    def to_dict(self) -> ToolCallJson:
+        return {"id": self.id, "name": self.name, "arguments": self.arguments}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One of the fast model's answers that a verifier chose among.
@@ -127,6 +150,10 @@ class ModelUsage:
     calls: int = 0
     seconds: float = 0.0
 
+    def add(self, other: ModelUsage) -> None:
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
     @property
     def positions(self) -> int:
         """Tokens that the model read, some of them again."""
@@ -146,6 +173,8 @@ class Usage:
     slow_tokens: int = 0
     text_bytes: int = 0
     slow_bytes: int = 0
+    forced: int = 0
+    """Emitted tokens that a constraint left no choice about: no model was asked for them, and no policy."""
     decisions: int = 0
     escalations: int = 0
     discarded_tokens: int = 0
@@ -241,6 +270,22 @@ class Usage:
             **{name: getattr(self, name) for name in rates},
         }
         return cast(UsageJson, record)
+
+
+def add_usages(usages: Iterable[Usage]) -> Usage:
+    """Counters of several requests as those of one. Audited and first-token times are the first one's."""
+    total: Usage | None = None
+    for usage in usages:
+        if total is None:
+            total = usage.copy()
+            continue
+        for one in fields(Usage):
+            mine, further = getattr(total, one.name), getattr(usage, one.name)
+            if isinstance(mine, ModelUsage | Billed):
+                mine.add(further)
+            elif one.name not in ("audited", "first_token_seconds"):
+                setattr(total, one.name, mine + further)
+    return total or Usage()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from .config import RequestOptions
 from .contracts.methods import Method
 from .contracts.policy import REST, Ledger, Policy
 from .contracts.text_models import TextModel, reads_tokens, unready
-from .contracts.tokenizer import Tokenizer
+from .contracts.tokenizer import Tokenizer, Turn
 from .decode import BestOfEngine, Engine, Request, TextPrompt
 from .errors import InvalidRequest, PromptTooLong
 from .methods import Replace
@@ -21,6 +21,7 @@ from .money import Budget, Terms
 from .pairing import Pairing
 from .records import Claim, Role
 from .rows.reading import hashed_uniform
+from .tools import ToolPlan, in_words
 
 if TYPE_CHECKING:
     from .policies import BestOf
@@ -165,15 +166,18 @@ def draws_baseline(prompts: Prompts, seed: int, ledger: Ledger, share: float) ->
 def _make_request(
     pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, seed: int, key: str
 ) -> Request:
-    if pair.local_slow is None and (options.logit_bias or options.constraint is not None):
+    as_text = pair.local_slow is None
+    refused = [name for name in options.masked_by if name != "response_format"] if as_text else []
+    if refused:
         raise InvalidRequest(
             f"{pair.slow.name} gives text, no logits, so they can be neither biased nor constrained",
-            hint="leave logit_bias and constraint out",
+            hint=f"leave {' and '.join(refused)} out; response_format works",
         )
+    plan = _plan_of(pair, text, options)
     return Request(
         id=options.request_id or uuid.uuid4().hex,
         prompts=prompts,
-        text=text if pair.local_slow is None else None,
+        text=text if as_text else None,
         show_draft=_draft_shower(pair, text),
         key=key,
         max_tokens=options.max_tokens,
@@ -181,7 +185,30 @@ def _make_request(
         warp=options.warp,
         stop=options.stop,
         stop_ids=options.stop_ids(pair.vocabulary.n_vocab),
-        constraint=options.make_constraint(pair.vocabulary.n_vocab),
+        constraint=options.make_constraint(
+            pair.grammars, calls=None if plan is None else plan.grammar, any_layout=as_text
+        ),
+        form=options.form,
+        parse=options.parse,
+        calls=plan,
+    )
+
+
+def _plan_of(pair: Pairing, text: TextPrompt, options: RequestOptions) -> ToolPlan | None:
+    """What an answer may call. Raises :class:`InvalidRequest` for tools without messages."""
+    if not options.tools:
+        return None
+    if text.messages is None:
+        raise InvalidRequest("tools without messages", hint="raw prompts have no template: use chat()")
+    tokenizer = pair.fast.tokenizer
+    return ToolPlan.make(
+        options.tools,
+        options.tool_choice,
+        parallel=options.parallel_tool_calls,
+        template=getattr(getattr(tokenizer, "template", None), "text", None),
+        tokenizer=tokenizer,
+        messages=text.messages,
+        piece=pair.vocabulary.piece,
     )
 
 
@@ -203,10 +230,10 @@ def _require_known(pair: Pairing, options: RequestOptions, method: Method) -> No
     known = None if pair.local_slow is None else pair.local_slow.capabilities.top_k
     if known is None:
         return
-    if options.logit_bias or options.constraint is not None:
+    if options.masked_by:
         raise InvalidRequest(
             f"{pair.slow.name} tells the {known} best tokens of a row, so it can be neither biased nor constrained",
-            hint="leave logit_bias and constraint out",
+            hint=f"leave {' and '.join(options.masked_by)} out",
         )
     warp = options.warp
     if warp.greedy:
@@ -233,7 +260,12 @@ def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
     if text.prompt is not None:
         return tokenizer.encode(text.prompt, add_bos=True)
     assert text.messages is not None
-    return tokenizer.encode_chat(text.messages, text.chat_template_kwargs)
+    messages: Sequence[Turn] = text.messages
+    if getattr(getattr(tokenizer, "template", None), "reads_tools", False):
+        return tokenizer.encode_chat(messages, {**text.chat_template_kwargs, "tools": text.tools or None})
+    if text.tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+        messages = in_words(messages, text.tools)
+    return tokenizer.encode_chat(messages, text.chat_template_kwargs)
 
 
 def claim_of(engine: Engine, ledger: Ledger) -> Claim | None:

@@ -24,7 +24,7 @@ from .contracts.policy import Ledger, Policy
 from .contracts.text_models import reads_tokens
 from .costs import THOROUGH, PairCost, measure_steps
 from .costs.measuring import Progress
-from .decode import BestOfEngine, Emit, Engine, TextPrompt
+from .decode import BestOfEngine, CallEvents, Emit, Engine, TextPrompt
 from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClosed
 from .generation import Finished, Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta
 from .methods import make_method
@@ -36,6 +36,7 @@ from .run import drivers
 from .run.slots import Load, Place, Slots
 from .run.streams import AsyncStream, Stream
 from .run.workers import AnyModel, Workers
+from .session import Session
 from .support.logs import log
 from .support.options import checked
 from .support.waiting import Home
@@ -453,6 +454,14 @@ class Router:
         twin._workers = Workers(self._pair.models)
         return twin
 
+    def session(self, **options: Unpack[RequestKeywords]) -> Session:
+        """Calls that belong together: a conversation or an agent's run, under one ``budget=`` and with one report.
+
+        ``options`` are those of all its calls.
+        """
+        self._require_open()
+        return Session(self, **options)
+
     @property
     def load(self) -> Load:
         """How many requests are being answered and how many wait, on these models, and how many fit.
@@ -603,6 +612,8 @@ class Router:
 
     def _read_by_models(self, text: TextPrompt, options: RequestOptions) -> TextPrompt:
         """A prompt with what a request's options add to it."""
+        if options.tools and options.tool_choice.mode != "none":  # what it may not call, a model had better not see
+            text = replace(text, tools=tuple(tool.to_dict() for tool in options.tools))
         if options.chat_template_kwargs:
             requests.require_read(self._pair, text, options.chat_template_kwargs)
             text = replace(text, chat_template_kwargs=options.chat_template_kwargs)
@@ -639,9 +650,11 @@ class Router:
         return Stream(self._run(engine, alone, place), place)
 
     def _run(self, engine: Engine, alone: Engine | None, place: Place) -> Generator[StreamEvent, None, None]:
+        events = _events_of(engine)
         for emit in (self._live if self._batching else self._inline)(engine, alone, place):
             place.narrow()
-            yield _event(emit)
+            yield from events.of(emit)
+        yield from events.end()
         yield Finished(self._conclude(engine, alone))
 
     def _inline(self, engine: Engine, alone: Engine | None, place: Place) -> Iterator[Emit]:
@@ -696,11 +709,15 @@ class Router:
 
     async def _arun(self, engine: Engine, alone: Engine | None, place: Place) -> AsyncGenerator[StreamEvent, None]:
         await place.atake()
+        events = _events_of(engine)
         # Closed with this coroutine, also when it is given up half-way.
         async with aclosing(self._begin(drivers.arun_live, engine, alone, place)) as emits:
             async for emit in emits:
                 place.narrow()
-                yield _event(emit)
+                for event in events.of(emit):
+                    yield event
+        for event in events.end():
+            yield event
         yield Finished(self._conclude(engine, alone))
 
     def _conclude(self, engine: Engine, alone: Engine | None) -> Generation:
@@ -709,11 +726,11 @@ class Router:
         baseline = None
         if alone is not None:
             self._steps["slow"].extend(alone.state.step_seconds["fast"] if self._pair.local_slow else ())
-            baseline = alone.generation
+            baseline = None if alone.generation is None else _with_calls(alone, alone.generation)
         assert engine.generation is not None
         bill_probes(engine, self.slow, self.ledger)
         answer = replace(
-            engine.generation,
+            _with_calls(engine, engine.generation),
             request_id=engine.request.id,
             baseline=baseline,
             default_policy=self._is_default(engine.policy),
@@ -776,10 +793,26 @@ class Router:
         return statistics.median(steps) if steps else measured.step if measured else None
 
 
-def _event(emit: Emit) -> StreamEvent:
-    if emit.restarts:
-        return Restarted()
-    return ReasoningDelta(emit.reasoning) if emit.reasoning else TextDelta(emit.text, emit.token)
+class _PlainEvents:
+    """A stream's events where the answer calls no tools."""
+
+    def of(self, emit: Emit) -> tuple[StreamEvent]:
+        if emit.restarts:
+            return (Restarted(),)
+        return (ReasoningDelta(emit.reasoning) if emit.reasoning else TextDelta(emit.text, emit.token),)
+
+    def end(self) -> tuple[()]:
+        return ()
+
+
+def _events_of(engine: Engine) -> CallEvents:
+    calls = engine.request.calls
+    return _PlainEvents() if calls is None else calls.events(engine.request.id)
+
+
+def _with_calls(engine: Engine, answer: Generation) -> Generation:
+    calls = engine.request.calls
+    return answer if calls is None else calls.applied(answer, engine.request.id)
 
 
 def _require_count(name: str, value: object) -> None:

@@ -4,6 +4,7 @@ from .audits import Audit, MissedEstimate, audit_of, estimate_missed
 from .basic import Always, AtPrompt, Capped, Every, Never, Random, Threshold
 from .best_of import BestOf, Check, Score, Vote
 from .budget import Budget
+from .by_tool import ByTool
 from .cards import Guarantee, Pair, PolicyCard, fingerprint
 from .extents import Extended
 from .files import PolicyPairWarning, check_pair, load_policy, save_policy
@@ -18,6 +19,7 @@ __all__ = [
     "Audit",
     "BestOf",
     "Budget",
+    "ByTool",
     "Capped",
     "Check",
     "Every",

@@ -273,14 +273,18 @@ class Capped:
 
     def decide(self, state: PolicyState, signals: Signals, context: Context) -> tuple[PolicyState, Decision]:
         state, decision = self.inner.decide(state, signals, context)
+        return state, self.limit(decision, context)
+
+    def limit(self, decision: Decision, context: Context) -> Decision:
+        """An escalation, whoever wants it, as the caps let it stand."""
         if not decision.escalate:
-            return state, decision
+            return decision
         if reached := self._reached(context):
-            return state, Decision(False, 1, decision.score, decision.threshold, reached)
+            return Decision(False, 1, decision.score, decision.threshold, reached)
         if self.max_tokens is None:
-            return state, decision
+            return decision
         left = self.max_tokens - context.slow_tokens
-        return state, replace(decision, extent=left if decision.extent == REST else min(decision.extent, left))
+        return replace(decision, extent=left if decision.extent == REST else min(decision.extent, left))
 
     def _reached(self, context: Context) -> str:
         """The cap that leaves no further escalation; empty where none does."""

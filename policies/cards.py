@@ -115,6 +115,17 @@ def percent(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
+class CurvePoint(_Record):
+    """A policy at one threshold, on ``n_prompts`` of its calibration prompts. ``risk`` is the mean of the loss that was
+    to be bounded; None where the target was none about quality."""
+
+    threshold: float
+    n_prompts: int = Field(ge=1)
+    escalation_rate: Share | None
+    accuracy: Share
+    risk: float | None = None
+
+
 class Metric(_Record):
     """A figure and its 95% interval; None where undefined."""
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from fsgen_router.contracts.methods import Method
 from fsgen_router.contracts.models import TokenModel
@@ -23,7 +23,7 @@ from fsgen_router.support.logs import warn
 from .basic import Capped
 from .best_of import BestOf
 from .budget import RateHold
-from .cards import FORMAT, Pair, PolicyCard, fingerprint
+from .cards import FORMAT, CurvePoint, Pair, PolicyCard, fingerprint
 from .drift import DriftMonitor
 from .guard import OutlierGuard
 from .learned import Learned, SpanRule
@@ -35,6 +35,9 @@ T = TypeVar("T")
 
 SUFFIX = ".safetensors"
 _FORMAT_KEY, _POLICY_KEY, _CARD_KEY = "fsgen_router.policy", "policy", "card"
+_CURVE_KEY = "curve"
+"""Beside the card, where versions that know no curve do not look."""
+_CURVE = TypeAdapter(tuple[CurvePoint, ...])
 _REMAKE = "make it again: fsgen-router calibrate"
 
 
@@ -86,6 +89,8 @@ def save_policy(path: str | os.PathLike[str], policy: Learned, card: PolicyCard)
         _POLICY_KEY: settings.model_dump_json(),
         _CARD_KEY: card.model_dump_json(),
     }
+    if policy.curve:
+        header[_CURVE_KEY] = _CURVE.dump_json(policy.curve).decode()
     _replace_file(Path(path), save(tensors, header))
 
 
@@ -125,6 +130,7 @@ def load_policy(path: str | os.PathLike[str]) -> tuple[Learned, PolicyCard]:
             certificate=card.guarantee,
             pair=card.pair,
             method=card.method,
+            curve=_CURVE.validate_json(header.get(_CURVE_KEY, "[]")),
         )
     except KeyError as error:
         raise PolicyFileError(f"{path} lacks its {error.args[0]}", hint=_REMAKE) from error

@@ -20,7 +20,7 @@ from fsgen_router.rows.signals import Signals
 
 from .basic import Capped, _check_extent, _suffix
 from .budget import RateHold
-from .cards import Guarantee, Pair
+from .cards import CurvePoint, Guarantee, Pair
 from .drift import Counts, DriftMonitor
 from .features import feature_row, hidden_size
 from .guard import OutlierGuard
@@ -78,7 +78,8 @@ class Learned:
     (experimental). ``certificate`` is what was certified about scorer, threshold, extent and span; it
     is suspended by whatever moves the threshold away from the certified one, and for prompts that are not of
     the kind that ``inputs`` tells. ``pair`` and ``method`` are what the policy was made for, None where that is
-    not known. ``suspended`` are reasons from outside.
+    not known. ``suspended`` are reasons from outside. ``curve`` is what other thresholds did on the calibration
+    prompts, by rising threshold; empty where nobody ran them.
     """
 
     scorer: Scorer
@@ -93,6 +94,7 @@ class Learned:
     method: str | None = None
     suspended: tuple[str, ...] = ()
     inputs: PromptCheck | None = None
+    curve: tuple[CurvePoint, ...] = ()
 
     def __post_init__(self) -> None:
         _check_extent(self.extent)

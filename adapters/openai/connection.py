@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import socket
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -45,6 +47,7 @@ class Connection:
         weakref.finalize(self, _close, self._client, self.home)  # for a model that is dropped without shutdown()
         # Found out on the way, and then remembered.
         self._dropped: set[str] = set()
+        self._refused_forms: set[str] = set()
         self._renamed: dict[str, str] = {}
 
     def close(self) -> None:
@@ -161,7 +164,10 @@ class Connection:
                     response.extensions["network_stream"].close()
 
     def _adapted(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        return {self._renamed.get(name, name): value for name, value in body.items() if name not in self._dropped}
+        dropped = self._dropped
+        if self._refused_forms and _form_of(body) in self._refused_forms:
+            dropped = {*dropped, "response_format"}
+        return {self._renamed.get(name, name): value for name, value in body.items() if name not in dropped}
 
     def _adapt(self, error: EndpointError, sent: Mapping[str, Any]) -> bool:
         """Do without what an endpoint refuses, where that changes no text; whether a new try is worth it."""
@@ -174,6 +180,11 @@ class Connection:
                 self._dropped.add(name)
                 log.warning("endpoint_parameter", model=self.name, parameter=name, now=None)
                 return True
+        told = "response_format" in sent and "response_format" not in self._options.extra_body
+        if told and error.mentions("response_format"):  # the answer is checked all the same
+            self._refused_forms.add(_form_of(sent))
+            log.warning("endpoint_parameter", model=self.name, parameter="response_format", now=None)
+            return True
         return False
 
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
@@ -185,6 +196,11 @@ class Connection:
             status=getattr(error, "status", None),
             wait_seconds=round(state.upcoming_sleep, 3),
         )
+
+
+def _form_of(body: Mapping[str, Any]) -> str:
+    """The ``response_format`` of a request, in short: an endpoint may take one, and another not."""
+    return hashlib.sha256(json.dumps(body.get("response_format"), sort_keys=True).encode()).hexdigest()
 
 
 def _close(client: httpx2.Client, home: Home) -> None:

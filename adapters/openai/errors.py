@@ -61,8 +61,10 @@ class EndpointError(BackendError):
 
     def names(self, parameter: str) -> bool:
         """Whether a parameter is what was wrong with the request."""
-        if not self.bad_request:
-            return False
+        return self.bad_request and self.mentions(parameter)
+
+    def mentions(self, parameter: str) -> bool:
+        """Whether the endpoint says a parameter's name in its error: some fail with 500 over what they do not know."""
         return self._parameter == parameter or bool(re.search(rf"(^|[\"'`.]|: ){parameter}\b", self._body))
 
 

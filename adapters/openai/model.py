@@ -232,6 +232,8 @@ class OpenAIModel:
             body["messages"] = messages
             # Where the last message goes on, no block of reasoning can begin: such tags are a part of its text.
             think = None if continues else ThinkBlock()
+        if request.form is not None:
+            body["response_format"] = dict(request.form)
         unheard = Unheard(request)
         read = unheard.reading(partial(self._reader.events, max_tokens=request.max_tokens))
         try:

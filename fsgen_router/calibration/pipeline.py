@@ -19,7 +19,7 @@ from .options import check_output, make_options, require_rate_to_hold
 from .progress import Progress, Silent, Stages
 from .prompts import Prompts
 from .report import check_report_path, write_report
-from .result import Calibration, make_card
+from .result import Calibration, make_card, make_curve
 from .target import make_target, require_enough_prompts
 
 
@@ -92,7 +92,13 @@ def calibrate(
             policy = watch(bench, policy)
         if policy is not None:
             inputs = make_inputs(router.fast.tokenizer, loaded, stop=parsed.stop)
-            policy = replace(policy, pair=bench.pair, method=make_method(parsed.method).name, inputs=inputs)
+            policy = replace(
+                policy,
+                pair=bench.pair,
+                method=make_method(parsed.method).name,
+                inputs=inputs,
+                curve=make_curve(policy, choice),
+            )
             if parsed.hold:
                 assert target.rate is not None
                 policy = policy.holding(target.rate)

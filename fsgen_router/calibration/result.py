@@ -11,7 +11,7 @@ from typing import Any
 from ..evaluation import Estimate, interval
 from ..methods import make_method
 from ..policies import Learned
-from ..policies.cards import Metric, Pair, PolicyCard, library_versions
+from ..policies.cards import CurvePoint, Metric, Pair, PolicyCard, library_versions
 from ..policies.features import hidden_names, hidden_size
 from ..policies.scorers import Scorer
 from .bench import Bench
@@ -120,6 +120,23 @@ def make_card(bench: Bench, policy: Learned, choice: Choice, target: Target, hel
         versions=library_versions(),
         notes=(f"target: {target}", choice.reason),
     )
+
+
+def make_curve(policy: Learned, choice: Choice) -> tuple[CurvePoint, ...]:
+    """What the candidates did on the calibration prompts, as far as they are ``policy`` but for the threshold."""
+    certification = choice.certification
+    points = [
+        CurvePoint(
+            threshold=one.threshold,
+            n_prompts=len(run),
+            escalation_rate=run.rate("escalation_rate"),
+            accuracy=run.accuracy,
+            risk=None if certification is None else float(certification.risks[number]),
+        )
+        for number, (one, run) in enumerate(choice.tried)
+        if one.span == policy.span
+    ]
+    return tuple(sorted(points, key=lambda point: point.threshold))
 
 
 def scorer_signals(scorer: Scorer) -> tuple[str, ...]:

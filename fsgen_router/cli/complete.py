@@ -33,6 +33,9 @@ def complete(
     top_p: o.TopP = 1.0,
     min_p: o.MinP = 0.0,
     stop: o.Stop = None,
+    json_schema: o.JsonSchema = None,
+    regex: o.Regex = None,
+    grammar: o.Grammar = None,
     seed: o.Seed = None,
     as_chat: o.Chat = False,
     report: Annotated[
@@ -83,6 +86,9 @@ def complete(
         stop=stop,
         max_slow_calls=max_slow_calls,
         max_slow_tokens=max_slow_tokens,
+        json_schema=json_schema,
+        regex=regex,
+        grammar=grammar,
     )
     with o.open_router(
         fast,

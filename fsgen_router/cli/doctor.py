@@ -48,6 +48,7 @@ _EXTRAS = {
     "llama": ("llama-cpp-python", "jinja2", "psutil"),
     "transformers": ("torch", "transformers", "accelerate", "gguf", "jinja2", "psutil"),
     "openai": ("httpx2", "tenacity"),
+    "constrain": ("llguidance",),
     "serve": ("starlette", "uvicorn", "prometheus-client"),
     "calibrate": ("scikit-learn", "scipy", "matplotlib", "jinja2"),
     "hub": ("huggingface_hub",),

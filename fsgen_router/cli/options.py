@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from ..contracts.text_models import probe_first
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, InvalidRequest
 from ..methods import DEFAULT_DRAFT_LEN
 from ..methods.contrast import FORMS
 from ..pairing import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY
@@ -136,6 +138,33 @@ Stop: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(help="End before this text; may be repeated.", show_default=False, rich_help_panel=_SAMPLING),
 ]
+JsonSchema: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Answer in JSON of the JSON Schema in this file.",
+        show_default=False,
+        rich_help_panel=_SAMPLING,
+    ),
+]
+Regex: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX",
+        help="The answer matches this regular expression (Rust's syntax), whole.",
+        show_default=False,
+        rich_help_panel=_SAMPLING,
+    ),
+]
+Grammar: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The answer is of the grammar in this file: Lark's notation, or GBNF.",
+        show_default=False,
+        rich_help_panel=_SAMPLING,
+    ),
+]
 Seed: TypeAlias = Annotated[
     int | None,
     typer.Option(help="Same seed, same text.", show_default="a new one", rich_help_panel=_SAMPLING),
@@ -166,9 +195,15 @@ def make_request(
     stop: list[str] | None = None,
     max_slow_calls: int | None = None,
     max_slow_tokens: int | None = None,
+    json_schema: Path | None = None,
+    regex: str | None = None,
+    grammar: Path | None = None,
 ) -> dict[str, Any]:
     """Options of a request, as ``Router.complete`` takes them (it checks them)."""
     return {
+        "response_format": None if json_schema is None else _read_schema(json_schema),
+        "regex": regex,
+        "grammar": None if grammar is None else _read_file("--grammar", grammar),
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -179,6 +214,25 @@ def make_request(
         "max_slow_calls": max_slow_calls,
         "max_slow_tokens": max_slow_tokens,
     }
+
+
+def _read_schema(path: Path) -> dict[str, Any]:
+    """The ``response_format`` of a schema in a file."""
+    text = _read_file("--json-schema", path)
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"--json-schema {path} is no JSON: {error}") from None
+    return {"type": "json_schema", "json_schema": {"name": path.stem, "schema": schema}}
+
+
+def _read_file(option: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"{option} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{option} {path} is not valid UTF-8 (byte {error.start})") from None
 
 
 def open_router(

@@ -164,3 +164,4 @@ def _named(pairs: list[str]) -> dict[str, str]:
 def _tell(host: str, port: int, *, keys: bool) -> None:
     where = f"[{host}]" if ":" in host else host
     say(f"Listening on http://{where}:{port}/v1" + (", with keys" if keys else ""), style="bold")
+    say(f"A page to try it: http://{where}:{port}/")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..contracts.policy import Decision
+from ..contracts.policy import FORCED, Decision
 from ..generation import Generation
 from ..records import Token
 from ..router import Router
@@ -148,8 +148,8 @@ def _piece(token: int, router: Router) -> str:
 
 def _decision(token: Token) -> str:
     """The policy's: accept or escalate; span (inside what an escalation handed over) or forced (by a mask)."""
-    if token.decision is not None and token.decision.reason == "forced":
-        return "forced"
+    if token.decision is not None and token.decision.reason == FORCED:
+        return FORCED
     if token.source == "slow" and token.signals is None:
         return "span"
     return "escalate" if token.decision is not None and token.decision.escalate else "accept"

@@ -19,6 +19,9 @@ REST: Final = -1
 CAP: Final = "cap on "
 """How the reason of a decision begins that a cap declined: the answer says so then (``degraded``)."""
 
+FORCED: Final = "forced"
+"""The reason of a decision that nobody took: a constraint left one choice."""
+
 Until: TypeAlias = Literal["", "sentence", "line", "step"]
 """Where a span may end before its number of tokens: nowhere, or at the first such boundary in it."""
 
@@ -48,12 +51,21 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class InCall:
+    """A position in a tool call: in its ``name`` (``tool`` is not known before that is whole), or in its arguments."""
+
+    tool: str | None
+    part: Literal["name", "arguments"]
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What a policy may know beside the signals.
 
     ``position`` counts the answer's tokens from 0; ``since_escalation`` those since the slow model
     last wrote (or since the beginning); ``slow_calls`` and ``slow_tokens`` are this request's so far;
-    ``uniform()`` is a number in [0, 1) that depends on seed, request and position alone.
+    ``uniform()`` is a number in [0, 1) that depends on seed, request and position alone; ``call`` says where in a tool
+    call the position is, None outside of one.
     """
 
     position: int
@@ -61,6 +73,7 @@ class Context:
     slow_calls: int
     slow_tokens: int
     uniform: Callable[[], float]
+    call: InCall | None = None
 
 
 @dataclass(slots=True)
@@ -179,6 +192,12 @@ def reads_hidden(policy: Policy) -> bool:
 def hands_over(policy: Policy) -> bool:
     """Whether every answer goes to the slow model whole, so that the fast one need not read the prompt to decide."""
     return bool(getattr(policy, "hands_over", False))
+
+
+def limited(policy: Policy, decision: Decision, context: Context) -> Decision:
+    """An escalation that is not the policy's own, as its caps let it stand."""
+    own: Callable[[Decision, Context], Decision] | None = getattr(policy, "limit", None)
+    return decision if own is None else own(decision, context)
 
 
 def rewound(policy: Policy, older: PolicyState, newer: PolicyState) -> PolicyState:

@@ -42,7 +42,8 @@ class Continuation:
 
     ``gap`` is the white space with which a draft went on behind ``answer``: what is to be put in between where a model
     that was told in words to go on leaves it out. ``max_tokens`` counts the endpoint's own tokens;
-    ``chat_template_kwargs`` are variables for its chat template.
+    ``chat_template_kwargs`` are variables for its chat template. ``form`` is OpenAI's ``response_format`` for an answer
+    that is written from its beginning: an endpoint that takes none leaves it out, and its text is checked all the same.
     """
 
     prompt: str | None = None
@@ -53,6 +54,7 @@ class Continuation:
     max_tokens: int
     warp: Warp = GREEDY
     seed: int | None = None
+    form: Mapping[str, Any] | None = None
     meter: Meter | None = field(default=None, compare=False, repr=False)
     """Takes what is billed beside this call: tries of which nothing was heard."""
     # A request's stop strings are no part of it, though an endpoint may be paid for the few tokens behind one until its

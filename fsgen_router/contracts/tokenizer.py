@@ -6,9 +6,12 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-Turn: TypeAlias = Mapping[str, str]
+Turn: TypeAlias = Mapping[str, Any]
+"""A checked message: ``role`` (system, user, assistant or tool) and ``content``, a text.
 
-"""A checked message: ``role`` (system, user or assistant) and ``content``, a text."""
+An assistant's may have ``tool_calls`` (OpenAI's form, ``arguments`` as a JSON object) and ``reasoning_content``, a
+tool's has the ``tool_call_id`` that it answers, and the ``name`` of its tool.
+"""
 
 
 class TokenClass(enum.IntEnum):

@@ -14,9 +14,11 @@ drafts          the fast model's tokens that are held back, for a rule to judge 
 restart         the slow model begins the answer anew
 proposal        the fast model proposes, the policy decides
 verification    drafts are judged, and taken back
+fitting         how much of an endpoint's text is of the form that the answer has to have
 continuation    a slow model that gives text goes on
 read_ahead      an idle slow model reads while the fast one writes
-forced          tokens that a mask leaves no choice about
+forced          tokens that a constraint leaves no choice about
+review          a whole answer is looked at once more, and handed over where it fails
 audit           a finished answer is read back
 ending          the record of an answer, and the ledger
 failure         a job came to nothing
@@ -29,11 +31,13 @@ best_of         whole answers of the fast model's, judged before the loop begins
 from .best_of import BestOfEngine
 from .commands import Call, Cancel, Chunk, Close, Command, Done, Emit, Event, Failed, Open, Returned, Start
 from .engine import Engine
-from .request import Constraint, Request, TextPrompt, Vocabulary
+from .request import CallEvents, Calls, Constraint, Request, TextPrompt, Vocabulary, forced_by
 
 __all__ = [
     "BestOfEngine",
     "Call",
+    "CallEvents",
+    "Calls",
     "Cancel",
     "Chunk",
     "Close",
@@ -50,4 +54,5 @@ __all__ = [
     "Start",
     "TextPrompt",
     "Vocabulary",
+    "forced_by",
 ]

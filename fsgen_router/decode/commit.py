@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..contracts.policy import FORCED
 from ..records import Token
 from .commands import Command, Emit
 from .core import Core
@@ -13,6 +14,7 @@ def commit(core: Core, record: Token, *, streamed: bool = False) -> Emit:
     state.tokens.append(record)
     state.usage.tokens += 1
     state.usage.text_bytes += len(record.piece)
+    state.usage.forced += record.decision is not None and record.decision.reason == FORCED
     if record.source == "slow":
         state.usage.slow_tokens += 1
         state.usage.slow_bytes += len(record.piece)
@@ -30,10 +32,13 @@ def commit(core: Core, record: Token, *, streamed: bool = False) -> Emit:
 
 
 def release(core: Core, keep: int) -> list[Command]:
-    """Stream what is held back, all but the last ``keep`` tokens."""
-    emitted: list[Command] = []
-    while len(core.state.held) > keep and core.state.finish is None:
-        emitted.append(commit(core, core.state.held.pop(0).record))
+    """Stream what is held back, up to the last ``keep`` tokens that are still to be judged."""
+    held, emitted = core.state.held, list[Command]()
+    judged = [at for at, one in enumerate(held) if one.check is not None]
+    for _ in range(judged[-keep:][0] if keep and judged else len(held)):
+        if core.state.finish is not None:
+            break
+        emitted.append(commit(core, held.pop(0).record))
     return emitted
 
 
@@ -42,7 +47,10 @@ def ends(core: Core, token: int) -> bool:
 
 
 def piece(core: Core, token: int) -> bytes:
-    return b"" if ends(core, token) else core.vocabulary.piece(token)
+    if ends(core, token):
+        return b""
+    calls = core.request.calls
+    return (calls and calls.shown.get(token)) or core.vocabulary.piece(token)
 
 
 def at_the_end(core: Core) -> bool:

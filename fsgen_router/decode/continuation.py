@@ -10,6 +10,7 @@ from .commands import Cancel, Chunk, Command, Emit
 from .commit import commit, ends, piece
 from .core import Core
 from .drafts import take_back
+from .fitting import fitting, may_end
 from .proposal import hand_back
 from .restart import begin_anew, draft_of
 from .spending import count_call
@@ -43,6 +44,7 @@ def ask(core: Core) -> list[Command]:
         max_tokens=_limit(core),
         warp=core.request.warp,
         seed=core.request.seed,
+        form=None if answer.strip() else core.request.form,
         meter=core.meter,
     )
     return [core.begin("slow", wanted, "text")]
@@ -92,12 +94,27 @@ def said(core: Core, event: Chunk) -> list[Command]:
     before = max(state.span_shown - _VIEW, 0)
     end = end_of(state.span_text[before:], until) if until else None
     end = None if end is None else max(before + end, state.span_shown)
-    emitted = _show(core, end if end is not None else _sure(core, until, before))
+    fit = fitting(core)
+    emitted = _show(core, min(fit, end if end is not None else _sure(core, until, before)))
+    if fit < min(len(state.span_text), end or len(state.span_text)) and not state.text.stopped:
+        del state.jobs[event.job]
+        return [*emitted, Cancel(event.job), *_unfit(core, fit)]
     if end is None and not state.text.stopped:
         return emitted
     del state.jobs[event.job]
     state.span_left = 0
     return [*emitted, Cancel(event.job), *text_stands(core, stop=end)]
+
+
+def _unfit(core: Core, fit: int) -> list[Command]:
+    """What was said breaks the form of the answer: as much as fits stands, and ends the answer or is gone on with."""
+    state = core.state
+    emitted = text_stands(core, stop=fit)
+    if state.finish is None and fit and may_end(core):
+        state.finish, state.span_left = "eog", 0
+        return emitted
+    state.degraded = state.degraded or "what it wrote is not of the form that was asked for"
+    return [*emitted, *hand_back(core, "stop")]
 
 
 def _sure(core: Core, until: Until, before: int) -> int:
@@ -157,9 +174,12 @@ def ended(core: Core, end: TextEnd) -> list[Command]:
     if not (state.span_text if cut_off else state.span_text.strip()):
         return _nothing_said(core, end)
     emitted = text_stands(core, end, stop=_last_word(core) if cut_off and _is_span(core) else None)
-    if state.finish in (None, "length") and end.finish_reason == "stop":
+    if state.finish in (None, "length") and end.finish_reason == "stop" and may_end(core):
         # Whole, though it may have more tokens in the fast model's vocabulary than were asked for.
         state.finish = "eog"
+    elif state.finish is None and end.finish_reason == "stop":
+        state.degraded = state.degraded or "it ended before its text was of the form that was asked for"
+        return [*emitted, *hand_back(core, "stop")]
     elif state.finish is None and state.escalation is not None and state.escalation.extent == REST:
         state.finish = "length"
     state.span_left = 0
@@ -209,6 +229,7 @@ def text_stands(core: Core, end: TextEnd | None = None, *, stop: int | None = No
     state = core.state
     emitted = _show(core, len(state.span_text) if stop is None else stop)
     heard, state.span_text, state.span_shown = state.span_text, "", 0
+    state.span_fit, state.span_ids = 0, []
     text = heard[:stop]
     position = len(state.answer)
     before = b"".join(token.piece for token in state.tokens).decode(errors="replace")

@@ -113,6 +113,7 @@ class Core:
             slow_calls=state.usage.escalations,
             slow_tokens=state.usage.slow_tokens,
             uniform=lambda: self.uniform(position, "policy"),
+            call=None if self.request.calls is None else self.request.calls.place(state.answer),
         )
 
     def uniform(self, position: int, purpose: str) -> float:

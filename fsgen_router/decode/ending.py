@@ -43,8 +43,11 @@ def conclude(core: Core) -> None:
     usage.compared = len(known)
     usage.disagreements = sum(t.fast_choice != t.slow_choice for t in known)
     _enter_in_ledger(core)
+    text = "".join(state.shown)
+    parse = core.request.parse if state.finish in ("eog", "stop") else None  # what was cut off may read as another
+    parsed, parse_error = (None, None) if parse is None else parse(text)
     core.generation = Generation(
-        text="".join(state.shown),
+        text=text,
         tokens=tuple(state.tokens),
         usage=usage,
         finish_reason=state.finish,
@@ -54,6 +57,8 @@ def conclude(core: Core) -> None:
         degraded=state.degraded or state.limited,
         reasoning="".join(state.reasoning),
         selection=state.selection,
+        parsed=parsed,
+        parse_error=parse_error,
     )
 
 

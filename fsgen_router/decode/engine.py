@@ -30,7 +30,7 @@ from ..contracts.policy import Ledger
 from ..contracts.text_models import TextEnd
 from ..money import Terms
 from ..rows.reading import Row
-from . import audit, continuation, ending, escalation, failure, forced, proposal, read_ahead, verification
+from . import audit, continuation, ending, escalation, failure, forced, proposal, read_ahead, review, verification
 from .commands import Chunk, Command, Done, Event, Returned
 from .core import Core
 from .request import Request
@@ -87,6 +87,8 @@ class Engine(Core):
             commands += forced.force(self)
         if state.finish is None:
             proposal.hand_over(self)
+        elif not state.closed:
+            commands += review.judge(self)
         if state.finish is not None:
             commands += ending.end(self)
         elif state.span_left == 0:

@@ -20,7 +20,10 @@ from .state import Proposal
 
 def hand_over(core: Core) -> None:
     """Give the whole answer to the slow model, where nothing that the fast one says could change that."""
-    if core.hands_over and not core.state.answer and core.state.span_left == 0 and core.state.degraded is None:
+    state = core.state
+    if not core.hands_over or state.span_left or state.degraded is not None:
+        return
+    if len(state.answer) == state.usage.forced:  # before any choice
         decision = admitted(core, Decision(True, REST, reason="handed over"))
         core.hands_over = decision.escalate
         if decision.escalate:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..contracts.models import Role
+from ..contracts.policy import InCall
 from ..contracts.tokenizer import Turn
 from ..errors import ConfigurationError
+from ..generation import Generation, StreamEvent
 from ..rows.reading import Mask, Warp
 from ..text.drafts import show_in_messages, show_in_prompt
+from .commands import Emit
 
 
 class Constraint(Protocol):
@@ -21,18 +24,55 @@ class Constraint(Protocol):
 
     ``mask`` is a pure function of the answer's ids so far (not to be changed), so that it survives a
     rewind.
+
+    A constraint that knows further ahead what has to follow may have a method ``forced`` beside it, as pure, that
+    gives those ids: they are placed as they are, without asking a model or a policy, and read in one chunk. One that
+    can judge text from elsewhere, however it is cut into tokens, has ``accepted(answer, following)``: how many of the
+    ids ``following`` may stand behind the answer.
     """
 
     def mask(self, answer: Sequence[int]) -> Mask | None: ...
 
 
+class CallEvents(Protocol):
+    """A stream's events where the answer may call tools: calls apart from what is said."""
+
+    def of(self, emit: Emit) -> Iterable[StreamEvent]: ...
+
+    def end(self) -> Iterable[StreamEvent]:
+        """What was kept back until the answer stood."""
+
+
+class Calls(Protocol):
+    """The tool calls of one request."""
+
+    @property
+    def shown(self) -> Mapping[int, bytes]:
+        """Control tokens that are a part of the text all the same, since calls are told by them, and their bytes."""
+
+    def place(self, answer: Sequence[int]) -> InCall | None:
+        """Where in a call an answer of these ids stands."""
+
+    def review(self, text: str) -> str | None:
+        """What is wrong with a whole answer, so that the slow model has to write it anew; None: nothing."""
+
+    def events(self, request: str) -> CallEvents: ...
+
+    def applied(self, answer: Generation, request: str) -> Generation:
+        """The answer with its calls apart from what it says."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPrompt:
-    """A prompt as a slow model that gives text gets it: raw text, or messages and variables for their template."""
+    """A prompt as a slow model that gives text gets it: raw text, or messages.
+
+    These come with variables and ``tools`` (in OpenAI's form) for their template.
+    """
 
     prompt: str | None = None
     messages: tuple[Turn, ...] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def showing(self, draft: str) -> TextPrompt:
         """This prompt with a draft of the answer in view, for an answer that is written anew."""
@@ -62,6 +102,12 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
+    form: Mapping[str, Any] | None = None
+    """What an endpoint is told of the form of a whole answer, as OpenAI's ``response_format``."""
+    parse: Callable[[str], tuple[Any, str | None]] | None = None
+    """Reads what a whole answer says, or why it says nothing."""
+    calls: Calls | None = None
+    """What is known of the tool calls that the answer may hold."""
     audit: bool = False
     alone: bool = False
     """The slow model's own answer: where that gives text and fails or says nothing, no other model goes on."""
@@ -110,4 +156,24 @@ def check_mask(mask: Mask | None, n_vocab: int) -> None:
     if len(ids) and not (ids.min() >= 0 and ids.max() < n_vocab):
         raise ConfigurationError(
             f"a constraint biases tokens {ids.min()} to {ids.max()}, the vocabulary has 0 to {n_vocab - 1}"
+        )
+
+
+def forced_by(constraint: Constraint | None, answer: Sequence[int]) -> Sequence[int]:
+    """The ids that a constraint knows to follow; none where it looks no further than its masks."""
+    forced: Callable[[Sequence[int]], Sequence[int]] | None = getattr(constraint, "forced", None)
+    return forced(answer) if callable(forced) else ()
+
+
+def accepted_by(constraint: Constraint, answer: Sequence[int], following: Sequence[int]) -> int:
+    """How many of the ids that follow an answer a constraint accepts: all of them, where it cannot tell."""
+    accepted: Callable[[Sequence[int], Sequence[int]], int] | None = getattr(constraint, "accepted", None)
+    return accepted(answer, following) if callable(accepted) else len(following)
+
+
+def check_forced(tokens: Sequence[int], n_vocab: int) -> None:
+    """Refuse forced tokens that are none of the vocabulary's."""
+    if not all(isinstance(token, int) and 0 <= token < n_vocab for token in tokens):
+        raise ConfigurationError(
+            f"a constraint forces {list(tokens)[:8]}, the vocabulary has 0 to {n_vocab - 1}", hint="token ids as int"
         )

@@ -22,7 +22,7 @@ def begin_anew(core: Core) -> list[Command]:
             state.prompts["slow"] = shown
     usage.restarts += 1
     usage.discarded_tokens += len(state.answer) + (state.proposal is not None)
-    usage.tokens = usage.text_bytes = usage.slow_tokens = usage.slow_bytes = 0
+    usage.tokens = usage.text_bytes = usage.slow_tokens = usage.slow_bytes = usage.forced = 0
     state.tokens, state.held, state.answer, state.shown, state.rows, state.proposal = [], [], [], [], {}, None
     state.text, state.last_escalation, state.anew = TextStream(core.request.stop), -1, False
     if state.escalation is not None and state.escalation.extent == REST:

@@ -86,6 +86,9 @@ class EngineState:
     span_text: str = ""
     """What an endpoint has said of its span, of which ``span_shown`` characters are shown."""
     span_shown: int = 0
+    span_fit: int = 0
+    """Characters of it that are known to be of the form that the answer has to have, as the tokens ``span_ids``."""
+    span_ids: list[int] = field(default_factory=list)
     span_reasoning: str = ""
     reasoning: list[str] = field(default_factory=list)
     silences: list[str] = field(default_factory=list)
@@ -96,6 +99,7 @@ class EngineState:
     limited: str | None = None
     """The cap that first declined an escalation."""
     finish: FinishReason | None = None
+    reviewed: bool = False
     closed: bool = False
     """Whether the answer's text and the policy are done with: what is left then changes neither."""
     degraded: str | None = None
@@ -114,6 +118,7 @@ class EngineState:
             tokens=list(self.tokens),
             held=list(self.held),
             shown=list(self.shown),
+            span_ids=list(self.span_ids),
             reasoning=list(self.reasoning),
             silences=list(self.silences),
             readers={role: dataclasses.replace(reader) for role, reader in self.readers.items()},

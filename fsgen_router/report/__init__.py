@@ -6,5 +6,6 @@ the slow model reads of the fast one's text is in its positions, FLOPs, seconds 
 
 from .comparison import Comparison, cost_usd, flops
 from .report import FSGEN_RATE, FSGEN_SOURCE, Report, make_report
+from .session import SessionReport
 
-__all__ = ["FSGEN_RATE", "FSGEN_SOURCE", "Comparison", "Report", "cost_usd", "flops", "make_report"]
+__all__ = ["FSGEN_RATE", "FSGEN_SOURCE", "Comparison", "Report", "SessionReport", "cost_usd", "flops", "make_report"]

@@ -148,6 +148,7 @@ def rates_table(usage: Usage, *, verified_tokens: int, auditable: bool) -> Table
         ("tuned model", usage.tuned.positions, "tokens that it read"),
         ("verified tokens", verified_tokens, "drafts that it judged and let stand"),
         ("bonus tokens", usage.bonus_tokens, "its own, behind drafts that it let stand"),
+        ("forced", usage.forced, "tokens that the form of the answer left no choice about"),
         ("declined", usage.declined, "escalations that a cap or their price forbade"),
         ("discarded drafts", usage.discarded_tokens, "corrected, or behind a correction"),
         ("restarts", usage.restarts, "hand-overs at which it began the answer anew"),

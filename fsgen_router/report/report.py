@@ -69,8 +69,8 @@ class Report:
         return f"Report({self.policy!r}, {self.method!r}, {self.usage.tokens} tokens, {steps})"
 
     @property
-    def _comparisons(self) -> dict[str, Comparison]:
-        """The quantities by name."""
+    def comparisons(self) -> dict[str, Comparison]:
+        """Steps, seconds, FLOPs and money against the slow model alone, by name."""
         return {
             "slow_forwards": self.slow_forwards,
             "seconds": self.seconds,
@@ -88,7 +88,7 @@ class Report:
         steps = self.fast_step_seconds, self.slow_step_seconds
         return {
             name: explain_loss(name, comparison, self.usage, self.alone, *steps)
-            for name, comparison in self._comparisons.items()
+            for name, comparison in self.comparisons.items()
             if comparison.lost and not name.startswith("local")
         }
 
@@ -164,7 +164,7 @@ class Report:
                 f"policy {self.policy}, method {self.method}",
                 f"{self.usage.tokens:,} tokens, finish reason {self.finish_reason}",
             ),
-            comparisons=self._comparisons,
+            comparisons=self.comparisons,
             losses=self.losses.values(),
             usage=self.usage,
             bill=None if self.billed is None or not self.billed.requests else (self.billed, self.prices),

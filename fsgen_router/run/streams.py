@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import aclosing, closing
 from typing import Any
 
 from ..generation import StreamEvent
@@ -15,6 +16,17 @@ class Stream(Generator[StreamEvent, None, None]):
 
     def __init__(self, events: Generator[StreamEvent, None, None], place: Place) -> None:
         self._events, self._place, self._home = events, place, Home()
+
+    def seen_by(self, see: Callable[[StreamEvent], None]) -> Stream:
+        """This stream, of which ``see`` is shown every event first."""
+
+        def shown() -> Generator[StreamEvent, None, None]:
+            with closing(self._events) as events:
+                for event in events:
+                    see(event)
+                    yield event
+
+        return Stream(shown(), self._place)
 
     def __next__(self) -> StreamEvent:
         self._home.require("the Router of this stream")
@@ -41,6 +53,17 @@ class AsyncStream(AsyncGenerator[StreamEvent, None]):
 
     def __init__(self, events: AsyncGenerator[StreamEvent, None], place: Place) -> None:
         self._events, self._place, self._home = events, place, Home()
+
+    def seen_by(self, see: Callable[[StreamEvent], None]) -> AsyncStream:
+        """This stream, of which ``see`` is shown every event first."""
+
+        async def shown() -> AsyncGenerator[StreamEvent, None]:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    see(event)
+                    yield event
+
+        return AsyncStream(shown(), self._place)
 
     def __anext__(self) -> Coroutine[Any, Any, StreamEvent]:
         self._home.require("the Router of this stream")

@@ -6,7 +6,8 @@ nothing else (:mod:`.chat_completions`, :mod:`.completions`, :mod:`.responses`, 
 what they have in common). :mod:`.runner` then has the Router answer, and streams: :mod:`.merging` makes one stream of
 several answers, :mod:`.telling` says what may be sent of it, :mod:`.wire` sends it. :mod:`.named` are the policies
 behind model names, :mod:`.truth` is what an answer says of itself, :mod:`.observing` metrics, spans and the request
-log, :mod:`.errors` what goes wrong, :mod:`.openapi` the page that describes all of it.
+log, :mod:`.errors` what goes wrong, :mod:`.openapi` the description of all of it, :mod:`.page_files` the
+page for people.
 """
 
 try:

@@ -24,6 +24,7 @@ from .named import Names
 from .observing import Observer
 from .openapi import openapi
 from .options import ServeOptions
+from .page_files import page_routes
 from .pages import Pages
 from .responses import RESPONSES
 from .runner import Runner
@@ -75,6 +76,7 @@ def make_app(router: Router, options: ServeOptions | None = None) -> ASGIApp:
         Route("/v1/embeddings", pages.embeddings, methods=["POST"]),
         Route("/v1/models", pages.models, methods=["GET"]),
         Route("/v1/models/{name:path}", pages.model, methods=["GET"]),
+        *page_routes(),
     ]
     app: ASGIApp = Starlette(routes=routes, exception_handlers={HTTPException: _told})
     app = Guard(app, chosen)

@@ -45,6 +45,9 @@ class FsgenOptions(Body):
 
     policy: str | None = Field(default=None, max_length=256, description="a short form, like entropy>1.2")
     method: str | None = Field(default=None, max_length=256, description="a short form, like verify")
+    threshold: float | None = Field(
+        default=None, allow_inf_nan=False, description="in the place of the policy's own, where it has one"
+    )
     max_slow_calls: int | None = Field(default=None, ge=0)
     max_slow_tokens: int | None = Field(default=None, ge=0)
     max_cost_usd: float | None = Field(default=None, ge=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from ..generation import Generation, ReasoningDelta, StreamEvent, TextDelta
+from ..generation import Generation, ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 from ..records import Token
 
 
@@ -48,6 +48,8 @@ def heard(event: StreamEvent) -> Heard | None:
     match event:
         case TextDelta(text=text, token=token):
             return Text(text, token)
+        case ToolCallDelta():
+            return ToolArguments(event.index, event.arguments, event.id, event.name)
         case ReasoningDelta(text=text):
             return Reasoning(text)
     return None

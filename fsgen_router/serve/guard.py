@@ -13,9 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import ApiError, anthropic_error, openai_error
 from .options import ServeOptions, digest
+from .page_files import is_page
 
 OPEN: Final = frozenset({"/health"})
-"""Paths that want no key."""
+"""Paths that want no key, beside the page's own."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,100}")
 _LOCAL = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\]|::1)(?::\d+)?", re.IGNORECASE)
 
@@ -43,7 +44,7 @@ class Guard:
         try:
             if self._local_only and not _LOCAL.fullmatch(headers.get("host", "localhost")):
                 raise ApiError(403, "forbidden", "this server answers on localhost only: give it keys for other hosts")
-            if self._keys and scope["path"] not in OPEN:
+            if self._keys and scope["path"] not in OPEN and not is_page(scope["path"]):
                 state["key"] = self._key_of(headers)
         except ApiError as error:
             await error_response(error, HTTPConnection(scope))(scope, receive, send)

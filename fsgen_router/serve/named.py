@@ -11,6 +11,7 @@ from ..errors import ConfigurationError
 from ..evaluation.runs import SLOW_ONLY
 from ..policies import BestOf, guarantee_of, make_policy
 from ..policies.files import SUFFIX
+from ..policies.thresholds import at_threshold
 from ..router import Router
 from .body import FsgenOptions
 from .dialect import Json
@@ -27,6 +28,8 @@ class Named:
     about: str
     shown: str
     """What its policy is called."""
+    base: Policy
+    """What decides, the Router's own policy where ``policy`` is None."""
     policy: Policy | None = None
     method: Method | None = None
 
@@ -37,6 +40,8 @@ class Named:
             options["policy"] = _asked_policy(asked.policy, max_choices)
         elif self.policy is not None:
             options["policy"] = self.policy
+        if asked.threshold is not None:
+            options["policy"] = _moved(options.get("policy", self.base), asked.threshold)
         if asked.method is not None:
             options["method"] = _short_form(asked.method, "method")
         elif self.method is not None and asked.policy is None:
@@ -54,12 +59,13 @@ class Names:
 
     def __init__(self, router: Router, policies: Mapping[str, str]) -> None:
         own = f"policy {router.policy.name}, method {router.method.name}"
-        self._all = {DEFAULT: Named(DEFAULT, own, router.policy.name)}
+        self._all = {DEFAULT: Named(DEFAULT, own, router.policy.name, router.policy)}
         self._add(router, "local/fast", "never", about="the fast model alone")
         self._add(router, "local/slow", SLOW_ONLY, method="replace", about="the slow model alone")
         claim = guarantee_of(router.policy)
         if claim is not None:
-            self._all["local/certified"] = Named("local/certified", f"{own}: {claim.certified}", router.policy.name)
+            certified = "local/certified"
+            self._all[certified] = Named(certified, f"{own}: {claim.certified}", router.policy.name, router.policy)
         for name, policy in policies.items():
             if name in self._all:
                 raise ConfigurationError(f"the model name {name} is taken", hint=f"taken: {', '.join(self._all)}")
@@ -69,7 +75,7 @@ class Names:
         twin = router.with_policy(policy, method=method)
         words = f"policy {twin.policy.name}, method {twin.method.name}"
         self._all[name] = Named(
-            name, f"{about}: {words}" if about else words, twin.policy.name, twin.policy, twin.method
+            name, f"{about}: {words}" if about else words, twin.policy.name, twin.policy, twin.policy, twin.method
         )
 
     def all(self) -> list[Named]:
@@ -87,6 +93,14 @@ class Names:
                 param="model",
             )
         return found
+
+
+def _moved(policy: Policy, threshold: float) -> Policy:
+    """A policy with the threshold that a client asks for."""
+    try:
+        return at_threshold(policy, threshold)
+    except ConfigurationError as error:
+        raise ApiError(400, "invalid_request", f"fsgen.{error}", param="fsgen.threshold") from None
 
 
 def _asked_policy(text: str, max_choices: int) -> Policy:

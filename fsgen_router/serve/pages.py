@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..errors import FsgenError
+from ..json_forms import finite
+from ..policies.thresholds import ThresholdOf, threshold_of
 from ..router import Router
-from .dialect import Json
+from .dialect import Json, present
 from .errors import ApiError
 from .guard import error_response
 from .metrics import CONTENT_TYPE, Metrics
@@ -59,6 +61,7 @@ class Pages:
             return error_response(error, request)
 
     def _model(self, named: Named) -> Json:
+        threshold = threshold_of(named.base)
         return {
             "id": named.name,
             "object": "model",
@@ -69,5 +72,14 @@ class Pages:
                 "about": named.about,
                 "fast": self._router.fast.name,
                 "slow": self._router.slow.name,
+                **({} if threshold is None else {"threshold": _told(threshold)}),
             },
         }
+
+
+def _told(threshold: ThresholdOf) -> Json:
+    """A threshold that ``fsgen.threshold`` moves, and what others did in calibration; absent fields are left out."""
+    points = [present(**point.model_dump()) for point in threshold.curve]
+    facts = {one.name: getattr(threshold, one.name) for one in fields(threshold)}
+    told: Json = finite(present(**facts | {"curve": points or None}))
+    return told

@@ -45,9 +45,9 @@ OF_ROUTER: Final = (
 )  # fmt: skip
 """What is said once, to the Router, and by some to a request or a model."""
 OF_REQUEST: Final = (
-    "baseline", "chat_template_kwargs", "constraint", "logit_bias", "max_cost_usd", "max_seconds", "max_slow_calls",
-    "max_slow_tokens", "max_tokens", "min_p", "request_id", "seed", "stop", "stop_tokens", "temperature", "top_k",
-    "top_p",
+    "baseline", "chat_template_kwargs", "constraint", "grammar", "logit_bias", "max_cost_usd", "max_seconds",
+    "max_slow_calls", "max_slow_tokens", "max_tokens", "min_p", "parallel_tool_calls", "regex", "request_id",
+    "response_format", "seed", "stop", "stop_tokens", "temperature", "tool_choice", "tools", "top_k", "top_p",
 )  # fmt: skip
 OF_MODEL: Final = (
     "ahead", "allow_http", "allow_pickle", "api", "api_key_env", "attn_implementation", "breaker_failures",
@@ -69,7 +69,10 @@ _OWNERS: Final = (
 _ELSEWHERE: Final[Mapping[str, str]] = {
     "ctx_size": "n_ctx",
     "do_sample": "temperature",
-    "grammar": "constraint",
+    "guided_grammar": "grammar",
+    "guided_json": "response_format",
+    "guided_regex": "regex",
+    "json_schema": "response_format",
     "logits_processor": "constraint",
     "max_completion_tokens": "max_tokens",
     "max_length": "max_tokens",
@@ -80,6 +83,8 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
     "num_ctx": "n_ctx",
     "num_predict": "max_tokens",
     "random_seed": "seed",
+    "response_model": "response_format",
+    "schema": "response_format",
     "stop_sequences": "stop",
     "stop_strings": "stop",
     "stop_token_ids": "stop_tokens",
@@ -100,7 +105,16 @@ def checked(model: type[T], options: Mapping[str, Any], *, error: type[Configura
     except ValidationError as invalid:
         first = invalid.errors()[0]
         name = ".".join(map(str, first["loc"])) or "options"
-        raise error(f"{name}={first['input']!r}: {first['msg']}") from None
+        raise error(f"{name}={_brief(first['input'])}: {first['msg']}") from None
+
+
+def _brief(value: object) -> str:
+    """A value as an error shows it: a schema may be a book, or nested without end."""
+    try:
+        shown = repr(value)
+    except RecursionError:
+        shown = f"a deeply nested {type(value).__name__}"
+    return shown if len(shown) <= 200 else f"{shown[:160]}..."
 
 
 def _way_out(name: str, known: Sequence[str]) -> str:

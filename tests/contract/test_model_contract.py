@@ -233,6 +233,19 @@ def test_the_longest_prefix_wins_and_the_least_recently_used_goes_first(wide_mod
     assert wide_model.open([]).sequence == held[0]
 
 
+def test_who_begins_alike_does_not_take_a_longer_conversation(wide_model: TokenModel) -> None:
+    """Nearly all chats begin with the same words of a template."""
+    long, alike = some_ids(wide_model, 20), some_ids(wide_model, 20)[:6]
+    mine = wide_model.open(long)
+    last(wide_model, mine.sequence, 0, long)
+    wide_model.close(mine.sequence)
+    other = wide_model.open([*alike, 3, 4, 5])
+    assert other.sequence != mine.sequence
+    wide_model.close(other.sequence)
+    back = wide_model.open([*long, 3])
+    assert (back.sequence, back.kept) == (mine.sequence, 20)
+
+
 def test_sequences_run_out_and_come_back(model: TokenModel) -> None:
     opened = [model.open([]).sequence for _ in range(model.n_seq)]
     assert sorted(opened) == sorted(set(opened))

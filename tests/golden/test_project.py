@@ -32,13 +32,14 @@ EXPORTS = {
     "Generation", "InvalidRequest", "Ledger", "MachinePrice", "Mask", "Message", "ModelCard", "ModelFileCorrupt",
     "ModelLoadError", "ModelNotFound", "ModelUsage", "NoFreeSequence", "NotEnoughMemory", "NothingToGain", "PairCost",
     "Policy", "PolicyFileError", "Prices", "PromptTooLong", "QueueFull", "ReasoningDelta", "Report",
-    "RequestKeywords", "RequestOptions", "Restarted", "RewindWarning", "Router", "RouterClosed", "Selection", "Signals",
-    "SlowAloneWarning", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning", "SystemMessageWarning",
-    "TextDelta", "TextPart", "Token", "TokenClass", "UnsteadyMachineWarning", "Usage", "Verifier", "VerifierFailed",
-    "VocabularyMismatch", "VocabularyWarning", "WrappedPromptWarning", "__version__",
+    "RequestKeywords", "RequestOptions", "Restarted", "RewindWarning", "Router", "RouterClosed", "Selection", "Session",
+    "SessionReport", "Signals", "SlowAloneWarning", "SmallExtentWarning", "Span", "StreamEvent", "SwappedModelsWarning",
+    "SystemMessageWarning", "TextDelta", "TextPart", "Token", "TokenClass", "Tool", "ToolCall", "ToolCallDelta",
+    "UnsteadyMachineWarning", "Usage", "Verifier", "VerifierFailed", "VocabularyMismatch", "VocabularyWarning",
+    "WrappedPromptWarning", "__version__",
 }  # fmt: skip
 POLICY_EXPORTS = {
-    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "BestOf", "Budget", "Capped", "Check", "Every", "Extended",
+    "SHORT_FORMS", "Always", "AtPrompt", "Audit", "BestOf", "Budget", "ByTool", "Capped", "Check", "Every", "Extended",
     "Guarantee", "Learned", "MissedEstimate", "Never", "OnlineHead", "Pair", "PolicyCard", "PolicyPairWarning",
     "Random", "Score", "SpanRule", "Threshold", "Vote", "audit_of", "check_pair", "check_prompt", "estimate_missed",
     "fingerprint", "guarantee_of", "load_policy", "make_policy", "promote", "save_policy",
@@ -48,14 +49,15 @@ METHOD_EXPORTS = {
 }  # fmt: skip
 OPTIONS = {
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_tokens", "logit_bias", "constraint",
-    "chat_template_kwargs", "max_slow_calls", "max_slow_tokens", "max_cost_usd", "max_seconds",
-    "budget", "baseline", "policy", "method", "request_id",
+    "response_format", "regex", "grammar", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs",
+    "max_slow_calls", "max_slow_tokens", "max_cost_usd", "max_seconds", "budget", "baseline", "policy", "method",
+    "request_id",
 }  # fmt: skip
 ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "baseline_share", "batching", "budget", "chat",
     "checker", "close", "complete", "costs", "count_tokens", "fast", "ledger", "load", "machine",
     "max_waiting", "measure", "measure_steps", "method", "policy", "prices", "read_ahead",
-    "seed", "shared", "slow", "stream", "stream_chat", "tuned", "with_policy",
+    "seed", "session", "shared", "slow", "stream", "stream_chat", "tuned", "with_policy",
 }  # fmt: skip
 
 
@@ -182,8 +184,9 @@ def test_log_events_are_the_documented_ones() -> None:
 # A file imports only from rooms before its own.
 ORDER = (
     "_version", "errors", "json_forms", "support", "rows", "contracts", "text", "methods", "records", "money", "report",
-    "generation", "decode", "run", "config", "adapters", "policies", "costs", "reference", "resolve", "pairing",
-    "requests", "bookkeeping", "router", "fsgen_router", "evaluation", "calibration", "recommend", "law",
+    "generation", "decode", "constraints", "tools", "run", "config", "adapters", "policies", "costs", "reference",
+    "resolve", "pairing", "requests", "bookkeeping", "session", "router", "fsgen_router", "evaluation", "calibration",
+    "recommend", "law",
     "study", "serve", "cli",
 )  # fmt: skip
 
@@ -191,7 +194,7 @@ ORDER = (
 HEAVY = {
     "torch", "transformers", "llama_cpp", "huggingface_hub", "gguf", "matplotlib", "scipy", "psutil", "tokenizers",
     "safetensors", "tqdm", "openai", "httpx", "httpx2", "tenacity", "sklearn", "jinja2",
-    "accelerate", "genai_prices", "starlette", "uvicorn", "prometheus_client", "opentelemetry",
+    "accelerate", "genai_prices", "llguidance", "starlette", "uvicorn", "prometheus_client", "opentelemetry",
 }  # fmt: skip
 AT_IMPORT = {
     "adapters/chat_template.py": {"jinja2"},
@@ -222,12 +225,14 @@ AT_IMPORT = {
     "adapters/transformers/slot_cache.py": {"torch", "transformers"},
     "adapters/transformers/tokenizer.py": {"tokenizers"},
     "adapters/transformers/vocabulary.py": {"gguf", "transformers"},
+    "fsgen_router/constraints/library.py": {"llguidance"},
     "fsgen_router/serve/__init__.py": {"prometheus_client", "starlette", "uvicorn"},
     "fsgen_router/serve/app.py": {"starlette"},
     "fsgen_router/serve/body.py": {"starlette"},
     "fsgen_router/serve/guard.py": {"starlette"},
     "fsgen_router/serve/metrics.py": {"prometheus_client"},
     "fsgen_router/serve/observing.py": {"starlette"},
+    "fsgen_router/serve/page_files.py": {"starlette"},
     "fsgen_router/serve/pages.py": {"starlette"},
     "fsgen_router/serve/runner.py": {"starlette"},
     "fsgen_router/serve/running.py": {"uvicorn"},
@@ -458,6 +463,7 @@ def test_the_wheel_holds_every_module_and_the_data(wheel: Path) -> None:
         inside = ["fsgen_router", *([] if top == "fsgen_router" else [top]), *rest]
         assert "/".join(inside) in names
     files = ("py.typed", "reference/fast.gguf", "reference/slow.gguf", "law/fsgen_cof.csv", "law/fsgen_cof.source.txt")
+    files += tuple(f"serve/page/{path.name}" for path in (ROOT / "fsgen_router/serve/page").iterdir())
     for data in files:
         assert f"fsgen_router/{data}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -835,6 +835,11 @@ def test_a_policy_from_prompts_to_the_router(tmp_path: Path, fast_model: TokenMo
     assert policy.inputs is not None
     assert policy.inputs.forms == ("messages",)
     assert policy.drift is not None
+    # What other thresholds did on the same prompts goes with it.
+    assert [point.threshold for point in policy.curve] == sorted(one.threshold for one, _ in found.choice.tried)
+    own = next(point for point in policy.curve if point.threshold == policy.threshold)
+    assert (own.n_prompts, own.risk) == (11, found.choice.guarantee.risk)
+    assert own.escalation_rate == found.choice.guarantee.certified_rate
     assert card.splits == {"fit": 11, "calibration": 11, "report": 22}
     assert card.data_hash == found.prompts.sha256
     assert card.guarantee is not None

@@ -129,7 +129,10 @@ class Page:
             return ""
         # Lines of the page, so that errors point into it.
         tree = ast.parse("\n" * block.line + code, where)
-        compiled = compile(tree, where, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        flags = (
+            ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        )  # and none of this file's own: a page says for itself how annotations are read
+        compiled = compile(tree, where, "exec", flags, dont_inherit=True)
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             waiting = eval(compiled, self.names)

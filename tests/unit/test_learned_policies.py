@@ -30,6 +30,7 @@ from scripted_pairs import answer, finish, make_engine, pair, prompt
 from fsgen_router import REST, ConfigurationError, Context, Ledger, Signals
 from fsgen_router.contracts.tokenizer import TokenClass
 from fsgen_router.policies import Budget, Learned, SpanRule, Threshold, load_policy, save_policy
+from fsgen_router.policies.cards import CurvePoint
 from fsgen_router.policies.drift import DriftMonitor, Window, ks, make_monitor, psi, widened_threshold
 from fsgen_router.policies.features import (
     FEATURES,
@@ -57,6 +58,7 @@ from fsgen_router.policies.scorers import (
     sigmoid,
     sigmoids,
 )
+from fsgen_router.policies.thresholds import at_threshold, threshold_of
 
 ROWS = features(500)
 SIGNALS, CONTEXT = position(np.random.default_rng(0))
@@ -665,6 +667,20 @@ def test_accepted_tokens_count_through_audits_alone() -> None:
     # Escalated ones are above the threshold, accepted ones below.
     assert np.array_equal(scores > 0.75, reservoir.weights[:size] == 1.0)
     assert head.observe(answer(pair(2), "never", prompt(2))) == 0
+
+
+def test_a_moved_threshold_keeps_the_curve_and_suspends_the_certificate() -> None:
+    points = (CurvePoint(threshold=0.5, n_prompts=7, escalation_rate=0.1, accuracy=1.0),)
+    policy = Learned(logistic(), 0.5, curve=points).certified(guarantee())
+    found = threshold_of(policy)
+    assert (found.value, found.asks, found.unit, found.certified, found.curve) == (0.5, "above", "score", 0.5, points)
+    moved = at_threshold(policy, 0.25)
+    assert moved == replace(policy, threshold=0.25)
+    assert threshold_of(moved) == replace(found, value=0.25)
+    assert not moved.guarantee().holds
+    assert at_threshold(moved, 0.5).guarantee().holds
+    # A rate that is held moves the threshold itself.
+    assert threshold_of(policy.holding(0.1)) is None
 
 
 # --- promotion -----------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from fsgen_router.policies import (
     make_policy,
 )
 from fsgen_router.policies.shortform import FSGEN_FORMS
+from fsgen_router.policies.thresholds import at_threshold, threshold_of
 from fsgen_router.rows.reading import Read, Scratch, reduce_row
 from fsgen_router.rows.signals import TOP_K, make_signals
 
@@ -457,3 +458,39 @@ def test_who_hands_everything_over() -> None:
         Capped(always, max_tokens=9),
     ):
         assert not hands_over(policy)
+
+
+# --- a threshold that is moved -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "moved", "side"),
+    [
+        ("entropy>1.2", "entropy>0.25", "above"),
+        ("varentropy>2,span=4,window=3", "varentropy>0.25,span=4,window=3", "above"),
+        ("max_prob<0.6,span=sentence,max=64", "max_prob<0.25,span=sentence,max=64", "below"),
+        ("margin<0.4,span=rest,draft=drop", "margin<0.25,span=rest,draft=drop", "below"),
+        ("delta<0.2,at=prompt", "delta<0.25,at=prompt", "below"),
+        ("entropy>9", "entropy>0.25", "above"),
+    ],
+)
+def test_a_threshold_is_found_and_moved_wherever_it_sits(form: str, moved: str, side: str) -> None:
+    for policy in (make_policy(form), Capped(make_policy(form), 3)):
+        found = threshold_of(policy)
+        assert found is not None
+        assert (found.asks, found.curve, found.certified) == (side, (), None)
+        assert found.low <= found.value <= found.high
+        assert at_threshold(policy, found.value) == policy
+        after = at_threshold(policy, 0.25)
+        assert after.name == moved
+        assert type(after) is type(policy)
+        assert threshold_of(after) == replace(found, value=0.25, high=min(found.high, 6.0 if "var" in form else 4.0))
+
+
+@pytest.mark.parametrize("form", ["never", "always", "every:4", "random:0.1", "budget:0.2", "best_of:2,vote>0.5"])
+def test_a_policy_without_a_threshold_has_none_to_move(form: str) -> None:
+    assert threshold_of(make_policy(form)) is None
+    with pytest.raises(ConfigurationError, match="has none to set"):
+        at_threshold(make_policy(form), 0.5)
+    with pytest.raises(ConfigurationError, match="no number"):
+        at_threshold(make_policy("entropy>1"), float("nan"))

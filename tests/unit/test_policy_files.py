@@ -33,7 +33,7 @@ from fsgen_router.policies import (
     make_policy,
     save_policy,
 )
-from fsgen_router.policies.cards import FORMAT
+from fsgen_router.policies.cards import FORMAT, CurvePoint
 from fsgen_router.policies.features import FEATURES
 
 ROWS = features(200)
@@ -101,6 +101,23 @@ def test_the_card_survives(tmp_path: Path) -> None:
     assert loaded.certificate == policy.certificate
     assert loaded.pair == PAIR
     assert loaded.guarantee().holds
+
+
+def test_a_curve_survives_where_older_versions_do_not_look(tmp_path: Path) -> None:
+    points = (
+        CurvePoint(threshold=0.25, n_prompts=7, escalation_rate=1 / 3, accuracy=1.0, risk=0.0),
+        CurvePoint(threshold=0.5, n_prompts=7, escalation_rate=None, accuracy=6 / 7),
+    )
+    policy = Learned(logistic(), 0.5, curve=points).certified(guarantee())
+    path = saved(tmp_path / "p.safetensors", policy)
+    assert load_policy(path)[0].curve == points
+    with safe_open(path, framework="np") as file:
+        header = file.metadata()
+    assert "curve" in header
+    assert "curve" not in {**json.loads(header["policy"]), **json.loads(header["card"])}  # which refuse what is unknown
+    assert load_policy(rewritten(path, curve=None))[0].curve == ()
+    with pytest.raises(PolicyFileError, match="damaged"):
+        load_policy(rewritten(path, curve='[{"threshold": 0.5}]'))
 
 
 def test_the_guarantee_in_the_file_is_the_policys(tmp_path: Path) -> None:
