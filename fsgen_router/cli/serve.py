@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from ..contracts.text_models import reads_tokens
-from ..errors import ConfigurationError
-from ..router import MAX_WAITING
+from ..errors import ConfigurationError, InvalidRequest
+from ..evaluation.runs import SLOW_ONLY
+from ..router import MAX_WAITING, Router
 from . import options as o
 from .terminal import say
 
@@ -120,12 +121,25 @@ def serve(
         batching=True,
         max_waiting=max_waiting,
     ) as router:
-        if reads_tokens(router.slow):
-            router.measure_steps()  # so that answers can say what they saved in seconds
+        _warm_up(router)
         _log_to_standard_error()
         say(f"{o.pair_title(router)}, policy {router.policy.name}, method {router.method.name}")
         run(router, options, listening=lambda host, port: _tell(host, port, keys=bool(options.keys)))
     say("Stopped.")
+
+
+def _warm_up(router: Router) -> None:
+    """Have the models write a token each, so that what they do once is done before somebody waits for it."""
+    ways: list[tuple[str, str | None]] = [("never", None)]
+    if reads_tokens(router.slow):
+        ways.append((SLOW_ONLY, "replace"))
+        router.measure_steps()  # so that answers can say what they saved in seconds
+    for policy, method in ways:
+        with router.with_policy(policy, method=method) as twin:  # with a ledger of its own
+            try:
+                twin.chat([{"role": "user", "content": "a"}], max_tokens=1)
+            except (ConfigurationError, InvalidRequest):  # without a chat template
+                twin.complete("a", max_tokens=1)
 
 
 def _log_to_standard_error() -> None:

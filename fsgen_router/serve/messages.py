@@ -133,7 +133,9 @@ def _turns(message: MessageParam) -> Messages:
             case TextBlock():
                 text.append(block.text)
             case ToolResultBlock() if message.role == "user":
-                turns.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _joined(block.content)})
+                # Templates know no other way to say that a tool failed.
+                said = ("Error: " if block.is_error else "") + _joined(block.content)
+                turns.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": said})
             case ToolUseBlock() if message.role == "assistant":
                 function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
                 calls.append({"id": block.id, "type": "function", "function": function})
@@ -147,8 +149,8 @@ def _turns(message: MessageParam) -> Messages:
                     param="messages",
                 )
     if text or calls or not turns:
-        said = present(reasoning_content=thought or None, tool_calls=calls or None)
-        turns.append({"role": message.role, "content": "".join(text), **said})
+        more = present(reasoning_content=thought or None, tool_calls=calls or None)
+        turns.append({"role": message.role, "content": "".join(text), **more})
     return turns
 
 

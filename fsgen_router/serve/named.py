@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..contracts.methods import Method
 from ..contracts.policy import Policy
 from ..errors import ConfigurationError
+from ..evaluation.runs import SLOW_ONLY
 from ..policies import BestOf, guarantee_of, make_policy
 from ..policies.files import SUFFIX
 from ..policies.thresholds import at_threshold
@@ -17,7 +18,6 @@ from .dialect import Json
 from .errors import ApiError
 
 DEFAULT = "local/router"
-SLOW_ALONE = "always,span=rest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Names:
         own = f"policy {router.policy.name}, method {router.method.name}"
         self._all = {DEFAULT: Named(DEFAULT, own, router.policy.name, router.policy)}
         self._add(router, "local/fast", "never", about="the fast model alone")
-        self._add(router, "local/slow", SLOW_ALONE, method="replace", about="the slow model alone")
+        self._add(router, "local/slow", SLOW_ONLY, method="replace", about="the slow model alone")
         claim = guarantee_of(router.policy)
         if claim is not None:
             certified = "local/certified"

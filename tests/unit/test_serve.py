@@ -215,6 +215,12 @@ def test_a_conversation_with_tools_is_told_in_one_form(api: str) -> None:
     assert ask(api, **said).prompts == (TURNS,)
 
 
+def test_a_tool_that_failed_is_told_in_words() -> None:
+    result = {"type": "tool_result", "tool_use_id": "1", "content": "no such thing", "is_error": True}
+    (prompt,) = ask("messages", messages=[{"role": "user", "content": [result]}]).prompts
+    assert prompt == [{"role": "tool", "tool_call_id": "1", "content": "Error: no such thing"}]
+
+
 # --- what is told --------------------------------------------------------------------------------
 
 HEARD: list[Heard] = [
