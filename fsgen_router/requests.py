@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from .config import RequestOptions
 from .contracts.methods import Method
-from .contracts.policy import REST, Ledger, Policy
+from .contracts.policy import REST, Ledger, Policy, hands_over
 from .contracts.text_models import TextModel, reads_tokens, unready
 from .contracts.tokenizer import Tokenizer, Turn
 from .decode import BestOfEngine, Engine, Request, TextPrompt
@@ -81,7 +81,7 @@ def make_engine(
     terms: Terms,
 ) -> Engine:
     """The engine of a request, whose answer is audited with the probability ``audit``."""
-    from .policies import Capped, Never, check_prompt
+    from .policies import Capped, Extended, Never, check_prompt
 
     _require_known(pair, options, method)
     best_of = _best_of(policy)
@@ -93,6 +93,8 @@ def make_engine(
         stop=options.stop,
         chat_template_kwargs=text.chat_template_kwargs,
     )
+    if options.tools and pair.local_slow is None and policy.asks and not hands_over(policy):
+        policy = Extended(policy, draft="drop")  # it calls tools in its own way, and goes on with no other's call
     if options.max_slow_calls is not None or options.max_slow_tokens is not None:
         policy = Capped(policy, options.max_slow_calls, options.max_slow_tokens)
     if best_of is not None:  # a cap is on what its fallback asks for
@@ -167,11 +169,11 @@ def _make_request(
     pair: Pairing, text: TextPrompt, prompts: Prompts, options: RequestOptions, seed: int, key: str
 ) -> Request:
     as_text = pair.local_slow is None
-    refused = [name for name in options.masked_by if name != "response_format"] if as_text else []
+    refused = [name for name in options.masked_by if name not in ("response_format", "tools")] if as_text else []
     if refused:
         raise InvalidRequest(
             f"{pair.slow.name} gives text, no logits, so they can be neither biased nor constrained",
-            hint=f"leave {' and '.join(refused)} out; response_format works",
+            hint=f"leave {' and '.join(refused)} out; response_format and tools work",
         )
     plan = _plan_of(pair, text, options)
     return Request(

@@ -34,7 +34,7 @@ from .options import OpenAIKeywords, OpenAIOptions
 from .prices import optional_prices, vendor_prices
 from .probing import Probes
 from .record import Records
-from .requests import add_answer, fields, max_tokens_of, messages_of
+from .requests import add_answer, fields, max_tokens_of, messages_of, tools_of
 from .responses import Reader
 
 ANY_MESSAGES = ({"role": "user", "content": "Hello"},)
@@ -234,8 +234,11 @@ class OpenAIModel:
             think = None if continues else ThinkBlock()
         if request.form is not None:
             body["response_format"] = dict(request.form)
+        if request.offered is not None:
+            body |= tools_of(request.offered)
         unheard = Unheard(request)
-        read = unheard.reading(partial(self._reader.events, max_tokens=request.max_tokens))
+        write = None if request.offered is None else request.offered.write
+        read = unheard.reading(partial(self._reader.events, max_tokens=request.max_tokens, write_calls=write))
         try:
             with closing(self._connection.ask(path, body, patience, read)) as events:
                 for event in events:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, model_validator
@@ -14,6 +15,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
 
 class _Delta(BaseModel):
     content: str | None = None
+    tool_calls: Any = None
     refusal: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
@@ -69,6 +71,12 @@ class _Choice(BaseModel):
         }
 
     @property
+    def tool_calls(self) -> list[Any]:
+        """Pieces of calls to tools: of a message that is not streamed, or of a delta."""
+        part = self.delta or self.message
+        return part.tool_calls if part is not None and isinstance(part.tool_calls, list) else []
+
+    @property
     def refusal(self) -> dict[str, str]:
         return {name: part.refusal for name, part in self._parts.items() if isinstance(part.refusal, str)}
 
@@ -86,6 +94,29 @@ class Reply(BaseModel):
     def failure(self) -> object:
         """What the endpoint says went wrong, if this is such a message."""
         return self.error or (self.message or self.object if self.object == "error" else None)
+
+
+class Calls:
+    """Calls to tools, out of the pieces in which they come: a name first, and then the text of its arguments."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, list[str]] = {}
+
+    def push(self, pieces: list[Any]) -> None:
+        for at, piece in enumerate(pieces):
+            function = piece.get("function") if isinstance(piece, dict) else None
+            if not isinstance(function, dict):
+                continue
+            index = piece.get("index")
+            call = self._calls.setdefault(index if isinstance(index, int) else at, ["", ""])
+            name, arguments = function.get("name"), function.get("arguments")
+            call[0] = call[0] or (name if isinstance(name, str) else "")
+            # Some send an object, which is whole.
+            call[1] += arguments if isinstance(arguments, str) else json.dumps(arguments) if arguments else ""
+
+    @property
+    def made(self) -> list[tuple[str, str]]:
+        return [(name, arguments) for _, (name, arguments) in sorted(self._calls.items())]
 
 
 FINISH: dict[str, Literal["stop", "length"]] = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from fsgen_router.contracts.text_models import Continuation
+from fsgen_router.contracts.text_models import Continuation, OfferedTools
 from fsgen_router.rows.reading import Warp
 
 from ..seams import Seam
@@ -55,7 +56,34 @@ def messages_of(request: Continuation) -> Messages:
     """A raw prompt as a user's message, where there are no messages."""
     if request.messages is None:
         return [{"role": "user", "content": request.prompt or ""}]
-    return [dict(message) for message in request.messages]
+    return [_message(message) for message in request.messages]
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as OpenAI has it: arguments of calls are JSON text, and a tool's result names its call alone."""
+    said = {name: value for name, value in message.items() if name != "name"}
+    if "tool_calls" in message:
+        said["tool_calls"] = [
+            {
+                **call,
+                "function": {
+                    **call["function"],
+                    "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                },
+            }
+            for call in message["tool_calls"]
+        ]
+    return said
+
+
+def tools_of(offered: OfferedTools) -> dict[str, Any]:
+    """Tools, and what is not OpenAI's default of them."""
+    said: dict[str, Any] = {"tools": [dict(tool) for tool in offered.tools]}
+    if offered.choice != "auto":
+        said["tool_choice"] = offered.choice
+    if not offered.parallel:
+        said["parallel_tool_calls"] = False
+    return said
 
 
 # --- an answer so far ----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx2
@@ -13,7 +13,7 @@ from fsgen_router.contracts.text_models import ReasoningChunk, TextChunk, TextEn
 
 from ..streaming import Channel
 from .errors import NOT_AN_API, EndpointError, body_of, message_in, quoted, with_end
-from .replies import FINISH, UNFINISHED, Reply, text_end
+from .replies import FINISH, UNFINISHED, Calls, Reply, text_end
 
 _MAX_EVENT_BYTES = 2**20
 _MAX_BODY_BYTES = 2**23
@@ -28,13 +28,21 @@ class Reader:
     def __init__(self, name: str, key: SecretStr | None) -> None:
         self._name, self._key = name, key
 
-    def events(self, response: httpx2.Response, max_tokens: int) -> Generator[TextEvent]:
-        """Chunks and the end of them, out of an event stream or (some know no streams) a whole reply."""
+    def events(
+        self,
+        response: httpx2.Response,
+        max_tokens: int,
+        write_calls: Callable[[Sequence[tuple[str, str]]], str] | None = None,
+    ) -> Generator[TextEvent]:
+        """Chunks and the end of them, out of an event stream or (some know no streams) a whole reply.
+
+        Where tools were offered, ``write_calls`` makes the text of their calls, which comes in one piece at the end.
+        """
         finish: str | None = None
         usage: object = None
         room, spare = max_tokens * _CHARS_PER_TOKEN + _SPARE_CHARS, _MAX_REASONING_CHARS
         words, reasoning, refusal = Channel(), Channel(), Channel()
-        said, refused = False, ""
+        said, refused, calls = False, "", Calls()
         replies = self._replies(response)
         while True:
             try:
@@ -51,6 +59,7 @@ class Reader:
                 finish, last = choice.finish_reason or finish, bool(choice.finish_reason)
                 thought, text = reasoning.push(choice.reasoning, last=last), words.push(choice.words, last=last)
                 refused += refusal.push(choice.refusal, last=last)
+                calls.push(choice.tool_calls)
                 room, spare = room - len(text), spare - len(thought)
                 if room < 0 or spare < 0:
                     raise EndpointError(
@@ -69,6 +78,9 @@ class Reader:
         if refused and not (said or text):
             refuses = EndpointError(f"{self._name} refuses to answer", said=quoted(refused, self._key))
             raise with_end(refuses, _counted(usage))
+        if calls.made and write_calls is not None:
+            yield TextChunk(write_calls(calls.made))
+            finish = "stop" if finish in ("tool_calls", "function_call") else finish
         yield self._end(finish, usage)
         next(replies, None)  # what closes the stream, so that the connection can be used again
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeGuard
 
@@ -37,6 +37,20 @@ class WrappedPromptWarning(UserWarning):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OfferedTools:
+    """Tools that a whole answer may call: OpenAI's ``tools``, ``tool_choice`` and ``parallel_tool_calls``.
+
+    ``write`` puts calls (a tool's name and the JSON text of its arguments) into the text that the answer has for them.
+    Raises :class:`~fsgen_router.errors.BackendError` for what is no call.
+    """
+
+    tools: tuple[Mapping[str, Any], ...]
+    choice: str | Mapping[str, Any]
+    parallel: bool
+    write: Callable[[Sequence[tuple[str, str]]], str] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
     """A text to go on with: one of ``prompt`` (raw text) and ``messages``, and the ``answer`` so far.
 
@@ -44,6 +58,7 @@ class Continuation:
     that was told in words to go on leaves it out. ``max_tokens`` counts the endpoint's own tokens;
     ``chat_template_kwargs`` are variables for its chat template. ``form`` is OpenAI's ``response_format`` for an answer
     that is written from its beginning: an endpoint that takes none leaves it out, and its text is checked all the same.
+    ``offered`` are tools that such an answer may call.
     """
 
     prompt: str | None = None
@@ -55,6 +70,7 @@ class Continuation:
     warp: Warp = GREEDY
     seed: int | None = None
     form: Mapping[str, Any] | None = None
+    offered: OfferedTools | None = None
     meter: Meter | None = field(default=None, compare=False, repr=False)
     """Takes what is billed beside this call: tries of which nothing was heard."""
     # A request's stop strings are no part of it, though an endpoint may be paid for the few tokens behind one until its

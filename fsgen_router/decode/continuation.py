@@ -45,6 +45,7 @@ def ask(core: Core) -> list[Command]:
         warp=core.request.warp,
         seed=core.request.seed,
         form=None if answer.strip() else core.request.form,
+        offered=None if answer.strip() or core.request.calls is None else core.request.calls.offered,
         meter=core.meter,
     )
     return [core.begin("slow", wanted, "text")]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..contracts.models import Role
 from ..contracts.policy import InCall
+from ..contracts.text_models import OfferedTools
 from ..contracts.tokenizer import Turn
 from ..errors import ConfigurationError
 from ..generation import Generation, StreamEvent
@@ -55,6 +56,10 @@ class Calls(Protocol):
 
     def review(self, text: str) -> str | None:
         """What is wrong with a whole answer, so that the slow model has to write it anew; None: nothing."""
+
+    @property
+    def offered(self) -> OfferedTools | None:
+        """As a slow model is told of them that gives text; None where none may be called."""
 
     def events(self, request: str) -> CallEvents: ...
 

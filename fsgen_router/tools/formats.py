@@ -170,6 +170,17 @@ def grammar_of(
     return "\n".join([f"start: {' | '.join(ways)}", *rules, ""])
 
 
+def arrange(value: Any, schema: Any) -> Any:
+    """A JSON value with the properties of its objects in the schema's order, which is the grammar's."""
+    if isinstance(value, list) and isinstance(schema, Mapping):
+        return [arrange(item, schema.get("items")) for item in value]
+    if not isinstance(value, dict) or not isinstance(schema, Mapping):
+        return value
+    known = schema.get("properties", {})
+    order = [*(name for name in known if name in value), *(name for name in value if name not in known)]
+    return {name: arrange(value[name], known.get(name)) for name in order}
+
+
 def _beginning(names: str) -> str:
     """How an answer begins that is the JSON object of a call to one of ``names``, as a regular expression.
 

@@ -12,12 +12,14 @@ from functools import cached_property
 from typing import Any
 
 from ..contracts.policy import InCall
+from ..contracts.text_models import OfferedTools
 from ..contracts.tokenizer import Tokenizer, Turn
 from ..decode import Emit
+from ..errors import BackendError
 from ..generation import Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta, ToolCallDelta
 from ..records import ToolCall
 from .definitions import Choice, Tool
-from .formats import ToolFormat, format_of, grammar_of
+from .formats import ToolFormat, arrange, format_of, grammar_of
 from .reading import Argued, Began, CallReader, Ended, Said
 
 _ID_LETTERS = string.ascii_letters + string.digits
@@ -82,6 +84,32 @@ class ToolPlan:
     def place(self, answer: Sequence[int]) -> InCall | None:
         """Where in a call an answer of these ids stands."""
         return self._tracker.place(answer)
+
+    @property
+    def offered(self) -> OfferedTools | None:
+        """As a slow model is told of them that gives text; None where none may be called."""
+        choice: str | Mapping[str, Any] = self.choice.mode
+        if choice == "none":
+            return None
+        if self.choice.name is not None:
+            choice = {"type": "function", "function": {"name": self.choice.name}}
+        return OfferedTools(
+            tools=tuple(tool.to_dict() for tool in self.tools), choice=choice, parallel=self.parallel, write=self.write
+        )
+
+    def write(self, calls: Sequence[tuple[str, str]]) -> str:
+        """Calls (name, JSON text of the arguments) in this format, as the grammar has them."""
+        by_name = {tool.name: tool for tool in self.tools}
+        written = []
+        for name, arguments in calls:
+            try:
+                made = json.loads(arguments or "{}")
+            except ValueError as error:
+                raise BackendError(f"a call of {name!r} has arguments that are no JSON: {error}") from None
+            tool = by_name.get(name)
+            arranged = made if tool is None else arrange(made, tool.parameters)
+            written.append((name, json.dumps(arranged, ensure_ascii=False)))
+        return self.form.calls(written)
 
     def review(self, text: str) -> str | None:
         """What is wrong with an answer's calls; None: nothing.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoints import ScriptedServer, delta_chunk, scripted_server, streamed
 
 from fsgen_router import Generation, Router, ToolCallDelta
 from fsgen_router.policies import ByTool
@@ -143,3 +144,88 @@ def test_control_tokens_in_tools_and_results_are_text(qwen: Router) -> None:
     counts = [tokenizer.encode_chat(one, tools).count(end) for one in (turns, clean)]
     plain = tokenizer.encode_chat(clean, {"tools": [{**tool, "function": {"name": "look"}}]}).count(end)
     assert counts == [plain, plain]
+
+
+# --- a slow model behind an endpoint -------------------------------------------------------------
+
+
+def call_deltas(*calls: tuple[str, str]) -> list[dict[str, Any]]:
+    """A stream that makes calls, their arguments cut in two."""
+    chunks = [delta_chunk(role="assistant", content=None)]
+    for index, (name, arguments) in enumerate(calls):
+        head = {"index": index, "id": f"call_{index}", "type": "function"}
+        chunks.append(delta_chunk(tool_calls=[{**head, "function": {"name": name, "arguments": arguments[:5]}}]))
+        chunks.append(delta_chunk(tool_calls=[{"index": index, "function": {"arguments": arguments[5:]}}]))
+    return [*chunks, delta_chunk("tool_calls")]
+
+
+ASKED = [{"role": "user", "content": "How many coins does one lamp cost in Norvale?"}]
+
+
+def slow_at(server: ScriptedServer, **options: Any) -> Router:
+    return Router("reference:fast", f"openai:slow@{server.url}", **{"policy": "always,span=rest", "seed": 0} | options)
+
+
+def test_an_endpoints_calls_are_the_answers() -> None:
+    made = call_deltas(("get_price", '{"town": "Tarn", "thing": "lamp"}'), ("book_room", '{"nights":2,"name":"Ada é"}'))
+    with scripted_server(lambda asked: asked.send(streamed(*made))) as server, slow_at(server) as router:
+        *events, last = router.stream_chat(ASKED, tools=TOOLS, max_tokens=300)
+        answer = last.generation  # type: ignore[union-attr]
+        assert [(call.name, call.parsed) for call in answer.tool_calls] == [
+            ("get_price", {"thing": "lamp", "town": "Tarn"}),
+            ("book_room", {"name": "Ada é", "nights": 2}),
+        ]
+        assert (answer.text, answer.finish_reason, answer.degraded) == ("", "tool_calls", None)
+        told = [event for event in events if isinstance(event, ToolCallDelta)]
+        assert "".join(delta.arguments for delta in told if delta.index == 0) == answer.tool_calls[0].arguments
+        body = server.bodies[-1]
+        assert [tool["function"]["name"] for tool in body["tools"]] == ["get_price", "book_room"]
+        assert body["messages"] == ASKED
+        assert "tool_choice" not in body
+        messages = [*ASKED, answer.message, *(
+            {"role": "tool", "tool_call_id": call.id, "content": "9 coins"} for call in answer.tool_calls
+        )]  # fmt: skip
+        router.chat(messages, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_tokens=300)
+        body = server.bodies[-1]
+        assert (body["tool_choice"], body["parallel_tool_calls"]) == ("required", False)
+        assert body["messages"][1]["tool_calls"] == answer.message["tool_calls"]
+        assert body["messages"][2] == {"role": "tool", "tool_call_id": answer.tool_calls[0].id, "content": "9 coins"}
+        router.chat(ASKED, tools=TOOLS, tool_choice="none", max_tokens=5)
+        assert "tools" not in server.bodies[-1]
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (("get_price", '{"thing": "lamp", "town": "Atlantis"}'), "not of the form"),
+        (("get_price", '{"thing": "lamp"'), "no JSON"),
+        (("fly", "{}"), "not of the form"),
+    ],
+)
+def test_an_endpoints_call_that_is_none_does_not_stand(call: tuple[str, str], why: str) -> None:
+    with (
+        scripted_server(lambda asked: asked.send(streamed(*call_deltas(call)))) as server,
+        slow_at(server) as router,
+    ):
+        answer = router.chat(ASKED, tools=TOOLS, tool_choice="required", max_tokens=200)
+        require_valid(answer)  # what the fast model makes of it
+        assert why in (answer.degraded or "")
+
+
+def test_an_endpoint_writes_a_turn_with_tools_whole() -> None:
+    """It is told of no call that the fast model began, and of none that the fast model made twice."""
+    made = call_deltas(("get_price", '{"thing": "lamp", "town": "Tarn"}'))
+    with scripted_server(lambda asked: asked.send(streamed(*made))) as server:
+        with slow_at(server, policy="entropy>0.0001,span=sentence") as router:
+            answer = router.chat(ASKED, tools=TOOLS, max_tokens=200)
+            assert [call.parsed for call in answer.tool_calls] == [{"thing": "lamp", "town": "Tarn"}]
+            assert all(message["role"] != "assistant" for message in server.bodies[-1]["messages"])
+        with slow_at(server, policy="random:0.00001,span=rest") as router:
+            parameters = {"properties": {"town": {"const": "Norvale"}}, "required": ["town"]}
+            listing = {"type": "function", "function": {"name": "get_list", "parameters": parameters}}
+            only: Any = {"tools": [listing, PRICE], "tool_choice": "required"}
+            first = router.chat(ASKED, **only, policy="never", parallel_tool_calls=False, max_tokens=120)
+            told = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "No."}
+            again = router.chat([*ASKED, first.message, told], **only, parallel_tool_calls=False, max_tokens=120)
+            assert again.usage.restarts == 1
+            assert [call.parsed for call in again.tool_calls] == [{"thing": "lamp", "town": "Tarn"}]
