@@ -13,6 +13,7 @@ if [ -n "${FSGEN_REAL_MODELS:-}" ]; then "$bin/python" turns.py --models "$FSGEN
 "$bin/python" drafts.py
 "$bin/python" seams.py ${FSGEN_REAL_MODELS:+--models "$FSGEN_REAL_MODELS"}
 "$bin/python" serve.py ${FSGEN_REAL_MODELS:+--models "$FSGEN_REAL_MODELS"}
+"$bin/python" constraints.py ${FSGEN_REAL_MODELS:+--model "$FSGEN_REAL_MODELS/qwen-0.5b.gguf"}
 "$bin/python" prompt_check.py
 "$bin/python" calibration.py --work "${TMPDIR:-/tmp}/fsgen-calibration"
 "$bin/python" readme.py
