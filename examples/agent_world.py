@@ -132,7 +132,7 @@ def run(router: Router, task: Task, policy: Policy | str, *, method: str = "repl
     messages: list[Message] = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": task.ask}]
     options: dict[str, Any] = {"policy": policy, "method": method, "parallel_tool_calls": False, "max_tokens": 100}
     with router.session(tools=TOOLS, seed=0, **options) as session:
-        for turn in range(1, MAX_TURNS + 1):
+        for _ in range(MAX_TURNS):
             answer = session.chat(messages)
             if not answer.tool_calls:
                 break
@@ -140,10 +140,10 @@ def run(router: Router, task: Task, policy: Policy | str, *, method: str = "repl
             for call in answer.tool_calls:
                 malformed += not is_valid(call)
                 messages.append({"role": "tool", "tool_call_id": call.id, "content": world.call(call)})
-        usage = session.usage
+        usage, turns = session.usage, len(session.report().answers)
     return Outcome(
         won=world.booked == [task.wanted],
-        turns=turn,
+        turns=turns,
         slow_forwards=usage.slow_forwards,
         slow_tokens=usage.slow_tokens,
         tokens=usage.tokens,

@@ -184,7 +184,9 @@ class RequestOptions(BaseModel):
         """
         if self.constraint is not None and not callable(getattr(self.constraint, "mask", None)):
             raise InvalidRequest(f"constraint={self.constraint!r} has no mask()")
-        given = [*(["tools"] if calls else []), *self._grammars, *self._given("constraint")]
+        given = [*self._grammars, *self._given("constraint")]
+        if calls is not None:  # whose grammar holds answers that call nothing to a response_format
+            given = ["tools", *(name for name in given if name != "response_format")]
         if len(given) > 1:
             raise InvalidRequest(f"{' and '.join(given)} at once", hint="an answer is held to one of them")
         constraint: Constraint | None = self.constraint

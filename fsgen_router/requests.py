@@ -209,6 +209,7 @@ def _plan_of(pair: Pairing, text: TextPrompt, options: RequestOptions) -> ToolPl
         tokenizer=tokenizer,
         messages=text.messages,
         piece=pair.vocabulary.piece,
+        answer=None if options.response_format is None else options.response_format.schema,
     )
 
 

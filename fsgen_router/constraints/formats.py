@@ -47,8 +47,9 @@ class AnswerFormat:
             first = error.errors(include_url=False, include_context=False)[0]
             where = ".".join(map(str, first["loc"]))
             return None, f"{self.name}: {where}{': ' if where else ''}{first['msg']}"
-        except (ValueError, RecursionError) as error:
-            return None, f"no JSON: {error}"
+        except Exception as error:  # a model's own validator may raise anything, and the answer is there
+            what = "no JSON" if self.model is None else f"{self.name}: {type(error).__name__}"
+            return None, f"{what}: {error}"
 
     def to_dict(self) -> dict[str, Any]:
         """The form of OpenAI's API."""

@@ -51,13 +51,14 @@ class GrammarVocabulary:
 
     def matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
         """A matcher at the beginning of an answer. Raises :class:`~fsgen_router.errors.InvalidRequest`."""
+        known = grammar in self._matchers
+        made = None if known else grammar.matcher(self.tree)  # which may take a while, and nobody waits for it
         with holding(self._lock):
-            first = self._matchers.get(grammar)
-            if first is None:
-                first = self._matchers[grammar] = grammar.matcher(self.tree)
-                if len(self._matchers) > _KEPT:
-                    self._matchers.popitem(last=False)
+            first = self._matchers.get(grammar) or made or grammar.matcher(self.tree)
+            self._matchers[grammar] = first
             self._matchers.move_to_end(grammar)
+            if len(self._matchers) > _KEPT:
+                self._matchers.popitem(last=False)
             return first.deep_copy()
 
     @cached_property
@@ -66,9 +67,14 @@ class GrammarVocabulary:
         from .library import llguidance
 
         pieces = [b"" if token in self._unused else self._tokenizer.piece(token) for token in range(self.n_vocab)]
-        special = sorted({*self._special, *self.eog_ids} & set(range(self.n_vocab)))
-        own = llguidance.TokenizerWrapper(_Encoder(self._tokenizer, pieces, special))
-        return llguidance.LLTokenizer(own, n_vocab=self.n_vocab, eos_token=sorted(self.eog_ids) or None)
+        special = {*self._special, *self.eog_ids} & set(range(self.n_vocab))
+        ends = sorted(self.eog_ids)
+        if not ends:  # it wants one; behind the others, it is in no mask
+            ends = [self.n_vocab]
+            special.add(self.n_vocab)
+            pieces.append(b"<end>")
+        own = llguidance.TokenizerWrapper(_Encoder(self._tokenizer, pieces, sorted(special), ends[0]))
+        return llguidance.LLTokenizer(own, n_vocab=len(pieces), eos_token=ends)
 
 
 class _Encoder:
@@ -77,9 +83,9 @@ class _Encoder:
     It knows nothing of llguidance's object, which holds it: no collector would find that circle.
     """
 
-    def __init__(self, tokenizer: Tokenizer, pieces: list[bytes], special_ids: list[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, pieces: list[bytes], special_ids: list[int], end: int) -> None:
         self.tokens, self.special_token_ids = pieces, special_ids
-        self.eos_token_id, self.bos_token_id = 0, None
+        self.eos_token_id, self.bos_token_id = end, None
         self._tokenizer, self._special = tokenizer, frozenset(special_ids)
 
     def __call__(self, text: str) -> list[int]:

@@ -110,13 +110,20 @@ _ANY: Final = r"(.|\n)*"
 
 
 def grammar_of(
-    form: ToolFormat, tools: Sequence[Tool], choice: Choice, *, parallel: bool, marks: Mapping[str, int]
+    form: ToolFormat,
+    tools: Sequence[Tool],
+    choice: Choice,
+    *,
+    parallel: bool,
+    marks: Mapping[str, int],
+    answer: Mapping[str, Any] | None = None,
 ) -> str:
     """A Lark grammar of llguidance's for answers that may call ``tools``, or have to.
 
     What is written as a call is one: a known name, and arguments that keep to its schema. That holds also of an answer
     that is nothing but the JSON object of a call, fenced as code or not, which many models write in the place of their
-    own format. ``marks`` has the ids of those of the format's markers that are one token.
+    own format. ``marks`` has the ids of those of the format's markers that are one token. An answer that calls nothing
+    is JSON of the schema ``answer``, where there is one, and nothing is said beside a call then.
     """
 
     def literal(text: str) -> str:
@@ -126,6 +133,8 @@ def grammar_of(
                 return " ".join(filter(None, (literal(before), f"<[{token}]>", literal(behind))))
         return json.dumps(text, ensure_ascii=False) if text else ""
 
+    if answer is not None and choice.mode == "none":
+        return f"start: {_json(answer, _COMPACT)}\n"
     unsaid = [_beginning("|".join(_regex(tool.name) for tool in tools)) + _ANY]
     if form.open:
         unsaid.append(f"{_ANY}{_regex(form.open.strip())}{_ANY}")
@@ -139,7 +148,7 @@ def grammar_of(
         key = rf"\"(arguments|parameters)\"{_SPACE}:{_SPACE}"
         rules.append(
             f"bare_{number}: /{_beginning(_regex(tool.name))}{_SPACE},{_SPACE}{key}/ "
-            rf"{_arguments(tool, _SPACED)} /{_SPACE}\}}({_SPACE}```)?/"
+            rf"{_arguments(tool, _SPACED)} /{_SPACE}\}}{{1,2}}({_SPACE}```)?/"
         )
     call = " | ".join(f"call_{number}" for number in range(len(wanted)))
     several = parallel and choice.name is None and form.between
@@ -147,6 +156,8 @@ def grammar_of(
     rules += [f"call: {call}", f"calls: {literal(form.open)} call {further} {literal(form.close)}"]
     if choice.mode == "required":
         return "\n".join(["start: calls", *rules, ""])
+    if answer is not None:
+        return "\n".join([f"start: {_json(answer, _COMPACT)} | calls", *rules, ""])
     ways = ["SAID", *(f"bare_{number}" for number in range(len(wanted)))]
     if any(mark in form.open for mark in marks):
         ways.append("SAID calls")
@@ -160,14 +171,20 @@ def grammar_of(
 
 
 def _beginning(names: str) -> str:
-    """How an answer begins that is the JSON object of a call to one of ``names``, as a regular expression."""
-    return rf"{_SPACE}(```(json)?{_SPACE})?\{{{_SPACE}\"name\"{_SPACE}:{_SPACE}\"({names})\""
+    """How an answer begins that is the JSON object of a call to one of ``names``, as a regular expression.
+
+    Braces may be doubled: Qwen2.5-Coder writes them so.
+    """
+    return rf"{_SPACE}(```(json)?{_SPACE})?\{{{{1,2}}{_SPACE}\"name\"{_SPACE}:{_SPACE}\"({names})\""
 
 
 def _arguments(tool: Tool, layout: Mapping[str, Any]) -> str:
     # Who runs a tool can rarely do with arguments that it does not name.
-    schema = {"additionalProperties": False, **tool.parameters, "x-guidance": layout}
-    return "%json " + json.dumps(schema)
+    return _json({"additionalProperties": False, **tool.parameters}, layout)
+
+
+def _json(schema: Mapping[str, Any], layout: Mapping[str, Any]) -> str:
+    return "%json " + json.dumps({**schema, "x-guidance": layout})
 
 
 def _regex(text: str) -> str:

@@ -40,6 +40,8 @@ class ToolPlan:
     marks: Mapping[str, int]
     shown: Mapping[int, bytes]
     piece: Callable[[int], bytes]
+    answer: Mapping[str, Any] | None = None
+    """The schema of an answer that calls nothing; None: any text."""
     earlier: frozenset[str] = frozenset()
     """Calls that were made since the user last spoke."""
 
@@ -54,16 +56,20 @@ class ToolPlan:
         tokenizer: Tokenizer,
         messages: Sequence[Turn],
         piece: Callable[[int], bytes],
+        answer: Mapping[str, Any] | None = None,
     ) -> ToolPlan:
         form = format_of(template)
         marks = _marks(form, tokenizer)
         shown = {token: mark.encode() for mark, token in marks.items() if token in tokenizer.special_ids}
-        return cls(tuple(tools), choice, parallel, form, marks, shown, piece, frozenset(_since_the_user(messages)))
+        earlier = frozenset(_since_the_user(messages))
+        return cls(tuple(tools), choice, parallel, form, marks, shown, piece, answer, earlier)
 
     @cached_property
     def grammar(self) -> str:
         """What every answer is of, in Lark's notation as llguidance reads it."""
-        return grammar_of(self.form, self.tools, self.choice, parallel=self.parallel, marks=self.marks)
+        return grammar_of(
+            self.form, self.tools, self.choice, parallel=self.parallel, marks=self.marks, answer=self.answer
+        )
 
     @cached_property
     def _tracker(self) -> _Tracker:
@@ -104,6 +110,8 @@ class ToolPlan:
         """The answer with its calls apart from what it says."""
         said, calls = self.read(answer.text)
         whole = answer.finish_reason in ("eog", "stop")
+        if calls:  # the answer's form is that of one that calls nothing
+            answer = dataclasses.replace(answer, parsed=None, parse_error=None)
         return dataclasses.replace(
             answer,
             text=said,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ class _Json:
 
 
 _FENCE = "```json"
-_BARE = re.compile(r'\s*(?:```(?:json)?\s*)?\{\s*"name"\s*:\s*"([^"]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
+_BARE = re.compile(r'\s*(?:```(?:json)?\s*)?\{{1,2}\s*"name"\s*:\s*"([^"]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
 
 
 @dataclass(slots=True)
@@ -139,8 +140,8 @@ class CallReader:
     def _may_be_bare(self) -> bool:
         """Whether the text so far begins a call's object, white space aside: names have none."""
         text = "".join(self._held.split())
-        for fence in ("", "```", _FENCE):
-            head = fence + '{"name":"'
+        for fence, brace in itertools.product(("", "```", _FENCE), ("{", "{{")):
+            head = f'{fence}{brace}"name":"'
             if head.startswith(text):
                 return True
             if text.startswith(head):

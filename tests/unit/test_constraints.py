@@ -468,6 +468,23 @@ def test_objects_of_a_pydantic_model_have_its_fields_and_no_others() -> None:
         ROUTER.complete("x", response_format=Called)
 
 
+def test_a_validator_that_breaks_loses_no_answer() -> None:
+    class Broken(BaseModel):
+        n: Annotated[Literal[1, 2], AfterValidator(lambda n: {}[n])]
+
+    found = ROUTER.complete("x", response_format=Broken)
+    assert (found.finish_reason, found.parsed) == ("eog", None)
+    assert str(found.parse_error).startswith("Broken: KeyError")
+
+
+def test_a_vocabulary_without_an_end_takes_no_text_for_one() -> None:
+    endless = ScriptedTokenizer([b"a", b"b"], eog=[])
+    constraint = make_constraint(GrammarVocabulary(endless), regex="ba")
+    assert constraint.mask([1]).allowed.tolist() == [True, False]
+    assert constraint.mask([1, 0]).allowed.tolist() == [False, False]
+    assert constraint.forced([1, 0]) == ()
+
+
 def test_json_gives_its_value_and_what_is_cut_off_gives_none() -> None:
     found: Generation = ROUTER.complete("x", **schema_of(PERSON), max_tokens=100)
     assert found.parsed == json.loads(found.text)

@@ -203,7 +203,7 @@ def test_what_is_written_is_read_however_it_is_cut(
     assert read(form, cut(text, random.Random(seed))) == (said, calls, calls)
 
 
-@pytest.mark.parametrize("fence", [("", ""), ("```json\n", "\n```"), ("```\n", "```")])
+@pytest.mark.parametrize("fence", [("", ""), ("```json\n", "\n```"), ("```\n", "```"), ("{", "}")])
 @pytest.mark.parametrize("key", ["arguments", "parameters"])
 def test_an_answer_that_is_a_calls_object_is_a_call(fence: tuple[str, str], key: str) -> None:
     written = f'{fence[0]}{{\n  "name": "look",\n  "{key}": {{\n    "thing": "a"\n  }}\n}}{fence[1]}'
@@ -340,6 +340,29 @@ def test_a_call_that_was_made_before_is_the_slow_models_to_make(method: str, bat
         capped = ask(router, messages=messages, max_slow_calls=0)
         assert [call.name for call in capped.tool_calls] == ["look"]
         assert "cap on slow calls" in (capped.degraded or "")
+
+
+def test_an_answer_that_calls_nothing_keeps_to_its_form() -> None:
+    pytest.importorskip("llguidance")
+
+    class Price(BaseModel):
+        coins: int
+
+    call = GENERIC.calls([("look", '{"thing": "a"}')])
+    with pair(0, writes=[[call, '{"coins": 9}'], ["x"]], policy="never") as router:
+        called = ask(router, response_format=Price)
+        assert (called.finish_reason, called.parsed, called.parse_error) == ("tool_calls", None, None)
+        told = with_call()
+        told[-1]["content"] = "9|"
+        with pair(0, writes=[['{"coins": 9}'], ["x"]], policy="never") as other:
+            answer = ask(other, messages=told, response_format=Price)
+            assert (answer.parsed, answer.tool_calls) == (Price(coins=9), ())
+            assert ask(other, messages=told, response_format=Price, tool_choice="none").parsed == Price(coins=9)
+    for seed in range(6):  # whatever is written, it is one of both
+        with pair(seed, policy="every:3") as router:
+            answer = ask(router, response_format=Price, temperature=0.8)
+            require_valid(answer)
+            assert answer.tool_calls or answer.finish_reason == "length" or isinstance(answer.parsed, Price)
 
 
 def test_tools_need_messages_and_rows() -> None:
