@@ -12,7 +12,7 @@ from . import logprobs
 from .body import Body, FsgenOptions, neutral, unsupported
 from .dialect import MAX_STOPS, Ask, Dialect, Facts, Json, Reply, event, finish, options_of, present
 from .errors import ApiError, openai_error
-from .events import Heard, Reasoning, Text, ToolArguments, tool_calls
+from .events import Heard, Reasoning, Text, ToolArguments
 from .logprobs import MAX_TOP
 from .truth import cached, token_record, token_records, truth
 
@@ -170,7 +170,7 @@ def usage(answers: Sequence[Generation], prompts: int = 1) -> Json:
 def called(answer: Generation) -> list[Json] | None:
     calls = [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in tool_calls(answer)
+        for call in answer.tool_calls
     ]
     return calls or None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
-from ..generation import Generation, ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
+from ..generation import ReasoningDelta, StreamEvent, TextDelta, ToolCallDelta
 from ..records import Token
 
 
@@ -35,14 +35,6 @@ class ToolArguments:
 Heard: TypeAlias = Text | Reasoning | ToolArguments
 
 
-class ToolCall(Protocol):
-    """A tool call of an answer; ``arguments`` are JSON text."""
-
-    id: str
-    name: str
-    arguments: str
-
-
 def heard(event: StreamEvent) -> Heard | None:
     """A Router's event; None for one that no API has a word for."""
     match event:
@@ -53,9 +45,3 @@ def heard(event: StreamEvent) -> Heard | None:
         case ReasoningDelta(text=text):
             return Reasoning(text)
     return None
-
-
-def tool_calls(answer: Generation) -> tuple[ToolCall, ...]:
-    """The tool calls of an answer: none where the Router has no tools."""
-    calls: tuple[Any, ...] = getattr(answer, "tool_calls", ())
-    return calls

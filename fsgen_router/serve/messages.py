@@ -12,7 +12,7 @@ from ..generation import Generation
 from .body import Body, FsgenOptions, neutral, unsupported
 from .dialect import MAX_STOPS, Ask, Dialect, Facts, Json, Messages, Reply, event, options_of, present, stopped_by
 from .errors import ApiError, anthropic_error
-from .events import Heard, Reasoning, Text, ToolArguments, tool_calls
+from .events import Heard, Reasoning, Text, ToolArguments
 from .truth import token_record, token_records, truth
 
 STOP_REASONS: Final[dict[str, str]] = {
@@ -291,7 +291,7 @@ class _Reply(Reply):
             content.append({"type": "text", "text": answer.text})
         content += [
             {"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments or "{}")}
-            for call in tool_calls(answer)
+            for call in answer.tool_calls
         ]
         told = {"fsgen": {"tokens": token_records(answer.tokens, self._facts.text_of)}} if self._tokens else {}
         return {**self._head, "content": content, **self._stop(answer), "usage": _usage(answer), **told}

@@ -13,7 +13,7 @@ from .body import Body, FsgenOptions, neutral, unsupported
 from .chat_completions import Stop
 from .dialect import Ask, Dialect, Facts, Json, Messages, Reply, event, options_of, present
 from .errors import ApiError, openai_error
-from .events import Heard, Reasoning, Text, ToolArguments, tool_calls
+from .events import Heard, Reasoning, Text, ToolArguments
 from .logprobs import MAX_TOP
 from .truth import cached, token_record, token_records, truth
 
@@ -360,7 +360,7 @@ class _Reply(Reply):
         output: list[Json] = []
         if answer.reasoning:
             output.append(self._thought(answer.reasoning, "completed"))
-        calls = tool_calls(answer)
+        calls = answer.tool_calls
         if answer.text or not calls:
             entries = None
             if self._top is not None:

@@ -12,7 +12,7 @@ from ..report import Comparison
 from .dialect import Json, present
 
 RATES = ("escalation_rate", "slow_token_share", "slow_position_share", "disagreement_rate")
-_COUNTERS = ("slow_forwards", "escalations", "decisions", "corrections", "bonus_tokens", "slow_tokens")
+_COUNTERS = ("slow_forwards", "escalations", "decisions", "corrections", "bonus_tokens", "slow_tokens", "forced")
 
 
 def truth(answers: Sequence[Generation]) -> Json:

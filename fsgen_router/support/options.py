@@ -104,7 +104,9 @@ def checked(model: type[T], options: Mapping[str, Any], *, error: type[Configura
         return model(**options)
     except ValidationError as invalid:
         first = invalid.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "options"
+        name = ".".join(map(str, first["loc"]))
+        if not name:  # of several options together, which what is wrong names itself
+            raise error(first["msg"].removeprefix("Value error, ")) from None
         raise error(f"{name}={_brief(first['input'])}: {first['msg']}") from None
 
 

@@ -17,11 +17,12 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx2
 import openai
+import pydantic
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -786,6 +787,90 @@ async def test_the_anthropic_client_works(url: str, router: Router) -> None:
         thinking: Any = {"type": "enabled", "budget_tokens": 1024}
         with pytest.raises(anthropic.BadRequestError, match="thinking"):
             await client.messages.create(max_tokens=2000, thinking=thinking, **asked)
+
+
+PARAMETERS: Any = {
+    "type": "object",
+    "properties": {"of": {"type": "string", "enum": ["lamp", "rope"]}},
+    "required": ["of"],
+    "additionalProperties": False,
+}
+CALL = {"of": "lamp"}, {"of": "rope"}
+
+
+def test_the_openai_client_calls_tools(url: str) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "price", "parameters": PARAMETERS}}]
+    asked: Any = {"model": "local/router", "tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+    with openai.OpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as client:
+        choice = client.chat.completions.create(messages=MESSAGES, **asked).choices[0]
+        (call,) = choice.message.tool_calls or ()
+        assert (choice.finish_reason, call.function.name) == ("tool_calls", "price")  # type: ignore[union-attr]
+        assert json.loads(call.function.arguments) in CALL  # type: ignore[union-attr]
+        with client.chat.completions.stream(messages=MESSAGES, **asked) as stream:
+            names = [event.name for event in stream if event.type == "tool_calls.function.arguments.delta"]
+            (streamed,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+        assert len(names) > 1
+        assert json.loads(streamed.function.arguments) in CALL
+        # Where a call may be made twice in one answer it comes when that stands, and the stream does not break.
+        many = {**asked, "parallel_tool_calls": True, "max_tokens": 150}
+        chunks = list(client.chat.completions.create(messages=MESSAGES, stream=True, **many))
+        assert any(chunk.choices[0].delta.tool_calls for chunk in chunks)
+        turns: Any = [*MESSAGES, choice.message.model_dump(exclude_none=True)]
+        turns.append({"role": "tool", "tool_call_id": call.id, "content": "9"})
+        told = client.chat.completions.create(messages=turns, **{**asked, "tool_choice": "none"}, max_tokens=5)
+        assert told.choices[0].message.content
+        own: Any = [{"type": "function", "name": "price", "parameters": PARAMETERS}]
+        response = client.responses.create(**{**asked, "tools": own}, input=QUESTION)
+        item: Any = response.output[0]
+        assert (item.type, json.loads(item.arguments) in CALL) == ("function_call", True)
+        with client.responses.stream(**{**asked, "tools": own}, input=QUESTION) as events_:
+            kinds = {event.type for event in events_}
+            last: Any = events_.get_final_response().output[0]
+        assert "response.function_call_arguments.done" in kinds
+        assert json.loads(last.arguments) in CALL
+        returned: Any = {"type": "function_call_output", "call_id": item.call_id, "output": "9"}
+        again: Any = [{"role": "user", "content": QUESTION}, item.model_dump(exclude_none=True), returned]
+        assert client.responses.create(model="local/router", input=again, max_output_tokens=5).output_text
+        for broken in ([*tools, *tools], [{"type": "function", "function": {"name": "a b"}}]):
+            with pytest.raises(openai.BadRequestError, match="name"):
+                client.chat.completions.create(messages=MESSAGES, model="local/router", tools=broken)
+
+
+def test_the_anthropic_client_calls_tools(url: str) -> None:
+    tools: Any = [{"name": "price", "input_schema": PARAMETERS}]
+    asked: Any = {"model": "local/router", "tools": tools, "max_tokens": 200}
+    choice: Any = {"type": "tool", "name": "price", "disable_parallel_tool_use": True}
+    with anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0) as client:
+        message = client.messages.create(messages=MESSAGES, tool_choice=choice, **asked)
+        (block,) = message.content
+        assert (message.stop_reason, block.type, block.input in CALL) == ("tool_use", "tool_use", True)  # type: ignore[union-attr]
+        with client.messages.stream(messages=MESSAGES, tool_choice=choice, **asked) as stream:
+            (streamed,) = stream.get_final_message().content
+        assert streamed.input in CALL  # type: ignore[union-attr]
+        result: Any = {"type": "tool_result", "tool_use_id": block.id, "content": "9"}  # type: ignore[union-attr]
+        turns: Any = [*MESSAGES, {"role": "assistant", "content": [block]}, {"role": "user", "content": [result]}]
+        assert client.messages.create(messages=turns, model="local/router", max_tokens=5).content
+        counted = client.messages.count_tokens(messages=MESSAGES, model="local/router", tools=tools)
+        assert counted.input_tokens == message.usage.input_tokens
+
+
+class Count(pydantic.BaseModel):
+    unit: Literal["coins", "bells"]
+
+
+def test_answers_have_the_form_that_is_asked_for(url: str) -> None:
+    with openai.OpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as client:
+        parsed = client.chat.completions.parse(model="local/router", messages=MESSAGES, response_format=Count)
+        assert isinstance(parsed.choices[0].message.parsed, Count)
+        assert isinstance(
+            client.responses.parse(model="local/router", input=QUESTION, text_format=Count).output_parsed, Count
+        )
+        for extra in ({"regex": "[a-c]{3}"}, {"grammar": "start: /[a-c]{3}/"}):
+            answer = client.chat.completions.create(model="local/router", messages=MESSAGES, extra_body=extra)
+            assert re.fullmatch("[a-c]{3}", answer.choices[0].message.content or "")
+        form: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "nope"}}}
+        with pytest.raises(openai.BadRequestError, match="response_format"):
+            client.chat.completions.create(model="local/router", messages=MESSAGES, response_format=form)
 
 
 # --- a process -----------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fsgen_router import (
     InvalidRequest,
     Restarted,
     TextDelta,
+    ToolCall,
     Usage,
 )
 from fsgen_router.policies import make_policy
@@ -42,26 +42,12 @@ def ask(api: str, **fields: Any) -> Ask:
     return dialect.ask(parse(dialect.body, json.dumps(body | fields).encode()))
 
 
-@dataclass
-class Call:
-    id: str
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer(Generation):
-    """An answer with tool calls, as a Router with tools gives it."""
-
-    tool_calls: tuple[Call, ...] = ()
-
-
-def answer(text: str = "", calls: tuple[Call, ...] = (), **fields: Any) -> Answer:
+def answer(text: str = "", calls: tuple[ToolCall, ...] = (), **fields: Any) -> Generation:
     made: dict[str, Any] = {"finish_reason": "eog", "tokens": (), "usage": Usage(), "seed": 0, **fields}
-    return Answer(text=text, policy="never", method="replace", tool_calls=calls, **made)
+    return Generation(text=text, policy="never", method="replace", tool_calls=calls, **made)
 
 
-def streamed(api: str, heard: list[Heard], last: Answer, **fields: Any) -> list[tuple[str | None, dict[str, Any]]]:
+def streamed(api: str, heard: list[Heard], last: Generation, **fields: Any) -> list[tuple[str | None, dict[str, Any]]]:
     """The events of a stream: their names and what they hold."""
     dialect, body = BODIES[api]
     reply = dialect.reply(parse(dialect.body, json.dumps(body | {"stream": True} | fields).encode()), FACTS)
@@ -232,7 +218,9 @@ HEARD: list[Heard] = [
     ToolArguments(0, ' "bell"}'),
     ToolArguments(1, "{}", id="2", name="stop"),
 ]
-LAST = answer("look", (Call("1", "price", '{"of": "bell"}'), Call("2", "stop", "{}")), finish_reason="tool_calls")
+LAST = answer(
+    "look", (ToolCall("1", "price", '{"of": "bell"}'), ToolCall("2", "stop", "{}")), finish_reason="tool_calls"
+)
 
 
 def test_chat_completions_stream_thoughts_and_tool_calls() -> None:
