@@ -174,7 +174,8 @@ class Restarted:
     """A stream event: the slow model begins the answer anew. The text so far does not stand, and has to be taken away.
 
     A policy with ``draft=show`` or ``draft=drop`` brings it, at a hand-over of the rest: once in an answer, unless
-    a cap on slow tokens ended that early. So do tool calls that were made before, of which no event has told yet.
+    a cap on slow tokens ended that early. So does a tool call that was made before: in an earlier message, and then no
+    event has told of it, or in this very answer, and then what was told of its calls does not stand either.
     """
 
 

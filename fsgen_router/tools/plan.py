@@ -210,7 +210,7 @@ class CallStream:
                 case Argued(text):
                     deltas.append(ToolCallDelta(self._number, None, None, text))
         yield TextDelta(said, emit.token)
-        # While calls might still be taken back: a client that has heard of one may run it.
+        # Where one may be made for the second time and be taken back: a client that has heard of it may run it.
         self._kept += deltas
         if not self._plan.earlier:
             yield from self._take()
