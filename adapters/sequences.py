@@ -10,6 +10,9 @@ from fsgen_router.contracts.models import Opened, Work
 from fsgen_router.errors import BackendError, NoFreeSequence
 from fsgen_router.support.waiting import Home, holding
 
+_DRAFTS = 16
+"""Tokens of an answer that may stand behind a prompt where a model is first asked."""
+
 
 @dataclass(slots=True)
 class _Slot:
@@ -34,8 +37,8 @@ class SequencePool:
         self._home = Home()
 
     def open(self, ids: Sequence[int]) -> Opened:
-        """The idle slot whose conversation goes on: most of what it holds is a prefix of ``ids``, or all of ``ids`` is
-        in it. The longest such prefix wins.
+        """The idle slot whose conversation goes on: most of what it holds is a prefix of ``ids``, or it was asked the
+        same and its answer is no longer than that. The longest such prefix wins.
 
         Where none goes on, the least recently used: two conversations that begin with the same words are not one, and
         those words are cheaper to read again than all that one of them says behind them.
@@ -49,8 +52,10 @@ class SequencePool:
             kept = {index: self._kept(self._slots[index].ids, ids) for index in idle}
 
             def worth(index: int) -> tuple[int, int]:
-                goes_on = 2 * kept[index] > len(self._slots[index].ids) or kept[index] == len(ids)
-                return kept[index] if goes_on else 0, -self._slots[index].last_used
+                common, lost = kept[index], len(self._slots[index].ids) - kept[index]
+                asked_again = len(ids) - common <= _DRAFTS and lost <= 2 * common
+                goes_on = common > lost or common == len(ids) or asked_again
+                return common if goes_on else 0, -self._slots[index].last_used
 
             best = max(idle, key=worth)
             self._slots[best].open = True

@@ -38,8 +38,8 @@ class Session:
         from fsgen_router import Budget, Router
 
         with Router() as router, router.session(budget=Budget(slow_tokens=500)) as session:
-            print(session.chat("How many ...?").text)
-            print(session.chat("And in Norvale?").text)
+            print(session.chat("How many coins do 3 lamps and 4 ropes cost in Norvale?").text)
+            print(session.chat("How many coins do 2 lamps and 5 ropes cost in Norvale?").text)
             print(session.report())
 
     ``budget`` caps what the slow model spends on all of them; where it is used up the fast model goes on alone, and

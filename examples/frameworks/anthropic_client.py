@@ -13,7 +13,7 @@ client = Anthropic(base_url=url, api_key="none")
 messages = []
 for question in (
     "How many coins do 3 lamps and 4 ropes cost in Norvale?",
-    "How many coins do 2 maps and 5 lamps cost in Norvale?",
+    "How many coins do 3 lamps and 4 ropes cost in Norvale?",
 ):
     messages.append({"role": "user", "content": question})
     with client.messages.stream(model="local/router", max_tokens=200, messages=messages) as stream:

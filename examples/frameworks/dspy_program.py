@@ -24,7 +24,7 @@ dspy.configure(lm=lm, adapter=dspy.JSONAdapter())
 
 
 class Sort(dspy.Signature):
-    """Which kind of question is it?"""
+    """The kind of question that this is."""
 
     question: str = dspy.InputField()
     kind: Literal["price", "family", "sharing"] = dspy.OutputField()

@@ -30,6 +30,6 @@ agent = Agent(
     model_settings=ModelSettings(tool_choice="required", parallel_tool_calls=False, max_tokens=100),
     tools=[get_price],
 )
-result = Runner.run_sync(agent, "What does a lamp cost in Norvale?", max_turns=3)
+result = Runner.run_sync(agent, "Look up the price of a lamp in Norvale.", max_turns=3)
 print([type(item).__name__ for item in result.new_items])
 print(repr(result.final_output[:60]))

@@ -3,8 +3,9 @@
 Each act of an answer is a file. They come in this order, and a file imports only from files before it:
 
 ==============  ====================================================================================
-request         what is asked: prompts, limits, masks
 commands        what an engine asks of its driver, and the events that come back
+calls           the contract of what reads tool calls in an answer
+request         what is asked: prompts, limits, masks
 state           what is known of a request
 core            what every act uses: reads, works and their counters
 spending        what the slow model costs: decided before it is asked, entered behind it
@@ -29,9 +30,10 @@ best_of         whole answers of the fast model's, judged before the loop begins
 """
 
 from .best_of import BestOfEngine
+from .calls import CallEvents, Calls
 from .commands import Call, Cancel, Chunk, Close, Command, Done, Emit, Event, Failed, Open, Returned, Start
 from .engine import Engine
-from .request import CallEvents, Calls, Constraint, Request, TextPrompt, Vocabulary, forced_by
+from .request import Constraint, Request, TextPrompt, Vocabulary, forced_by
 
 __all__ = [
     "BestOfEngine",

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..contracts.models import Role
-from ..contracts.policy import InCall
-from ..contracts.text_models import OfferedTools
 from ..contracts.tokenizer import Turn
 from ..errors import ConfigurationError
-from ..generation import Generation, StreamEvent
 from ..rows.reading import Mask, Warp
 from ..text.drafts import show_in_messages, show_in_prompt
-from .commands import Emit
+from .calls import Calls
 
 
 class Constraint(Protocol):
@@ -33,38 +30,6 @@ class Constraint(Protocol):
     """
 
     def mask(self, answer: Sequence[int]) -> Mask | None: ...
-
-
-class CallEvents(Protocol):
-    """A stream's events where the answer may call tools: calls apart from what is said."""
-
-    def of(self, emit: Emit) -> Iterable[StreamEvent]: ...
-
-    def end(self) -> Iterable[StreamEvent]:
-        """What was kept back until the answer stood."""
-
-
-class Calls(Protocol):
-    """The tool calls of one request."""
-
-    @property
-    def shown(self) -> Mapping[int, bytes]:
-        """Control tokens that are a part of the text all the same, since calls are told by them, and their bytes."""
-
-    def place(self, answer: Sequence[int]) -> InCall | None:
-        """Where in a call an answer of these ids stands."""
-
-    def review(self, text: str) -> str | None:
-        """What is wrong with a whole answer, so that the slow model has to write it anew; None: nothing."""
-
-    @property
-    def offered(self) -> OfferedTools | None:
-        """As a slow model is told of them that gives text; None where none may be called."""
-
-    def events(self, request: str) -> CallEvents: ...
-
-    def applied(self, answer: Generation, request: str) -> Generation:
-        """The answer with its calls apart from what it says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -235,7 +235,7 @@ def test_the_longest_prefix_wins_and_the_least_recently_used_goes_first(wide_mod
 
 def test_who_begins_alike_does_not_take_a_longer_conversation(wide_model: TokenModel) -> None:
     """Nearly all chats begin with the same words of a template."""
-    long, alike = some_ids(wide_model, 20), some_ids(wide_model, 20)[:6]
+    long, alike = some_ids(wide_model, 20), some_ids(wide_model, 20)[:6]  # more is lost than twice what is in common
     mine = wide_model.open(long)
     last(wide_model, mine.sequence, 0, long)
     wide_model.close(mine.sequence)

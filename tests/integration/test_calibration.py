@@ -576,7 +576,8 @@ def test_answers_that_thresholds_share_are_the_answers_that_are_written(
         )
         assert found.ids == alone.ids
         without_seconds = [name for name in range(found.counters.shape[1]) if name != seconds_column()]
-        assert np.array_equal(found.counters[:, without_seconds], alone.counters[:, without_seconds])
+        # Scores depend in their last bits on how much was read at once.
+        np.testing.assert_allclose(found.counters[:, without_seconds], alone.counters[:, without_seconds], rtol=1e-6)
         asked += found.counters[:, seconds_column()].tolist() != alone.counters[:, seconds_column()].tolist()
         assert before is router.fast
 

@@ -554,8 +554,8 @@ BAD_MESSAGES = {
     "an iterator": (iter(QUESTION), "non-empty list"),
     "a message that is a string": (["hello"], "message 0 is str"),
     "an unknown role": (
-        [*QUESTION, {"role": "tool", "content": "x"}],
-        "message 1 has role 'tool'.*developer, user",
+        [*QUESTION, {"role": "function", "content": "x"}],
+        "message 1 has role 'function'.*developer, user",
     ),
     "no role": ([{"content": "x"}], "message 0 has role None"),
     "no content": ([{"role": "user"}], "content of message 0 must be a str"),
@@ -595,7 +595,7 @@ def test_messages_as_other_clients_write_them(still_answers: Router) -> None:
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a slip": ({"max_token": 5}, "unknown option 'max_token'.*did you mean 'max_tokens'"),
     "another slip": ({"temprature": 5}, "did you mean 'temperature'"),
-    "not supported": ({"tools": []}, "unknown option 'tools'.*available: max_tokens, temperature"),
+    "not supported": ({"functions": []}, "unknown option 'functions'.*available: max_tokens, temperature"),
     "max_tokens=0": ({"max_tokens": 0}, "max_tokens=0"),
     "max_tokens in words": ({"max_tokens": "many"}, "max_tokens='many'"),
     "a negative temperature": ({"temperature": -0.1}, "temperature=-0.1"),
