@@ -118,6 +118,8 @@ def is_valid(call: ToolCall) -> bool:
 
 Kind = Literal["one", "two", "limit", "voucher", "cheaper"]
 KINDS: tuple[Kind, ...] = ("one", "two", "limit", "voucher", "cheaper")
+HARD: tuple[Kind, ...] = ("limit", "cheaper")
+"""Numbers have to be compared: training shows them twice as often."""
 Split = Literal["train", "tune", "test"]
 
 
@@ -156,15 +158,15 @@ def tasks(count: int, seed: int | str = 0, split: Split = "test") -> list[Task]:
 
 def _task(rng: random.Random, split: Split) -> Task:
     while True:
-        kind = rng.choice(KINDS)
+        kind = rng.choice(KINDS + HARD if split == "train" else KINDS)
         things = tuple((thing, rng.randint(2, 9)) for thing in rng.sample(WARES, 2 if kind == "two" else 1))
         towns = tuple(rng.sample(TOWNS, 2 if kind == "cheaper" else 1))
-        limit = rng.randint(10, 150) if kind == "limit" else None
+        limit = 10 * rng.randint(3, 20) if kind == "limit" else None
         ask = _ask(rng, kind, things, towns, limit)
         draw = hashlib.sha256(ask.encode()).digest()[0] % 10
         if split == ("test" if draw == 0 else "tune" if draw == 1 else "train"):
             break
-    prices = {(thing, town): rng.randint(6, 29) for thing, _ in things for town in towns if rng.random() < 0.85}
+    prices = {(thing, town): rng.randint(10, 29) for thing, _ in things for town in towns if rng.random() < 0.85}
     return Task(kind, ask, things, towns, limit, prices, {town: rng.randint(2, 9) for town in towns})
 
 
@@ -176,7 +178,11 @@ def _ask(
     behind = {
         "one": (".",),
         "two": (".",),
-        "limit": (f", for {limit} coins at most.", f". I can pay {limit} coins.", f", but not for more than {limit} coins."),
+        "limit": (
+            f", for {limit} coins at most.",
+            f". I can pay {limit} coins.",
+            f", but not for more than {limit} coins.",
+        ),
         "voucher": (". I have a voucher.", ", with my voucher."),
         "cheaper": (", in the town where they cost less.", ". Take the lower price.", ", at the lower price."),
     }
@@ -212,7 +218,9 @@ def run(router: Router, task: Task, policy: Policy | str, *, method: str = "repl
             messages = [*session.messages]
             for call in answer.tool_calls:
                 malformed += not is_valid(call)
-                messages.append({"role": "tool", "tool_call_id": call.id, "content": world.call(call.name, call.parsed)})
+                messages.append(
+                    {"role": "tool", "tool_call_id": call.id, "content": world.call(call.name, call.parsed)}
+                )
         usage, turns = session.usage, len(session.report().answers)
     return Outcome(
         won=sorted(world.booked) == sorted(task.wanted),

@@ -10,7 +10,6 @@ lacks are tokens too, and begin at random. A training that is stopped goes on fr
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 import fsgen_router.reference
 
-from export import _TENSORS, export, prove
+from export import TENSORS, export, prove
 from recipe import make_model
 from tokenizer import ASSISTANT, END, build
 from train import SIZES, Example, Segment, encode, train
@@ -35,8 +34,8 @@ TOOL, CALL, CALLED = "<|tool|>", "<tool_call>", "</tool_call>"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% if tools %}<|system|>{% for tool in tools %}{{ ' ' + tool.function.name }}{% endfor %}<|end|>"
     "{% endif %}{% for message in messages %}<|{{ message.role }}|>{{ message.content | default('', true) | trim }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>\n{\"name\": \"{{ call.function.name }}\", "
-    "\"arguments\": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}<|end|>"
+    '{% for call in message.tool_calls or [] %}<tool_call>\n{"name": "{{ call.function.name }}", '
+    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}<|end|>'
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _BATCH_TOKENS = 2048
@@ -54,7 +53,9 @@ def expert(task: Task, rng: random.Random) -> list[dict[str, Any]]:
     def call(name: str, **arguments: Any) -> str:
         said = world.call(name, arguments)
         function = {"name": name, "arguments": arguments}
-        messages.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]})
+        messages.append(
+            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+        )
         messages.append({"role": "tool", "content": said})
         return said
 
@@ -130,7 +131,7 @@ def first_weights(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> d
     weights = make_model(SIZES[size], len(tokenizer), seed=seed).model.state_dict()
     weights["norm.weight"] = stored["output_norm.weight"]
     for layer in range(SIZES[size][1]):
-        for ours, theirs in _TENSORS.items():
+        for ours, theirs in TENSORS.items():
             weights[f"layers.{layer}.{ours}"] = stored[f"blk.{layer}.{theirs}"]
     known = {token: row for row, token in enumerate(reader.get_field("tokenizer.ggml.tokens").contents())}
     rows, embeddings = stored["token_embd.weight"], weights["embed_tokens.weight"]
@@ -145,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("fast", "slow"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
-    parser.add_argument("--tokens", type=float, default=3e6, help="tokens to train on (default: %(default).0f)")
+    parser.add_argument("--tokens", type=float, default=2.5e6, help="tokens to train on (default: %(default).0f)")
     parser.add_argument("--lr", type=float, default=0.02, help="Muon's learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

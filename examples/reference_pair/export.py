@@ -27,7 +27,7 @@ from fsgen_router.reference import world
 from fsgen_router.rows.reading import Read
 
 TOLERANCE = 1e-4
-_TENSORS = {
+TENSORS = {
     "input_layernorm.weight": "attn_norm.weight",
     "self_attn.q_proj.weight": "attn_q.weight",
     "self_attn.q_proj.bias": "attn_q.bias",
@@ -72,7 +72,7 @@ def export(source: Path, target: Path, name: str, about: Mapping[str, str] = WOR
     writer.add_tensor("token_embd.weight", state["embed_tokens.weight"])
     writer.add_tensor("output_norm.weight", state["norm.weight"])
     for layer in range(config.num_hidden_layers):
-        for ours, theirs in _TENSORS.items():
+        for ours, theirs in TENSORS.items():
             writer.add_tensor(f"blk.{layer}.{theirs}", state[f"layers.{layer}.{ours}"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

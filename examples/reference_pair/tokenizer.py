@@ -41,9 +41,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     )
 
 
-def build(
-    samples: int = 20_000, *, more: Sequence[str] = (), specials: Sequence[str] = ()
-) -> PreTrainedTokenizerFast:
+def build(samples: int = 20_000, *, more: Sequence[str] = (), specials: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """The tokenizer over every word that ``samples`` training problems use (the same each time).
 
     ``more``: texts whose words are tokens too, and ``specials`` further control tokens, for models of another world.

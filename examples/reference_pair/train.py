@@ -112,7 +112,12 @@ def _exchange(rng: random.Random, problems: Iterator[world.Problem]) -> tuple[st
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, *, seed: int, skip: int = 0, chunks: Chunks = chunk_of, size: int = _BATCH_TOKENS
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    skip: int = 0,
+    chunks: Chunks = chunk_of,
+    size: int = _BATCH_TOKENS,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids, labels) of about ``size`` tokens, alike lengths together."""
     chunk = 0

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from fsgen_router import ToolCall
 from fsgen_router.reference import world
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -60,6 +61,42 @@ def test_calibrate_goes_from_prompts_to_a_certified_policy() -> None:
     assert "round 1: " in out
     assert "of calibration: regret at most 20% at confidence 90%" in out
     assert "policy learned:logistic>" in out
+
+
+def test_the_agent_world_runs_on_its_own_pair() -> None:
+    out = run("agent_world.py", "--tasks", "12")
+    found = re.findall(
+        r"^(.+?) +(\d+) of 12 tasks, +([\d.]+) slow forwards a task, [\d.]+ turns, (\d+) malformed calls$",
+        out,
+        re.MULTILINE,
+    )
+    ways = {name: (int(won), float(steps)) for name, won, steps, malformed in found if malformed == "0"}
+    assert list(ways) == ["fast alone", "slow alone", "routed", "whole turns"]
+    assert ways["slow alone"][0] >= 10
+    assert ways["routed"][0] >= 10
+    assert 0 < ways["routed"][1] < 0.7 * ways["slow alone"][1]
+
+
+def test_the_agent_world_tells_a_right_end_and_a_malformed_call() -> None:
+    world = runpy.run_path(str(EXAMPLES / "agent_world.py"))
+    made = world["tasks"](200)
+    wanted = [task.wanted for task in made]
+    assert {len(bookings) for bookings in wanted} == {0, 1, 2}
+    asked = {split: {task.ask for task in world["tasks"](200, split=split)} for split in ("train", "tune", "test")}
+    assert not asked["train"] & asked["test"]
+    assert not asked["tune"] & asked["test"]
+    for arguments, valid in (
+        ('{"thing": "lamp", "town": "Norvale"}', True),
+        ('{"thing": "map", "town": "Norvale"}', False),
+        ('{"thing": "lamp"}', False),
+        ('{"thing": "lamp", "town": "Norvale", "count": 2}', False),
+    ):
+        assert world["is_valid"](ToolCall("1", "get_price", arguments)) == valid, arguments
+    assert not world["is_valid"](
+        ToolCall("1", "book", '{"thing": "lamp", "town": "Norvale", "count": 100, "total": 3}')
+    )
+    assert world["compute"]("7*12-5") == "79"
+    assert "cannot compute" in world["compute"]("2**9")
 
 
 @pytest.mark.parametrize("split", ["test", "shifted"])
