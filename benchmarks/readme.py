@@ -771,9 +771,9 @@ def agents() -> str:
     )
     lines += [
         "",
-        f"{figures['n']} held-out tasks, greedy, 95% bootstrap intervals by task. Tasks that routing wins beyond the slow "
-        f"model alone: {percent(ways['routed'], 'success_beyond_slow_alone')}. Won by kind of task (%), fast alone and "
-        f"slow alone: {by_kind}. `benchmarks/agents.py`, {figures['date']}.",
+        f"{figures['n']} held-out tasks, greedy, 95% bootstrap intervals by task. Tasks that routing wins beyond the "
+        f"slow model alone: {percent(ways['routed'], 'success_beyond_slow_alone')}. Won by kind of task (%), fast "
+        f"alone and slow alone: {by_kind}. `benchmarks/agents.py`, {figures['date']}.",
     ]
     return "\n".join(lines)
 

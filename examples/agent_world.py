@@ -28,8 +28,8 @@ from fsgen_router.reference.world import TOWNS, WARES
 PAIR = Path(__file__).with_name("agent_pair")
 MAX_TURNS = 10
 SYSTEM = (
-    "Look up the price of each thing, compute what all of them cost, then book. Book no thing that is not sold. "
-    "At the end say what is booked."
+    "Look up the price of each thing, compute its total, then book it. Compare numbers by their difference. "
+    "Book nothing that is not sold. At the end say what is booked."
 )
 
 
@@ -118,8 +118,8 @@ def is_valid(call: ToolCall) -> bool:
 
 Kind = Literal["one", "two", "limit", "voucher", "cheaper"]
 KINDS: tuple[Kind, ...] = ("one", "two", "limit", "voucher", "cheaper")
-HARD: tuple[Kind, ...] = ("limit", "cheaper")
-"""Numbers have to be compared: training shows them twice as often."""
+HARD: tuple[Kind, ...] = ("two", "cheaper")
+"""There is more than one price: training shows them three times as often."""
 Split = Literal["train", "tune", "test"]
 
 
@@ -158,16 +158,21 @@ def tasks(count: int, seed: int | str = 0, split: Split = "test") -> list[Task]:
 
 def _task(rng: random.Random, split: Split) -> Task:
     while True:
-        kind = rng.choice(KINDS + HARD if split == "train" else KINDS)
-        things = tuple((thing, rng.randint(2, 9)) for thing in rng.sample(WARES, 2 if kind == "two" else 1))
+        kind = rng.choice(KINDS + 2 * HARD if split == "train" else KINDS)
+        things = tuple((thing, rng.randint(3, 9)) for thing in rng.sample(WARES, 2 if kind == "two" else 1))
         towns = tuple(rng.sample(TOWNS, 2 if kind == "cheaper" else 1))
-        limit = 10 * rng.randint(3, 20) if kind == "limit" else None
+        limit = 10 * rng.randint(1, 8) if kind == "limit" else None
         ask = _ask(rng, kind, things, towns, limit)
         draw = hashlib.sha256(ask.encode()).digest()[0] % 10
         if split == ("test" if draw == 0 else "tune" if draw == 1 else "train"):
             break
-    prices = {(thing, town): rng.randint(10, 29) for thing, _ in things for town in towns if rng.random() < 0.85}
-    return Task(kind, ask, things, towns, limit, prices, {town: rng.randint(2, 9) for town in towns})
+    prices = {
+        (thing, town): price
+        for thing, _ in things
+        for town, price in zip(towns, rng.sample(range(3, 10), len(towns)), strict=True)  # no two towns' are the same
+        if rng.random() < 0.85
+    }
+    return Task(kind, ask, things, towns, limit, prices, {town: rng.randint(1, 5) for town in towns})
 
 
 def _ask(

@@ -59,6 +59,9 @@ def expert(task: Task, rng: random.Random) -> list[dict[str, Any]]:
         messages.append({"role": "tool", "content": said})
         return said
 
+    def compute(expression: str) -> int:
+        return int(call("compute", expression=expression))
+
     found: list[tuple[str, str, int, int]] = []  # thing, town, count, price where it costs least
     for thing, count in task.things:
         sold = []
@@ -67,15 +70,17 @@ def expert(task: Task, rng: random.Random) -> list[dict[str, Any]]:
             if said != "not sold":
                 sold.append((int(said.split()[0]), town))
         if sold:
-            price, town = min(sold)
+            price, town = sold[-1]
+            if len(sold) == 2 and compute(f"{sold[0][0]}-{sold[1][0]}") < 0:
+                price, town = sold[0]
             found.append((thing, town, count, price))
     booked: list[Booking] = []
     for thing, town, count, price in found:
         expression = f"{count}*{price}"
         if task.kind == "voucher":
             expression += f"-{call('get_voucher', town=town).split()[0]}"
-        total = int(call("compute", expression=expression))
-        if task.limit is None or total <= task.limit:
+        total = compute(expression)
+        if task.limit is None or compute(f"{task.limit}-{total}") >= 0:
             call("book", thing=thing, town=town, count=count, total=total)
             booked.append((thing, town, count, total))
     assert sorted(booked) == sorted(world.booked) == sorted(task.wanted), task
