@@ -18,7 +18,6 @@ import numpy as np
 
 from fsgen_router import Policy, Router
 from fsgen_router.evaluation.intervals import interval
-from fsgen_router.policies import ByTool
 
 from common import save
 
@@ -26,11 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from agent_world import KINDS, PAIR, WAYS, Outcome, Task, run, tasks
 
 FURTHER: dict[str, tuple[Policy | str, str]] = {
-    "entropy>0.1 alone": ("entropy>0.1", "replace"),
-    "entropy>0.3, bookings judged": (ByTool("entropy>0.3", {"book": "verify"}), "verify"),
-    "every 8th token judges those before it": ("every:8", "verify"),
+    "routed, bookings not judged": ("entropy>0.3", "replace"),
+    "routed, fewer escalations": ("entropy>0.8", "replace"),
+    "the rest of a turn": ("entropy>0.3,span=rest", "replace"),
+    "every token judged": ("every:8", "verify"),
 }
-COUNTS = ("turns", "slow_forwards", "slow_tokens", "tokens")
+COUNTS = ("turns", "slow_forwards", "said_forwards", "slow_tokens", "tokens")
 
 
 def figures_of(found: list[Outcome], alone: list[Outcome], made: list[Task], policy: Policy | str) -> dict[str, Any]:

@@ -755,13 +755,14 @@ def agents() -> str:
     figures = load("agents")
     ways = figures["ways"]
     lines = [
-        "| who writes | tasks won | slow forwards a task | of slow alone's | slow tokens | turns | malformed calls |",
-        "|---|---|---|---|---|---|---|",
+        "| who writes | tasks won | slow forwards a task | of slow alone's | in the last sentence | slow tokens | turns | "
+        "malformed calls |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, way in ways.items():
         lines.append(
             f"| {name} (`{way['policy']}`) | {percent(way, 'success')} | {number(way, 'slow_forwards_per_task')} | "
-            f"{percent(way, 'slow_forwards_to_slow_alone')} | {way['slow_tokens_per_task']:.1f} | "
+            f"{percent(way, 'slow_forwards_to_slow_alone')} | {way['said_forwards_per_task']:.1f} | {way['slow_tokens_per_task']:.1f} | "
             f"{way['turns_per_task']:.1f} | {way['malformed_calls']} |"
         )
     by_kind = ", ".join(

@@ -200,11 +200,13 @@ def _ask(
 
 @dataclass(frozen=True)
 class Outcome:
-    """One task's run. ``malformed``: calls that a schema does not allow, which is none."""
+    """One task's run. ``malformed``: calls that a schema does not allow, which is none. ``said_forwards``: the slow
+    model's in the last turn, which calls nothing."""
 
     won: bool
     turns: int
     slow_forwards: int
+    said_forwards: int
     slow_tokens: int
     tokens: int
     malformed: int
@@ -212,13 +214,14 @@ class Outcome:
 
 def run(router: Router, task: Task, policy: Policy | str, *, method: str = "replace") -> Outcome:
     """An agent's loop: as long as the answer calls tools, they are run and their results are shown."""
-    world, malformed = World(task.prices, task.vouchers), 0
+    world, malformed, said_forwards = World(task.prices, task.vouchers), 0, 0
     messages: list[Message] = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": task.ask}]
     options: dict[str, Any] = {"policy": policy, "method": method, "parallel_tool_calls": False, "max_tokens": 100}
     with router.session(tools=TOOLS, seed=0, **options) as session:
         for _ in range(MAX_TURNS):
             answer = session.chat(messages)
             if not answer.tool_calls:
+                said_forwards = answer.usage.slow_forwards
                 break
             messages = [*session.messages]
             for call in answer.tool_calls:
@@ -231,6 +234,7 @@ def run(router: Router, task: Task, policy: Policy | str, *, method: str = "repl
         won=sorted(world.booked) == sorted(task.wanted),
         turns=turns,
         slow_forwards=usage.slow_forwards,
+        said_forwards=said_forwards,
         slow_tokens=usage.slow_tokens,
         tokens=usage.tokens,
         malformed=malformed,
@@ -240,9 +244,10 @@ def run(router: Router, task: Task, policy: Policy | str, *, method: str = "repl
 WAYS: dict[str, tuple[Policy | str, str]] = {
     "fast alone": ("never", "replace"),
     "slow alone": ("always,span=rest", "replace"),
-    "routed": (ByTool("entropy>0.8", {"book": "verify"}), "verify"),
-    "whole turns": ("entropy>0.8,at=prompt", "replace"),
+    "routed": (ByTool("entropy>0.3", {"book": "verify"}), "verify"),
+    "whole turns": ("entropy>0.01,at=prompt", "replace"),
 }
+"""Policy and method, found on the tasks of ``tune``."""
 
 
 def main() -> None:
