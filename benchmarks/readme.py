@@ -755,14 +755,13 @@ def agents() -> str:
     figures = load("agents")
     ways = figures["ways"]
     lines = [
-        "| who writes | tasks won | slow forwards a task | of slow alone's | in the last sentence | slow tokens | turns | "
-        "malformed calls |",
-        "|---|---|---|---|---|---|---|---|",
+        "| who writes | tasks won | slow forwards a task | of slow alone's | in the last turn | turns | malformed |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, way in ways.items():
         lines.append(
             f"| {name} (`{way['policy']}`) | {percent(way, 'success')} | {number(way, 'slow_forwards_per_task')} | "
-            f"{percent(way, 'slow_forwards_to_slow_alone')} | {way['said_forwards_per_task']:.1f} | {way['slow_tokens_per_task']:.1f} | "
+            f"{percent(way, 'slow_forwards_to_slow_alone')} | {way['said_forwards_per_task']:.1f} | "
             f"{way['turns_per_task']:.1f} | {way['malformed_calls']} |"
         )
     by_kind = ", ".join(
@@ -772,7 +771,7 @@ def agents() -> str:
     )
     lines += [
         "",
-        f"{figures['n']} held-out tasks, greedy, 95% bootstrap intervals by task. Tasks that routing wins beyond the "
+        f"{figures['n']} held-out tasks, greedy, 95% bootstrap intervals by task. Tasks that `routed` wins beyond the "
         f"slow model alone: {percent(ways['routed'], 'success_beyond_slow_alone')}. Won by kind of task (%), fast "
         f"alone and slow alone: {by_kind}. `benchmarks/agents.py`, {figures['date']}.",
     ]

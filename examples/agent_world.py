@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from fsgen_router import Message, Policy, Router, ToolCall
 from fsgen_router.policies import ByTool
-from fsgen_router.reference.world import TOWNS, WARES
+from fsgen_router.reference import world as tarn
 
 PAIR = Path(__file__).with_name("agent_pair")
 MAX_TURNS = 10
@@ -41,8 +41,8 @@ def tool(name: str, description: str, **properties: dict[str, Any]) -> dict[str,
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
 
-_TOWN = {"type": "string", "enum": TOWNS}
-_THING = {"type": "string", "enum": WARES}
+_TOWN = {"type": "string", "enum": tarn.TOWNS}
+_THING = {"type": "string", "enum": tarn.WARES}
 _COUNT = {"type": "integer", "minimum": 1, "maximum": 99}
 _COINS = {"type": "integer", "minimum": 0, "maximum": 9999}
 TOOLS = [
@@ -159,8 +159,8 @@ def tasks(count: int, seed: int | str = 0, split: Split = "test") -> list[Task]:
 def _task(rng: random.Random, split: Split) -> Task:
     while True:
         kind = rng.choice(KINDS + 2 * HARD if split == "train" else KINDS)
-        things = tuple((thing, rng.randint(3, 9)) for thing in rng.sample(WARES, 2 if kind == "two" else 1))
-        towns = tuple(rng.sample(TOWNS, 2 if kind == "cheaper" else 1))
+        things = tuple((thing, rng.randint(3, 9)) for thing in rng.sample(tarn.WARES, 2 if kind == "two" else 1))
+        towns = tuple(rng.sample(tarn.TOWNS, 2 if kind == "cheaper" else 1))
         limit = 10 * rng.randint(1, 8) if kind == "limit" else None
         ask = _ask(rng, kind, things, towns, limit)
         draw = hashlib.sha256(ask.encode()).digest()[0] % 10
