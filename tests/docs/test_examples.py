@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
+import random
 import re
 import runpy
 import signal
@@ -20,7 +22,13 @@ from pathlib import Path
 import pytest
 
 from fsgen_router import ToolCall
+from fsgen_router.adapters.llama_cpp import LlamaCppModel
+from fsgen_router.constraints.grammars import of_calls
+from fsgen_router.constraints.matching import GrammarConstraint
+from fsgen_router.constraints.tokens import GrammarVocabulary
 from fsgen_router.reference import world
+from fsgen_router.tools.definitions import Choice, make_tools
+from fsgen_router.tools.plan import ToolPlan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -97,6 +105,34 @@ def test_the_agent_world_tells_a_right_end_and_a_malformed_call() -> None:
     )
     assert world["compute"]("7*12-5") == "79"
     assert "cannot compute" in world["compute"]("2**9")
+
+
+def test_the_agent_pair_was_trained_on_what_its_grammar_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer of its expert, and wherever the grammar forces tokens, they are the expert's."""
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(EXAMPLES / "reference_pair")
+    training = importlib.import_module("train_agents")
+    tokenizer = LlamaCppModel(EXAMPLES / "agent_pair" / "slow.gguf").tokenizer
+    assert tokenizer.template.text == training.CHAT_TEMPLATE
+    assert tokenizer.template.reads_tools
+    plan = ToolPlan.make(
+        make_tools(training.TOOLS), Choice(), parallel=False, template=tokenizer.template.text, tokenizer=tokenizer,
+        messages=[], piece=tokenizer.piece,
+    )  # fmt: skip
+    assert plan.form.name == "hermes"
+    words, forced = GrammarVocabulary(tokenizer), 0
+    for number, task in enumerate(training.tasks(4, "layout", "train")):
+        messages = training.expert(task, random.Random(number))
+        text = tokenizer.template.render(messages, {"tools": training.TOOLS}).removesuffix(training.ASSISTANT)
+        for answer in (said for said, trained in training.segments(text) if trained):
+            ids = tokenizer.encode(answer, add_bos=False, parse_special=True)
+            constraint = GrammarConstraint(words, of_calls(plan.grammar))
+            for at, token in enumerate(ids):
+                assert constraint.mask(ids[:at]).allowed[token], (answer, at)
+                if begins := list(constraint.forced(ids[:at])):
+                    assert begins == ids[at : at + len(begins)], (answer, at)
+                    forced += 1
+    assert forced > 50
 
 
 @pytest.mark.parametrize("split", ["test", "shifted"])

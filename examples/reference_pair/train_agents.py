@@ -1,6 +1,6 @@
 """Train and export the agent pair: the reference pair's shapes and recipe on the agent world of ``agent_world.py``.
 
-    python examples/reference_pair/agents.py --size slow --out build/agents/slow
+    python examples/reference_pair/train_agents.py --size slow --out build/agents/slow
 
 An expert does each task in the world itself; what it says and calls is trained on, in the layout that the constraint
 on calls has models write. The first weights are the reference pair's; words of the agent world that its tokenizer
@@ -104,16 +104,17 @@ def transcripts(tokenizer: PreTrainedTokenizerFast, count: int, seed: str, split
 
 def chunk_of(tokenizer: PreTrainedTokenizerFast, chunk: int, seed: int) -> list[Example]:
     """The ``chunk``-th block of examples; what the assistant says is trained on."""
-    return encode(tokenizer, [_segments(text) for text in transcripts(tokenizer, _CHUNK, f"{seed}/{chunk}", "train")])
+    return encode(tokenizer, [segments(text) for text in transcripts(tokenizer, _CHUNK, f"{seed}/{chunk}", "train")])
 
 
-def _segments(text: str) -> list[Segment]:
+def segments(text: str) -> list[Segment]:
+    """A conversation in parts, of which those that the assistant says are trained on."""
     before, *turns = text.split(ASSISTANT)
-    segments = [(before + ASSISTANT, False)]
+    parts = [(before + ASSISTANT, False)]
     for turn in turns:
         said, end, others = turn.partition(END)
-        segments += [(said + end, True), (others + ASSISTANT, False)]
-    return segments[:-1]  # behind the last turn is nothing
+        parts += [(said + end, True), (others + ASSISTANT, False)]
+    return parts[:-1]  # behind the last turn is nothing
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
