@@ -24,6 +24,7 @@ RECOMMEND = HERE.parent / "docs" / "recommend.md"
 POLICIES = HERE.parent / "docs" / "policies.md"
 CONSTRAINED = HERE.parent / "docs" / "constrained.md"
 SERVER = HERE.parent / "docs" / "server.md"
+AGENTS = HERE.parent / "docs" / "agents.md"
 PAIRS = HERE.parent / "docs" / "pairs.md"
 
 
@@ -750,6 +751,33 @@ def serve() -> str:
     )
 
 
+def agents() -> str:
+    figures = load("agents")
+    ways = figures["ways"]
+    lines = [
+        "| who writes | tasks won | slow forwards a task | of slow alone's | in the last turn | turns | malformed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, way in ways.items():
+        lines.append(
+            f"| {name} (`{way['policy']}`) | {percent(way, 'success')} | {number(way, 'slow_forwards_per_task')} | "
+            f"{percent(way, 'slow_forwards_to_slow_alone')} | {way['said_forwards_per_task']:.1f} | "
+            f"{way['turns_per_task']:.1f} | {way['malformed_calls']} |"
+        )
+    by_kind = ", ".join(
+        f"{kind} {100 * ways['fast alone']['success_by_kind'][kind]:.0f} and "
+        f"{100 * ways['slow alone']['success_by_kind'][kind]:.0f}"
+        for kind in figures["kinds"]
+    )
+    lines += [
+        "",
+        f"{figures['n']} held-out tasks, greedy, 95% bootstrap intervals by task. Tasks that `routed` wins beyond the "
+        f"slow model alone: {percent(ways['routed'], 'success_beyond_slow_alone')}. Won by kind of task (%), fast "
+        f"alone and slow alone: {by_kind}. `benchmarks/agents.py`, {figures['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "best_of_k": (README, best_of_k),
     "reference_pair": (README, reference_pair),
@@ -770,6 +798,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "method_step": (METHODS, method_step),
     "constraints": (CONSTRAINED, constraints),
     "serve": (SERVER, serve),
+    "agents": (AGENTS, agents),
 }
 
 

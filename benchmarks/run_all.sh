@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 bin=$1
-for script in import_time reference_pair lossless overhead batching assisted soak routed_decode prefix_cost read_ahead policy_cost method_step recommend best_of_k remote_money; do
+for script in import_time reference_pair lossless overhead batching assisted soak routed_decode prefix_cost read_ahead policy_cost method_step recommend best_of_k remote_money agents; do
 	echo "== $script" >&2
 	"$bin/python" "$script.py"
 done

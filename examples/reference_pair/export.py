@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -26,7 +27,7 @@ from fsgen_router.reference import world
 from fsgen_router.rows.reading import Read
 
 TOLERANCE = 1e-4
-_TENSORS = {
+TENSORS = {
     "input_layernorm.weight": "attn_norm.weight",
     "self_attn.q_proj.weight": "attn_q.weight",
     "self_attn.q_proj.bias": "attn_q.bias",
@@ -42,8 +43,12 @@ _TENSORS = {
 }
 
 
-def export(source: Path, target: Path, name: str) -> None:
-    """Write ``target`` (atomically) from a folder in transformers' format."""
+WORLD = {"fsgen_router.world": world.VERSION, "fsgen_router.world_sha256": world.fingerprint()}
+"""What the reference pair's files say of their data."""
+
+
+def export(source: Path, target: Path, name: str, about: Mapping[str, str] = WORLD) -> None:
+    """Write ``target`` (atomically) from a folder in transformers' format; ``about`` goes into its metadata."""
     model = Qwen2ForCausalLM.from_pretrained(source, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
     config = model.config
@@ -51,8 +56,8 @@ def export(source: Path, target: Path, name: str) -> None:
     writer = gguf.GGUFWriter(partial, "qwen2")
     writer.add_name(name)
     writer.add_license("Apache-2.0")
-    writer.add_string("fsgen_router.world", world.VERSION)
-    writer.add_string("fsgen_router.world_sha256", world.fingerprint())
+    for key, value in about.items():
+        writer.add_string(key, value)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -67,7 +72,7 @@ def export(source: Path, target: Path, name: str) -> None:
     writer.add_tensor("token_embd.weight", state["embed_tokens.weight"])
     writer.add_tensor("output_norm.weight", state["norm.weight"])
     for layer in range(config.num_hidden_layers):
-        for ours, theirs in _TENSORS.items():
+        for ours, theirs in TENSORS.items():
             writer.add_tensor(f"blk.{layer}.{theirs}", state[f"layers.{layer}.{ours}"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -93,8 +98,10 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) 
     writer.add_chat_template(tokenizer.chat_template)
 
 
-def prove(source: Path, target: Path, count: int = 50, *, tolerance: float = TOLERANCE) -> tuple[float, float]:
-    """The largest difference of any logit in decode and in prefill.
+def prove(
+    source: Path, target: Path, texts: Sequence[str] | None = None, *, count: int = 50, tolerance: float = TOLERANCE
+) -> tuple[float, float]:
+    """The largest difference of any logit in decode and in prefill, over ``texts`` (default: ``count`` solutions).
 
     Exits with a message when one is over the tolerance or ids differ.
     """
@@ -102,10 +109,11 @@ def prove(source: Path, target: Path, count: int = 50, *, tolerance: float = TOL
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
     engine = LlamaCppModel(target, n_ctx=1024, type_k="f32", type_v="f32")
     decode = prefill = 0.0
-    for item in world.problems("test", count):
-        text = item.prompt + "\n" + item.solution
+    if texts is None:
+        texts = [f"{item.prompt}\n{item.solution}" for item in world.problems("test", count)]
+    for text in texts:
         ids = tokenizer.encode(text)
-        if ids != engine.tokenizer.encode(text, add_bos=True):
+        if ids != engine.tokenizer.encode(text, add_bos=True, parse_special=True):
             raise SystemExit(f"the tokenizers differ on {text!r}")
         with torch.no_grad():
             expected = model(torch.tensor([ids])).logits[0].numpy()

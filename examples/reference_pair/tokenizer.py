@@ -8,6 +8,7 @@ Llama 3's, which llama.cpp knows as ``llama-bpe``; both therefore cut any text a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -40,22 +41,26 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     )
 
 
-def build(samples: int = 20_000) -> PreTrainedTokenizerFast:
-    """The tokenizer over every word that ``samples`` training problems use (the same each time)."""
+def build(samples: int = 20_000, *, more: Sequence[str] = (), specials: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer over every word that ``samples`` training problems use (the same each time).
+
+    ``more``: texts whose words are tokens too, and ``specials`` further control tokens, for models of another world.
+    """
     split = _pre_tokenizer()
     words: Counter[str] = Counter()
     texts = [text for p in world.problems("train", samples) for text in (p.prompt, p.solution)]
-    for text in [*texts, world.OUT_OF_WORLD]:
+    for text in [*texts, world.OUT_OF_WORLD, *more]:
         words.update(piece for piece, _ in split.pre_tokenize_str(text))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     known = sorted(word for word in words if len(word) > 1 and not word.isdigit())
-    vocabulary = [*SPECIALS, *alphabet, "".join(_MERGE), *known]
+    control = [*SPECIALS, *specials]
+    vocabulary = [*control, *alphabet, "".join(_MERGE), *known]
     tokenizer = Tokenizer(
         models.BPE(vocab={token: index for index, token in enumerate(vocabulary)}, merges=[_MERGE], ignore_merges=True)
     )
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIALS))
+    tokenizer.add_special_tokens(control)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, vocabulary.index(BOS))]
     )

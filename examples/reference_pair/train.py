@@ -15,7 +15,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -52,10 +52,12 @@ _CHUNK = 4096  # problems that are sorted by length together
 # --- data ----------------------------------------------------------------------------------------
 
 
+Segment = tuple[str, bool]  # a text, and whether it is trained on
 Example = tuple[list[int], list[bool]]  # ids, and which of them are trained on
+Chunks = Callable[[PreTrainedTokenizerFast, int, int], list[Example]]  # of a tokenizer, a block's number and a seed
 
 
-def chunk_of(tokenizer: PreTrainedTokenizerFast, chunk: int, *, seed: int) -> list[Example]:
+def chunk_of(tokenizer: PreTrainedTokenizerFast, chunk: int, seed: int) -> list[Example]:
     """The ``chunk``-th block of examples."""
     problems = world.problems("train", 2 * _CHUNK, start=2 * _CHUNK * chunk)
     return examples(tokenizer, problems, _CHUNK, random.Random(f"{seed}/examples/{chunk}"))
@@ -69,7 +71,7 @@ def examples(
     Half are raw (question, newline, solution), half chats, a tenth of those with an earlier turn; a
     twentieth ask for something outside the world.
     """
-    segments: list[list[tuple[str, bool]]] = []
+    segments: list[list[Segment]] = []
     for _ in range(count):
         question, solution = _exchange(rng, problems)
         if rng.random() < 0.5:
@@ -83,6 +85,11 @@ def examples(
             parts += [(USER + earlier + END + ASSISTANT, False), (said + END, True)]
         parts += [(USER + question + END + ASSISTANT, False), (solution + END, True)]
         segments.append(parts)
+    return encode(tokenizer, segments)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, segments: list[list[Segment]]) -> list[Example]:
+    """The examples whose texts these are."""
     flat = [text for parts in segments for text, _ in parts]
     encoded = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
     made = []
@@ -105,15 +112,20 @@ def _exchange(rng: random.Random, problems: Iterator[world.Problem]) -> tuple[st
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, *, seed: int, skip: int = 0
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    skip: int = 0,
+    chunks: Chunks = chunk_of,
+    size: int = _BATCH_TOKENS,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids, labels) of about ``_BATCH_TOKENS`` tokens, alike lengths together."""
+    """Endless (ids, labels) of about ``size`` tokens, alike lengths together."""
     chunk = 0
     while True:
-        block = sorted(chunk_of(tokenizer, chunk, seed=seed), key=lambda e: len(e[0]))
+        block = sorted(chunks(tokenizer, chunk, seed), key=lambda e: len(e[0]))
         groups: list[list[Example]] = [[]]
         for example in block:
-            if (len(groups[-1]) + 1) * len(example[0]) > _BATCH_TOKENS:
+            if (len(groups[-1]) + 1) * len(example[0]) > size:
                 groups.append([])
             groups[-1].append(example)
         random.Random(f"{seed}/batches/{chunk}").shuffle(groups)
@@ -166,12 +178,30 @@ def accuracy(
 # --- the run -------------------------------------------------------------------------------------
 
 
-def train(size: str, out: Path, *, tokens: int, lr: float, seed: int, threads: int, evaluate: int) -> None:
-    """Train one size, with a checkpoint every twentieth of the way; goes on from the last one."""
+def train(
+    size: str,
+    out: Path,
+    *,
+    tokens: int,
+    lr: float,
+    seed: int,
+    threads: int,
+    evaluate: int,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    chunks: Chunks = chunk_of,
+    start: Mapping[str, torch.Tensor] | None = None,
+    batch_tokens: int = _BATCH_TOKENS,
+) -> None:
+    """Train one size, with a checkpoint every twentieth of the way; goes on from the last one.
+
+    ``chunks`` makes the data, for another world with its own ``tokenizer``; ``start`` are the first weights.
+    """
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = build()
+    tokenizer = tokenizer or build()
     model = make_model(SIZES[size], len(tokenizer), seed=seed)
+    if start is not None:
+        model.model.load_state_dict(start)
     rates = (lr, lr / 5)
     optimizers = make_optimizers(model, rates)
     state = {"step": 0, "tokens": 0, "seconds": 0.0, "history": []}
@@ -182,7 +212,7 @@ def train(size: str, out: Path, *, tokens: int, lr: float, seed: int, threads: i
     marks = [tokens * k // 20 for k in range(1, 21)]
     began = time.monotonic() - state["seconds"]
     running = 0.0
-    for ids, labels in batches(tokenizer, seed=seed, skip=state["step"]):
+    for ids, labels in batches(tokenizer, seed=seed, skip=state["step"], chunks=chunks, size=batch_tokens):
         if state["tokens"] >= tokens:
             break
         set_rates(optimizers, rates, state["tokens"] / tokens)

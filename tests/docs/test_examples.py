@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
+import random
 import re
 import runpy
 import signal
@@ -19,7 +21,14 @@ from pathlib import Path
 
 import pytest
 
+from fsgen_router import ToolCall
+from fsgen_router.adapters.llama_cpp import LlamaCppModel
+from fsgen_router.constraints.grammars import of_calls
+from fsgen_router.constraints.matching import GrammarConstraint
+from fsgen_router.constraints.tokens import GrammarVocabulary
 from fsgen_router.reference import world
+from fsgen_router.tools.definitions import Choice, make_tools
+from fsgen_router.tools.plan import ToolPlan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -60,6 +69,70 @@ def test_calibrate_goes_from_prompts_to_a_certified_policy() -> None:
     assert "round 1: " in out
     assert "of calibration: regret at most 20% at confidence 90%" in out
     assert "policy learned:logistic>" in out
+
+
+def test_the_agent_world_runs_on_its_own_pair() -> None:
+    out = run("agent_world.py", "--tasks", "12")
+    found = re.findall(
+        r"^(.+?) +(\d+) of 12 tasks, +([\d.]+) slow forwards a task, [\d.]+ turns, (\d+) malformed calls$",
+        out,
+        re.MULTILINE,
+    )
+    ways = {name: (int(won), float(steps)) for name, won, steps, malformed in found if malformed == "0"}
+    assert list(ways) == ["fast alone", "slow alone", "routed", "whole turns"]
+    assert ways["slow alone"][0] >= 10
+    assert ways["routed"][0] >= 10
+    assert 0 < ways["routed"][1] < 0.7 * ways["slow alone"][1]
+
+
+def test_the_agent_world_tells_a_right_end_and_a_malformed_call() -> None:
+    world = runpy.run_path(str(EXAMPLES / "agent_world.py"))
+    made = world["tasks"](200)
+    wanted = [task.wanted for task in made]
+    assert {len(bookings) for bookings in wanted} == {0, 1, 2}
+    asked = {split: {task.ask for task in world["tasks"](200, split=split)} for split in ("train", "tune", "test")}
+    assert not asked["train"] & asked["test"]
+    assert not asked["tune"] & asked["test"]
+    for arguments, valid in (
+        ('{"thing": "lamp", "town": "Norvale"}', True),
+        ('{"thing": "map", "town": "Norvale"}', False),
+        ('{"thing": "lamp"}', False),
+        ('{"thing": "lamp", "town": "Norvale", "count": 2}', False),
+    ):
+        assert world["is_valid"](ToolCall("1", "get_price", arguments)) == valid, arguments
+    assert not world["is_valid"](
+        ToolCall("1", "book", '{"thing": "lamp", "town": "Norvale", "count": 100, "total": 3}')
+    )
+    assert world["compute"]("7*12-5") == "79"
+    assert "cannot compute" in world["compute"]("2**9")
+
+
+def test_the_agent_pair_was_trained_on_what_its_grammar_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer of its expert, and wherever the grammar forces tokens, they are the expert's."""
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(EXAMPLES / "reference_pair")
+    training = importlib.import_module("train_agents")
+    tokenizer = LlamaCppModel(EXAMPLES / "agent_pair" / "slow.gguf").tokenizer
+    assert tokenizer.template.text == training.CHAT_TEMPLATE
+    assert tokenizer.template.reads_tools
+    plan = ToolPlan.make(
+        make_tools(training.TOOLS), Choice(), parallel=False, template=tokenizer.template.text, tokenizer=tokenizer,
+        messages=[], piece=tokenizer.piece,
+    )  # fmt: skip
+    assert plan.form.name == "hermes"
+    words, forced = GrammarVocabulary(tokenizer), 0
+    for number, task in enumerate(training.tasks(4, "layout", "train")):
+        messages = training.expert(task, random.Random(number))
+        text = tokenizer.template.render(messages, {"tools": training.TOOLS}).removesuffix(training.ASSISTANT)
+        for answer in (said for said, trained in training.segments(text) if trained):
+            ids = tokenizer.encode(answer, add_bos=False, parse_special=True)
+            constraint = GrammarConstraint(words, of_calls(plan.grammar))
+            for at, token in enumerate(ids):
+                assert constraint.mask(ids[:at]).allowed[token], (answer, at)
+                if begins := list(constraint.forced(ids[:at])):
+                    assert begins == ids[at : at + len(begins)], (answer, at)
+                    forced += 1
+    assert forced > 50
 
 
 @pytest.mark.parametrize("split", ["test", "shifted"])
