@@ -125,7 +125,7 @@ Split = Literal["train", "tune", "test"]
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked, by whom it is asked of, and which bookings are right."""
+    """What is asked, and what is to be found in the world: prices of what is sold, and what vouchers take off."""
 
     kind: Kind
     ask: str
