@@ -552,6 +552,37 @@ def recommend() -> str:
     return "\n".join(lines)
 
 
+def real_pair() -> str:
+    """The finding on real models: how far both alone go, and how well signals tell where they differ."""
+    alone = load("real_pair_alone")
+    lines = [
+        f"{alone['n']} of GSM8K's test problems, {alone['fast']} and {alone['slow']} (Q4_K_M), greedy, at most "
+        f"{alone['max_tokens']} tokens: the fast model is right in {percent(alone, 'accuracy_fast')}, the slow one in "
+        f"{percent(alone, 'accuracy_slow')}; in {percent(alone, 'regret_of_fast')} the slow one alone is right, in "
+        f"{percent(alone, 'only_fast_right')} the fast one alone. Where their greedy choices differ, with every position "
+        "read by both:",
+        "",
+        "| on the answers of | positions | differ (CoF) | AUROC: entropy | margin | maximum probability "
+        "| asked to catch 95% |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for role in ("fast", "slow"):
+        path = alone[f"{role}_path"]
+        signals = " | ".join(f"{path['auroc'][name]:.3f}" for name in ("entropy", "margin", "max_prob"))
+        least = min(path["asked_to_catch_95"].values())
+        lines.append(
+            f"| the {role} model | {path['positions']:,} | {percent(path, 'cof')} | {signals} | {100 * least:.0f}% |"
+        )
+    lines += [
+        "",
+        f"An answer of the fast model has {alone['tokens_fast']:.0f} tokens on average, one of the slow model "
+        f"{alone['tokens_slow']:.0f}; {100 * alone['cut_off_fast']:.0f} and {100 * alone['cut_off_slow']:.0f}% were "
+        f"cut off. `benchmarks/real_pair.py --part alone`, {alone['device']}, seed {alone['seed']}, 95% bootstrap "
+        f"intervals by problem, {alone['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def drafts() -> str:
     figures = load("drafts")
     lines = [
@@ -792,6 +823,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "remote_money": (README, remote_money),
     "card": (PAIR / "MODEL_CARD.md", card),
     "http_verify": (README, http_verify),
+    "real_pair": (README, real_pair),
     "recommend": (RECOMMEND, recommend),
     "drafts": (POLICIES, drafts),
     "seams": (PAIRS, seams),
