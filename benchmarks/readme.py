@@ -559,7 +559,7 @@ def real_pair() -> str:
         f"{alone['n']} of GSM8K's test problems, {alone['fast']} and {alone['slow']} (Q4_K_M), greedy, at most "
         f"{alone['max_tokens']} tokens: the fast model is right in {percent(alone, 'accuracy_fast')}, the slow one in "
         f"{percent(alone, 'accuracy_slow')}; in {percent(alone, 'regret_of_fast')} the slow one alone is right, in "
-        f"{percent(alone, 'only_fast_right')} the fast one alone. Where their greedy choices differ, with every position "
+        f"{percent(alone, 'only_fast_right')} the fast one alone. Where their greedy choices differ, every position "
         "read by both:",
         "",
         "| on the answers of | positions | differ (CoF) | AUROC: entropy | margin | maximum probability "
