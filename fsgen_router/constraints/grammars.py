@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..errors import InvalidRequest
-from .library import gbnf_to_lark, llguidance
+from .engine import gbnf_to_lark, llguidance
 from .schemas import held
 
 MAX_BYTES: Final = 1 << 18

@@ -16,7 +16,7 @@ from .grammars import Grammar, refused
 from .tokens import GrammarVocabulary
 
 if TYPE_CHECKING:
-    from .library import llguidance
+    from .engine import llguidance
 
 _STRIDE: Final = 16
 """Tokens between two copies of a matcher: so many are read again at most where an answer is taken back."""

@@ -14,8 +14,8 @@ from ..text.conversation import encode_within
 from ..text.vocabulary import SharedVocabulary
 
 if TYPE_CHECKING:
+    from .engine import llguidance
     from .grammars import Grammar
-    from .library import llguidance
 
 _KEPT: Final = 32
 """Grammars whose first matcher is kept: a request that brings one of them again copies it."""
@@ -64,7 +64,7 @@ class GrammarVocabulary:
     @cached_property
     def tree(self) -> llguidance.LLTokenizer:
         """llguidance's tokenizer. Ids that no answer may hold have no bytes in it, and ends are no text."""
-        from .library import llguidance
+        from .engine import llguidance
 
         pieces = [b"" if token in self._unused else self._tokenizer.piece(token) for token in range(self.n_vocab)]
         special = {*self._special, *self.eog_ids} & set(range(self.n_vocab))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -52,7 +53,7 @@ class Facts:
     """Where ``Ask.count_prompt`` asked for it."""
 
 
-class Reply:
+class Reply(ABC):
     """One request's answers in its API's words. A stream has the methods called in this order; ``failed`` breaks it."""
 
     def opening(self) -> Iterable[bytes]:
@@ -75,9 +76,9 @@ class Reply:
         """What a stream ends with that broke."""
         return ()
 
+    @abstractmethod
     def whole(self, answers: Sequence[Generation]) -> Json:
         """The body of an answer that is not streamed."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,7 @@ AT_IMPORT = {
     "adapters/transformers/slot_cache.py": {"torch", "transformers"},
     "adapters/transformers/tokenizer.py": {"tokenizers"},
     "adapters/transformers/vocabulary.py": {"gguf", "transformers"},
-    "fsgen_router/constraints/library.py": {"llguidance"},
+    "fsgen_router/constraints/engine.py": {"llguidance"},
     "fsgen_router/serve/__init__.py": {"prometheus_client", "starlette", "uvicorn"},
     "fsgen_router/serve/app.py": {"starlette"},
     "fsgen_router/serve/body.py": {"starlette"},

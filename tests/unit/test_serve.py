@@ -301,6 +301,9 @@ def test_a_stream_that_breaks_says_so_in_its_own_words() -> None:
 class Sent(Reply):
     """A translation that tells texts as they are."""
 
+    def whole(self, answers: Any) -> Any:
+        raise AssertionError("it is streamed")
+
     def heard(self, index: int, what: Heard) -> list[bytes]:
         return [what.text.encode()] if isinstance(what, Text) and what.text else []
 
