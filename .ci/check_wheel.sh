@@ -2,7 +2,7 @@
 # Types and imports of the wheel as users get it: installed apart, checked from outside the checkout.
 #   check_wheel.sh BIN WHEEL
 set -euo pipefail
-bin=$1 wheel=$2
+bin=$1 wheel=$2 here=$(cd "$(dirname "$0")" && pwd)
 apart=$(mktemp -d)
 trap 'rm -rf "$apart"' EXIT
 # The wheel alone; its dependencies come from the environment that built it.
@@ -28,3 +28,5 @@ ignore_missing_imports = True
 follow_imports = skip
 INI
 "$bin/python" -m mypy --config-file mypy.ini -p fsgen_router
+cp "$here/typed_program.py" .
+"$bin/python" -m mypy --config-file mypy.ini typed_program.py

@@ -553,8 +553,15 @@ def recommend() -> str:
 
 
 def real_pair() -> str:
-    """The finding on real models: how far both alone go, and how well signals tell where they differ."""
-    alone = load("real_pair_alone")
+    """The finding on real models, as far as it was run: each part is a run of hours."""
+    parts = {"alone": real_pair_alone, "default": real_pair_default, "certified": real_pair_certified}
+    parts |= {"curves": real_pair_curves, "resplits": real_pair_resplits}
+    run = {part: make for part, make in parts.items() if (HERE / "results" / f"real_pair_{part}.json").exists()}
+    return "\n\n".join(make(load(f"real_pair_{part}")) for part, make in run.items())
+
+
+def real_pair_alone(alone: dict[str, Any]) -> str:
+    """How far both models alone go, and how well signals tell where they differ."""
     lines = [
         f"{alone['n']} of GSM8K's test problems, {alone['fast']} and {alone['slow']} (Q4_K_M), greedy, at most "
         f"{alone['max_tokens']} tokens: the fast model is right in {percent(alone, 'accuracy_fast')}, the slow one in "
@@ -580,6 +587,66 @@ def real_pair() -> str:
         f"cut off. `benchmarks/real_pair.py --part alone`, {alone['device']}, seed {alone['seed']}, 95% bootstrap "
         f"intervals by problem, {alone['date']}.",
     ]
+    return "\n".join(lines)
+
+
+def real_pair_default(found: dict[str, Any]) -> str:
+    return (
+        f"Nobody's calibration, `{found['policy']}` with `replace`, on all {found['n']} problems: right in "
+        f"{percent(found, 'accuracy')}, the slow model having written {percent(found, 'slow_token_share')} of the "
+        f"tokens, in {number(found, 'slow_steps_per_slow_token')} of the steps of its own answers "
+        f"({found['date']})."
+    )
+
+
+def real_pair_certified(found: dict[str, Any]) -> str:
+    begin = f"Calibrated on {found['n']} problems of their own, for {found['target']}: "
+    if not found["certified"] or "report" not in found:
+        return f"{begin}{found['verdict']} ({found['date']})."
+    seen = found["report"]
+    return (
+        f"{begin}certified. On {seen['n']} others its regret is {percent(seen, 'regret')} and it is right in "
+        f"{percent(seen, 'accuracy')}, asking at {percent(seen, 'escalation_rate')} of the tokens, in "
+        f"{number(seen, 'slow_steps_per_slow_token')} of the slow model's own steps. The models read "
+        f"{found['positions_over_alone']['fast']:.2f} (fast) and {found['positions_over_alone']['slow']:.2f} (slow) "
+        f"times for it what their own answers take ({found['date']})."
+    )
+
+
+def real_pair_curves(found: dict[str, Any]) -> str:
+    lines = [
+        f"Quality against what is asked, on {found['n']} problems that nothing was fitted on (the fast model alone "
+        f"{found['accuracy_fast']:.1%}, the slow one {found['accuracy_slow']:.1%}):",
+        "",
+        "| asked by | rate | right | regret | slow tokens | slow steps per token of the slow model's own |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, points in found.items():
+        if not isinstance(points, list):
+            continue
+        for point in (
+            points if len(points) <= 4 else [points[round(at * (len(points) - 1))] for at in (0.25, 0.5, 0.75)]
+        ):
+            cells = [percent(point, of) for of in ("escalation_rate", "accuracy", "regret", "slow_token_share")]
+            lines.append(f"| {name} | {' | '.join(cells)} | {number(point, 'slow_steps_per_slow_token')} |")
+    lines += ["", f"`benchmarks/real_pair.py --part curves`, {found['date']}."]
+    return "\n".join(lines)
+
+
+def real_pair_resplits(found: dict[str, Any]) -> str:
+    lines = [
+        f"Whether such certificates hold: {found['pool']} problems times {found['thresholds']} thresholds, "
+        f"{found['resplits']} random halves certified at delta {found['delta']:g}; how often the pool's regret is "
+        f"above alpha (allowed: {found['allowed_violations']:.1%}), and the mean escalation rate:",
+        "",
+        "| alpha | Learn-then-Test | rate | naive tuning | rate |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {alpha} | " + " | ".join(outcome(one[name]) for name in ("certified", "naive")) + " |"
+        for alpha, one in found["by_alpha"].items()
+    ]
+    lines += ["", f"`benchmarks/real_pair.py --part resplits`, {found['date']}."]
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ import json
 import socket
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 import httpx2
@@ -62,12 +62,14 @@ class Connection:
         *,
         trial: bool = False,
         tries: int | None = None,
+        unanswered: Callable[[], None] = lambda: None,
     ) -> Generator[T]:
         """Send a request until its first item has come, at most as often as allowed; then the rest of it.
 
         Without a ``body`` it is a GET. Refused while the endpoint's breaker is open, but for a ``trial``: nobody's
         answer waits for that, and if it fails after all tries, the endpoint is down. With ``tries`` of its own it is a
-        question that may make a server stumble, which says nothing of others.
+        question that may make a server stumble, which says nothing of others. ``unanswered`` is called for each try
+        that was sent and then left, by its deadline or by us, before a reply began.
         """
         if not trial and (refused := self.breaker.refusal()) is not None:
             raise refused
@@ -75,7 +77,7 @@ class Connection:
         def start() -> tuple[T, Generator[T]]:
             while True:
                 sent = None if body is None else self._adapted(body)
-                items = self._send(path, sent, patience, read)
+                items = self._send(path, sent, patience, read, unanswered)
                 try:
                     return next(items), items
                 except EndpointError as error:
@@ -133,6 +135,7 @@ class Connection:
         body: Mapping[str, Any] | None,
         patience: Patience,
         read: Callable[[httpx2.Response], Iterator[T]],
+        unanswered: Callable[[], None],
     ) -> Generator[T]:
         if patience.ended:
             raise late(self.name)
@@ -146,7 +149,7 @@ class Connection:
         waiting = patience.begin(options.first_token_seconds)
         with (
             mapped(self.name, options, waiting),
-            self._client.stream(method, url, json=sent, timeout=timeout) as response,
+            _replied(self._client.stream(method, url, json=sent, timeout=timeout), patience, unanswered) as response,
         ):
             try:
                 if response.status_code != 200:
@@ -196,6 +199,21 @@ class Connection:
             status=getattr(error, "status", None),
             wait_seconds=round(state.upcoming_sleep, 3),
         )
+
+
+@contextmanager
+def _replied(
+    stream: AbstractContextManager[httpx2.Response], patience: Patience, unanswered: Callable[[], None]
+) -> Iterator[httpx2.Response]:
+    """What a request is answered with; it was sent whole where it is the reply that one stops waiting for."""
+    with ExitStack() as stack:
+        try:
+            response = stack.enter_context(stream)
+        except (httpx2.ReadTimeout, httpx2.ReadError, httpx2.RemoteProtocolError) as error:
+            if patience.ended or isinstance(error, httpx2.ReadTimeout):
+                unanswered()
+            raise
+        yield response
 
 
 def _form_of(body: Mapping[str, Any]) -> str:

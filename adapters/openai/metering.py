@@ -13,35 +13,31 @@ from .requests import estimate_tokens
 
 
 class Unheard:
-    """A call until something is heard of it; then it is the caller's to count, with its end."""
+    """Tries of a call of which nothing was heard, though the endpoint read their prompt. What is heard of is the
+    caller's to count, with its end."""
 
     def __init__(self, request: Continuation) -> None:
-        self._request, self._heard = request, False
+        self._request = request
 
     def reading(
         self, read: Callable[[httpx2.Response], Generator[TextEvent]]
     ) -> Callable[[httpx2.Response], Generator[TextEvent]]:
-        """``read``, which enters a reply that began and ended before anything was heard of it: its prompt was read."""
+        """``read``, which enters a reply that began and ended before anything was heard of it."""
 
         def events(response: httpx2.Response) -> Generator[TextEvent]:
             heard = False
             try:
                 for event in read(response):
-                    heard = self._heard = True
+                    heard = True
                     yield event
             finally:
                 if not heard:
-                    self._enter()
+                    self.enter()
 
         return events
 
-    def given_up(self) -> None:
-        """The call was left, or its deadline passed. What was sent before any reply began is billed all the same."""
-        if not self._heard:
-            self._enter()
-
-    def _enter(self) -> None:
-        self._heard = True
+    def enter(self) -> None:
+        """One try, such as one that was sent and whose reply did not begin in time."""
         if self._request.meter is not None:
             guess = guessed_prompt(self._request)
             self._request.meter.enter(Billed.of("failed", prompt=None, written=None, guessed_prompt=guess))

@@ -240,7 +240,7 @@ class OpenAIModel:
         write = None if request.offered is None else request.offered.write
         read = unheard.reading(partial(self._reader.events, max_tokens=request.max_tokens, write_calls=write))
         try:
-            with closing(self._connection.ask(path, body, patience, read)) as events:
+            with closing(self._connection.ask(path, body, patience, read, unanswered=unheard.enter)) as events:
                 for event in events:
                     if patience.ended:
                         raise late(self.name)
@@ -250,9 +250,6 @@ class OpenAIModel:
             if error.bad_request and request.answer.strip():
                 self._probes.forget()  # it may be set up in another way by now
             raise
-        finally:
-            if patience.ended:
-                unheard.given_up()
 
     def _joined(self, event: TextEvent, seam: Seam) -> Iterator[TextEvent]:
         if isinstance(event, ReasoningChunk):

@@ -12,6 +12,7 @@ from ..contracts.text_models import probe_first
 from ..errors import ConfigurationError, InvalidRequest
 from ..methods import DEFAULT_DRAFT_LEN
 from ..methods.contrast import FORMS
+from ..money import Budget
 from ..pairing import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY
 from ..policies import SHORT_FORMS
 from ..resolve import EXAMPLES
@@ -116,6 +117,34 @@ MaxSlowTokens: TypeAlias = Annotated[
     int | None,
     typer.Option(help="Cap on slow tokens per answer.", show_default="none", rich_help_panel=_ROUTING),
 ]
+MaxCost: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        metavar="USD",
+        help="Cap on what the slow model costs per answer, by its known prices.",
+        show_default="none",
+        rich_help_panel=_ROUTING,
+    ),
+]
+MaxSeconds: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Cap on the slow model's time per answer.",
+        show_default="none",
+        rich_help_panel=_ROUTING,
+    ),
+]
+PricesFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--prices",
+        metavar="FILE",
+        help="A table of prices that knows the slow model (TOML or JSON).",
+        show_default="the model's own option, FSGEN_PRICES, what is known of its vendor",
+        rich_help_panel=_MODELS,
+    ),
+]
 Audit: TypeAlias = Annotated[
     float,
     typer.Option(
@@ -195,6 +224,8 @@ def make_request(
     stop: list[str] | None = None,
     max_slow_calls: int | None = None,
     max_slow_tokens: int | None = None,
+    max_cost: float | None = None,
+    max_seconds: float | None = None,
     json_schema: Path | None = None,
     regex: str | None = None,
     grammar: Path | None = None,
@@ -213,6 +244,8 @@ def make_request(
         "stop": tuple(stop or ()),
         "max_slow_calls": max_slow_calls,
         "max_slow_tokens": max_slow_tokens,
+        "max_cost_usd": max_cost,
+        "max_seconds": max_seconds,
     }
 
 
@@ -243,6 +276,8 @@ def open_router(
     *,
     fallback: list[str] | None = None,
     tuned: str | None = None,
+    prices: Path | None = None,
+    budget: Budget | None = None,
     audit: float = 0.0,
     read_ahead: int = 0,
     batching: bool | None = None,
@@ -260,6 +295,8 @@ def open_router(
         tuned=tuned,
         policy=policy,
         method=method,
+        prices=prices,
+        budget=budget,
         audit=audit,
         read_ahead=read_ahead,
         batching=batching,

@@ -12,6 +12,7 @@ import typer
 from ..contracts.text_models import reads_tokens
 from ..errors import ConfigurationError, InvalidRequest
 from ..evaluation.runs import SLOW_ONLY
+from ..money import Budget
 from ..router import MAX_WAITING, Router
 from . import options as o
 from .terminal import say
@@ -24,6 +25,7 @@ def serve(
     slow: o.Slow = None,
     fallback: o.Fallback = None,
     tuned: o.Tuned = None,
+    prices: o.PricesFile = None,
     policy: o.Policy = None,
     method: o.Method = None,
     model: Annotated[
@@ -72,6 +74,15 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(help="Requests that wait before others are refused.", rich_help_panel=_LIMITS)
     ] = MAX_WAITING,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            metavar="USD",
+            help="Cap on what the slow model costs for all requests; behind it the fast model goes on alone.",
+            show_default="none",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
     log_prompts: Annotated[
         bool,
         typer.Option("--log-prompts", help="Prompts and answers in the request log.", rich_help_panel=_SERVER),
@@ -116,6 +127,8 @@ def serve(
         method,
         fallback=fallback,
         tuned=tuned,
+        prices=prices,
+        budget=None if max_cost is None else Budget(usd=max_cost),
         audit=audit,
         read_ahead=read_ahead,
         batching=True,
