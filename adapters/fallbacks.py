@@ -35,40 +35,40 @@ class Fallbacks:
             )
         if len({id(model) for model in models}) < max(len(models), 2):
             raise ConfigurationError("a list of slow models names two or more, each once", hint="or name one alone")
-        self.models = tuple(models)
+        self.endpoints = tuple(models)
         self._owned = tuple(owned)
         self.name = ", else ".join(model.name for model in models)
 
     def __repr__(self) -> str:
-        return f"Fallbacks({', '.join(map(repr, self.models))})"
+        return f"Fallbacks({', '.join(map(repr, self.endpoints))})"
 
     @property
     def n_params(self) -> int | None:
-        return self.models[0].n_params
+        return self.endpoints[0].n_params
 
     @property
     def capabilities(self) -> TextCapabilities:
         """Those of the first that is not down."""
-        return next((model for model in self.models if not is_down(model)), self.models[0]).capabilities
+        return next((model for model in self.endpoints if not is_down(model)), self.endpoints[0]).capabilities
 
     def unready(self, request: Continuation) -> str | None:
         """What the first says that is not down."""
-        for model in self.models:
+        for model in self.endpoints:
             if not is_down(model):
                 return unready(model, request)
         return None
 
     def probe_first(self) -> None:
-        for model in self.models:
+        for model in self.endpoints:
             probe_first(model)
 
     def take_probe_usage(self) -> list[TextEnd]:
         """What the endpoints counted for probes since this was last asked."""
-        takes = [take for model in self.models if (take := getattr(model, "take_probe_usage", None)) is not None]
-        return [end for take in takes for end in take()]
+        found = [(model.name, getattr(model, "take_probe_usage", None)) for model in self.endpoints]
+        return [dataclasses.replace(end, model=name) for name, take in found if take is not None for end in take()]
 
     def stream(self, request: Continuation) -> FallbackStream:
-        return FallbackStream(self.models, request)
+        return FallbackStream(self.endpoints, request)
 
     def shutdown(self) -> None:
         for model in self._owned:
@@ -91,7 +91,9 @@ class FallbackStream(Generator[TextEvent, None, None]):
 
     def _begin(self) -> tuple[TextModel, Generator[TextEvent, None, None]]:
         model = self._left.pop(0)
-        return model, model.stream(self._request)
+        meter = self._request.meter
+        own = None if meter is None else meter.at(model.name)
+        return model, model.stream(dataclasses.replace(self._request, meter=own))
 
     def send(self, value: None = None, /) -> TextEvent:
         while True:

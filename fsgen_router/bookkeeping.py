@@ -26,17 +26,16 @@ def bill_probes(engine: Engine, slow: AnyModel, ledger: Ledger) -> None:
     taken: Callable[[], list[TextEnd]] | None = getattr(slow, "take_probe_usage", None)
     billed = Billed()
     for end in [] if taken is None else taken():
-        billed.add(
-            Billed.of(
-                "probe",
-                prompt=end.prompt_tokens,
-                written=end.completion_tokens,
-                cached=end.cached_tokens,
-                cache_write=end.cache_write_tokens,
-                guessed_prompt=PROBE_TOKENS,
-                guessed_written=1,
-            )
+        probe = Billed.of(
+            "probe",
+            prompt=end.prompt_tokens,
+            written=end.completion_tokens,
+            cached=end.cached_tokens,
+            cache_write=end.cache_write_tokens,
+            guessed_prompt=PROBE_TOKENS,
+            guessed_written=1,
         )
+        billed.add(probe if end.model is None else probe.at(end.model))
     if not billed.requests:
         return
     prices = engine.terms.prices

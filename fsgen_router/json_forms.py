@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic, and so FastAPI, takes no other before Python 3.12
 
@@ -115,6 +115,7 @@ class BilledJson(TypedDict):
     calls: int
     probes: int
     failed: int
+    by_model: NotRequired[dict[str, BilledJson]]
 
 
 class PricesJson(TypedDict):
@@ -127,6 +128,7 @@ class PricesJson(TypedDict):
     reasoning: float | None
     source: str
     date: str | None
+    fallbacks: NotRequired[dict[str, PricesJson]]
 
 
 class UsageJson(TypedDict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias, cast
 
@@ -222,8 +222,8 @@ class Usage:
 
     def copy(self) -> Usage:
         """Counters of their own."""
-        own = {name: replace(getattr(self, name)) for name in ("fast", "slow", "tuned", "billed")}
-        return replace(self, **own)
+        own = {name: replace(getattr(self, name)) for name in ("fast", "slow", "tuned")}
+        return replace(self, **own, billed=self.billed.copy())
 
     @property
     def slow_forwards(self) -> int:
@@ -267,6 +267,7 @@ class Usage:
         record = asdict(self) | {
             "slow_forwards": self.slow_forwards,
             "slow_positions": self.slow_positions,
+            "billed": self.billed.to_dict(),
             **{name: getattr(self, name) for name in rates},
         }
         return cast(UsageJson, record)
@@ -331,7 +332,8 @@ class Prices:
 
     ``cached_input`` is for tokens that the endpoint's cache held, ``cache_write`` for those that it puts there,
     ``reasoning`` for what a model thinks before it writes. None: as ``input``, ``input`` and ``output``.
-    ``source`` and ``date`` say where they come from and of when they are: prices change.
+    ``source`` and ``date`` say where they come from and of when they are: prices change. ``fallbacks`` are those of
+    endpoints that are asked where this one fails, by name.
 
     Raises :class:`ConfigurationError` for what no price list says: a price that is negative or no number, a cache that
     makes reading dearer.
@@ -344,6 +346,7 @@ class Prices:
     reasoning: float | None = None
     source: str = ""
     date: datetime.date | None = None
+    fallbacks: Mapping[str, Prices] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in PRICED:
@@ -377,10 +380,24 @@ class Prices:
     def of_reasoning(self) -> float:
         return self.output if self.reasoning is None else self.reasoning
 
+    @property
+    def dearest(self) -> Prices:
+        """Of each kind the highest price that any of the endpoints asks."""
+        every = (self, *self.fallbacks.values())
+        return Prices(
+            input=max(one.input for one in every),
+            output=max(one.output for one in every),
+            cached_input=max(one.of_cached for one in every),
+            cache_write=max(one.of_cache_write for one in every),
+            reasoning=max(one.of_reasoning for one in every),
+        )
+
     def to_dict(self) -> PricesJson:
         prices = {name: getattr(self, name) for name in PRICED}
         date = None if self.date is None else self.date.isoformat()
-        return cast(PricesJson, prices | {"source": self.source, "date": date})
+        record = prices | {"source": self.source, "date": date}
+        others = {name: other.to_dict() for name, other in self.fallbacks.items()}
+        return cast(PricesJson, record | ({"fallbacks": others} if others else {}))
 
     def __str__(self) -> str:
         named = [(name.replace("_", " "), getattr(self, name)) for name in PRICED]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias
 
 from ..support.waiting import holding
 
@@ -20,7 +20,7 @@ class Billed:
     ``input`` leaves out what came from the endpoint's cache (``cached_input``) or was put there at a price of its own
     (``cache_write``), ``output`` leaves out ``reasoning``. ``estimated`` of all these tokens were counted on this side,
     because the endpoint did not say. Of the requests, ``calls`` were heard of, ``probes`` asked what the endpoint can
-    do, and ``failed`` came to nothing or were left.
+    do, and ``failed`` came to nothing or were left. ``by_model`` says what each of several endpoints bills of all that.
     """
 
     input: int = 0
@@ -32,6 +32,7 @@ class Billed:
     calls: int = 0
     probes: int = 0
     failed: int = 0
+    by_model: dict[str, Billed] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -43,8 +44,36 @@ class Billed:
         return self.calls + self.probes + self.failed
 
     def add(self, other: Billed) -> None:
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for model, part in other.by_model.items():
+            self.by_model.setdefault(model, Billed()).add(part)
+
+    def copy(self) -> Billed:
+        """Counts of their own."""
+        copied = Billed()
+        copied.add(self)
+        return copied
+
+    @property
+    def parts(self) -> dict[str, Billed]:
+        """What each model bills; under the empty name, what is not said to be one of several's."""
+        rest = self.copy()
+        for part in self.by_model.values():
+            for name in _COUNTS:
+                setattr(rest, name, getattr(rest, name) - getattr(part, name))
+        rest.by_model = {}
+        return {**self.by_model, **({"": rest} if rest.requests or not self.by_model else {})}
+
+    def at(self, model: str) -> Billed:
+        """The same, said to be billed by ``model`` of several."""
+        return replace(self, by_model={model: self})
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; ``by_model`` where several endpoints may bill."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        parts = {model: part.to_dict() for model, part in self.by_model.items()}
+        return counts | ({"by_model": parts} if parts else {})
 
     @classmethod
     def of(
@@ -81,6 +110,9 @@ class Billed:
         )
 
 
+_COUNTS = tuple(one.name for one in fields(Billed) if one.name != "by_model")
+
+
 class Meter:
     """Where an adapter enters what it sends beside the call itself: tries that came to nothing.
 
@@ -99,6 +131,12 @@ class Meter:
                 self._entered.add(billed)
         if late is not None:
             late(billed)
+
+    def at(self, model: str) -> Meter:
+        """One whose entries come here, as those of ``model`` of several."""
+        meter = Meter()
+        meter.close(lambda billed: self.enter(billed.at(model)))
+        return meter
 
     def taken(self) -> Billed:
         """What was entered since the last time."""

@@ -70,7 +70,8 @@ def _call(core: Core) -> CallCost | None:
     """The next call by its tokens and prices; None without prices."""
     if core.terms.prices is None:
         return None
-    return CallCost(_prompt_tokens(core) if core.request.text is not None else _unread(core), core.terms.prices)
+    prompt = _prompt_tokens(core) if core.request.text is not None else _unread(core)
+    return CallCost(prompt, core.terms.prices.dearest)
 
 
 def _prompt_tokens(core: Core) -> int:
@@ -155,7 +156,7 @@ def count_call(core: Core, end: TextEnd, *, prompt: int, written: int, thought: 
         found = min(called.cached_input, before)
         core.ledger.revise(_CACHE, lambda seen: (seen[0] + found, seen[1] + before), (0, 0))
     state.last_call = sent, called.output + called.reasoning
-    state.usage.billed.add(called)
+    state.usage.billed.add(called if end.model is None else called.at(end.model))
     settle(core)
 
 

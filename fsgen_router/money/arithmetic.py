@@ -9,7 +9,11 @@ from ..records import ModelUsage, Prices
 
 
 def cost_of(billed: Billed, prices: Prices) -> float:
-    """US dollars for what was billed."""
+    """US dollars for what was billed: a fallback's part at its own prices."""
+    return sum(_at(part, prices.fallbacks.get(model, prices)) for model, part in billed.parts.items())
+
+
+def _at(billed: Billed, prices: Prices) -> float:
     return (
         billed.input * prices.input
         + billed.cached_input * prices.of_cached

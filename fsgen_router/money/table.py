@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ..errors import ConfigurationError
 from ..records import PRICED, Prices
+from ..support.logs import log
 
 PRICES_VARIABLE: Final = "FSGEN_PRICES"
 """The environment variable that names a table for every Router."""
@@ -105,10 +106,26 @@ def parse_prices(found: object, place: str) -> Prices:
 def known_prices(model: object, given: Prices | str | Path | None = None) -> Prices | None:
     """A model's prices: those ``given`` (a table has to know it), else its own option's, else those of the table that
     ``FSGEN_PRICES`` names, else what the model knows of its vendor. None where nobody knows: they are not guessed.
+
+    Of several (``endpoints``) each has its own, and one that nobody knows leaves the sum unknown;
+    :class:`Prices` that are given are those of all.
     """
-    name = str(getattr(model, "name", ""))
     if isinstance(given, Prices):
         return given
+    first, *others = getattr(model, "endpoints", (model,))
+    prices = _known(first, given)
+    fallbacks = {}
+    for other in others:
+        known = _known(other, given)
+        if prices is None or known is None:
+            log.warning("prices_unknown", model=(first if prices is None else other).name)
+            return None
+        fallbacks[other.name] = known
+    return prices if prices is None or not fallbacks else replace(prices, fallbacks=fallbacks)
+
+
+def _known(model: object, given: str | Path | None) -> Prices | None:
+    name = str(getattr(model, "name", ""))
     if given is not None:
         return PriceTable.load(given).require(name)
     own: Prices | None = getattr(model, "prices", None)

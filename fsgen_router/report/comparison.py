@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..contracts.billing import Billed
@@ -109,7 +109,11 @@ def compare_money(
 def _first_alone(billed: Billed, usage: Usage) -> Billed:
     """A baseline's bill without what its endpoint's cache holds only because the routed answer came before it."""
     left = max(billed.cached_input - usage.prompt_cached, 0) if usage.billed.calls else 0
-    return replace(billed, cached_input=billed.cached_input - left, input=billed.input + left)
+    own = billed.copy()
+    for one in (own, *list(own.by_model.values())[:1]):  # of several, the first that was asked
+        one.cached_input -= left
+        one.input += left
+    return own
 
 
 def compare_machines(

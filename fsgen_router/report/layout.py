@@ -98,20 +98,22 @@ def savings_table(comparisons: Mapping[str, Comparison], *, models: str = "both"
 def bill_table(billed: Billed, prices: Prices | None) -> Table:
     """Tokens that are billed, by kind, and what each kind costs where prices are known."""
     table = _table(("billed", "tokens", "$ a million", "US dollars", ""), numbers=3)
-    for name, at in (
-        ("input", "input"),
-        ("cached_input", "of_cached"),
-        ("cache_write", "of_cache_write"),
-        ("output", "output"),
-        ("reasoning", "of_reasoning"),
-    ):
-        tokens: int = getattr(billed, name)
-        price: float | None = getattr(prices, at, None)
-        if tokens:
-            cost = None if price is None else tokens * price / 1e6
-            table.add_row(
-                name.replace("_", " "), f"{tokens:,}", shown(price, "{:g}".format), shown(cost, "{:.6f}".format), ""
-            )
+    elsewhere = {} if prices is None else prices.fallbacks
+    for model, part in billed.parts.items():
+        asked = elsewhere.get(model, prices)
+        for name, at in (
+            ("input", "input"),
+            ("cached_input", "of_cached"),
+            ("cache_write", "of_cache_write"),
+            ("output", "output"),
+            ("reasoning", "of_reasoning"),
+        ):
+            tokens: int = getattr(part, name)
+            price: float | None = getattr(asked, at, None)
+            if tokens:
+                cost = None if price is None else tokens * price / 1e6
+                cells = f"{tokens:,}", shown(price, "{:g}".format), shown(cost, "{:.6f}".format)
+                table.add_row(name.replace("_", " "), *cells, model)
     sent = ((billed.calls, "call"), (billed.probes, "probe"), (billed.failed, "failed request"))
     said = ", ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in sent if count)
     if billed.estimated:

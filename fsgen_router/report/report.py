@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 from ..contracts.billing import Billed
@@ -113,7 +113,7 @@ class Report:
             "money_usd": self.money_usd.to_dict(),
             "local_usd": self.local_usd.to_dict(),
             "local_joules": self.local_joules.to_dict(),
-            "billed": None if self.billed is None else cast(BilledJson, asdict(self.billed)),
+            "billed": None if self.billed is None else cast(BilledJson, self.billed.to_dict()),
             "prices": None if self.prices is None else self.prices.to_dict(),
             "usage": self.usage.to_dict(),
             "losses": self.losses,

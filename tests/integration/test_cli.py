@@ -248,6 +248,22 @@ def test_stop_chat_and_caps() -> None:
     assert capped["usage"]["escalations"] == 2
 
 
+def test_prices_and_caps_on_money(tmp_path: Path) -> None:
+    table = tmp_path / "prices.toml"
+    table.write_text('date = 2026-11-26\n[models."slow.gguf"]\ninput = 1.0\noutput = 5.0')
+    asked = ("complete", PROMPT, "--policy", "always", "--json")
+    priced = json.loads(invoke(*asked, "--prices", str(table)).stdout)
+    assert priced["report"]["money_usd"]["routed"] > 0
+    capped = json.loads(invoke(*asked, "--prices", str(table), "--max-cost", "0").stdout)
+    assert (capped["usage"]["slow_tokens"], capped["degraded"]) == (0, "cap on US dollars: 0")
+    timed = json.loads(invoke(*asked, "--max-seconds", "0").stdout)
+    assert (timed["usage"]["slow_tokens"], timed["degraded"]) == (0, "cap on slow seconds: 0")
+    for command in (("complete", PROMPT), ("serve",)):
+        done = invoke(*command, "--max-cost", "1")
+        assert done.exit_code == 2
+        assert "no price known of slow.gguf" in done.stderr
+
+
 def test_the_report_goes_to_standard_error() -> None:
     done = invoke("complete", PROMPT, "--report")
     assert "sequential slow steps" in done.stderr

@@ -189,7 +189,7 @@ def test_the_next_endpoint_is_asked(answer: bytes, fine: Any, caplog: pytest.Log
         assert isinstance(model, Fallbacks)
         for _ in range(4):
             text, end = ask(model)
-            assert (text, end.model) == (" fine", model.models[1].name)
+            assert (text, end.model) == (" fine", model.endpoints[1].name)
         down = answer not in (failing(401), failing(404))
         assert len(server.asked) == (2 if down else 4), "what is down is left alone"
         assert [record.instead for record in caplog.records if record.event == "fallback_used"] == [end.model] * 4
@@ -211,7 +211,51 @@ def test_behind_the_first_text_no_other_is_asked(fast_model: TokenModel, fine: A
             assert "broke" in answer.degraded
             assert not fine.asked
             assert [span.source for span in answer.spans] == ["slow", "fast"]
-            assert router.slow.name == ", else ".join(model.name for model in router.slow.models)
+            assert router.slow.name == ", else ".join(model.name for model in router.slow.endpoints)
+
+
+def test_each_endpoint_bills_at_its_own_prices(fast_model: TokenModel, tmp_path: Path) -> None:
+    """Tries of the first that were sent and never answered, and the answer of the one that stood in."""
+
+    def silent(asked: Asked, server: Any) -> None:
+        while not server.stopping.wait(0.02):
+            pass
+
+    ends = streamed(
+        text_chunk(" fine"),
+        text_chunk("", "stop"),
+        {"choices": [], "usage": {"prompt_tokens": 50, "completion_tokens": 2}},
+    )
+    holder: list[Any] = []
+    with (
+        scripted_server(lambda asked: silent(asked, holder[0])) as server,
+        scripted_server(lambda asked: asked.send(ends)) as fine,
+    ):
+        holder.append(server)
+        names = [f"openai:one@{server.url}?first_token_timeout_seconds=0.2&max_retries=1", f"openai:two@{fine.url}"]
+        table = tmp_path / "prices.toml"
+        table.write_text(
+            "date = 2026-11-26\n[models.one]\ninput = 1\noutput = 5\n[models.two]\ninput = 10\noutput = 50"
+        )
+        with Router(fast_model, names, policy="always,span=rest", prices=table, at_any_price=True) as router:
+            assert router.prices is not None
+            assert router.prices.dearest.output == 50
+            answer = router.complete(PROMPT, max_tokens=9)
+            one, two = (answer.usage.billed.by_model[model.name] for model in router.slow.endpoints)
+            assert (one.failed, one.calls, one.estimated) == (2, 0, one.input)
+            assert (two.failed, two.calls, two.input, two.output) == (0, 1, 50, 2)
+            owed = (one.input * 1 + 50 * 10 + 2 * 50) / 1e6
+            assert answer.report().money_usd.routed == pytest.approx(owed)
+            assert router.ledger.cost_usd == pytest.approx(owed)
+            shown = str(answer.report())
+            assert "two@" in shown
+            assert set(answer.to_dict()["usage"]["billed"]["by_model"]) == {one_.name for one_ in router.slow.endpoints}
+
+
+def test_a_sum_with_an_unknown_price_is_unknown(fast_model: TokenModel, fine: Any) -> None:
+    one = OpenAIModel(f"one@{fine.url}", prices={"input": 1, "output": 5})
+    with Router(fast_model, [one, f"openai:two@{fine.url}"], policy="always,span=rest") as router:
+        assert router.prices is None
 
 
 def test_where_all_fail_the_answer_is_marked(fast_model: TokenModel) -> None:
