@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Generator, Sequence
 from types import TracebackType
 
@@ -13,6 +14,7 @@ from fsgen_router.contracts.text_models import (
     TextEnd,
     TextEvent,
     TextModel,
+    TimeIsUp,
     probe_first,
     reads_tokens,
     unready,
@@ -87,20 +89,25 @@ class FallbackStream(Generator[TextEvent, None, None]):
         self._left, self._request = list(models), request
         self._lock = threading.Lock()
         self._ended = False
+        self._began = time.monotonic()
         self._model, self._stream = self._begin()
 
     def _begin(self) -> tuple[TextModel, Generator[TextEvent, None, None]]:
         model = self._left.pop(0)
-        meter = self._request.meter
-        own = None if meter is None else meter.at(model.name)
-        return model, model.stream(dataclasses.replace(self._request, meter=own))
+        meter, seconds = self._request.meter, self._request.max_seconds
+        request = dataclasses.replace(
+            self._request,
+            meter=None if meter is None else meter.at(model.name),
+            max_seconds=None if seconds is None else seconds - (time.monotonic() - self._began),
+        )
+        return model, model.stream(request)
 
     def send(self, value: None = None, /) -> TextEvent:
         while True:
             try:
                 event = next(self._stream)
             except BackendError as error:
-                if not self._left or self._ended:
+                if not self._left or self._ended or isinstance(error, TimeIsUp):
                     raise
                 self._go_on(error)
                 continue

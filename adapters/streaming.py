@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from types import TracebackType
 
-from fsgen_router.contracts.text_models import ReasoningChunk, TextChunk, TextEnd, TextEvent
+from fsgen_router.contracts.text_models import ReasoningChunk, TextChunk, TextEnd, TextEvent, TimeIsUp
 from fsgen_router.errors import BackendError
 from fsgen_router.support.waiting import Home
 from fsgen_router.text.vocabulary import REASONING_MARKS
@@ -32,8 +32,10 @@ class Waiting:
 class Patience:
     """How long a call may take, and whether anybody still waits for it."""
 
-    def __init__(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
+    def __init__(self, seconds: float, *, granted: float | None = None) -> None:
+        self.capped = granted is not None and granted < seconds
+        """Whether it ends with what a request has ``granted``, and not with what an endpoint is waited for at most."""
+        self.deadline = time.monotonic() + (granted if granted is not None and self.capped else seconds)
         self.closed = threading.Event()
         self.closed_in_time = False
         """Whether it was left before its deadline."""
@@ -103,9 +105,16 @@ class Call(Generator[TextEvent, None, None]):
     endpoint notices at once if its reply has begun, else when it begins.
     """
 
-    def __init__(self, events: Callable[[Patience], Generator[TextEvent]], seconds: float, name: str) -> None:
+    def __init__(
+        self,
+        events: Callable[[Patience], Generator[TextEvent]],
+        seconds: float,
+        name: str,
+        *,
+        granted: float | None = None,
+    ) -> None:
         self._inbox: queue.SimpleQueue[TextEvent | Exception | None] = queue.SimpleQueue()
-        self._patience = Patience(seconds)
+        self._patience = Patience(seconds, granted=granted)
         self._name = name
         self._ended = False
         self._reason: Exception | None = None
@@ -135,7 +144,7 @@ class Call(Generator[TextEvent, None, None]):
                 return self._inbox.get(timeout=self._patience.next_look)
             except queue.Empty:
                 if self._patience.ended:
-                    return late(self._name)
+                    return late(self._name, self._patience)
                 self._patience.look()
 
     def throw(
@@ -171,7 +180,9 @@ def _work(events: Generator[TextEvent], inbox: queue.SimpleQueue[TextEvent | Exc
         inbox.put(None)
 
 
-def late(name: str) -> BackendError:
+def late(name: str, patience: Patience) -> BackendError:
+    if patience.capped:
+        return TimeIsUp(f"{name} did not end within the seconds that it was given")
     return BackendError(f"{name} did not answer before the deadline", hint="raise deadline_seconds")
 
 

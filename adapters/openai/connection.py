@@ -117,7 +117,7 @@ class Connection:
 
     def _judge(self, error: EndpointError, patience: Patience, *, spoke: bool, trial: bool = False) -> None:
         """Whether an error says that the endpoint is down, or that it is up."""
-        if patience.ended and (spoke or patience.closed_in_time):
+        if patience.ended and (spoke or patience.closed_in_time or patience.capped):
             return  # we left it
         options = self._options
         if error.fault:
@@ -138,7 +138,7 @@ class Connection:
         unanswered: Callable[[], None],
     ) -> Generator[T]:
         if patience.ended:
-            raise late(self.name)
+            raise late(self.name, patience)
         # Beyond the deadline by a little, so that it is the deadline that is reported.
         options, left = self._options, patience.left + 1.0
         timeout = httpx2.Timeout(

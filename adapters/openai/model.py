@@ -200,7 +200,12 @@ class OpenAIModel:
         breaker = self._connection.breaker
         if breaker.begin_trial():
             self._begin(request, ended=breaker.end_trial)
-        call = Call(lambda patience: self._continue(request, patience), self.options.deadline_seconds, self.name)
+        call = Call(
+            lambda patience: self._continue(request, patience),
+            self.options.deadline_seconds,
+            self.name,
+            granted=request.max_seconds,
+        )
         self._calls.add(call)
         return call
 
@@ -243,7 +248,7 @@ class OpenAIModel:
             with closing(self._connection.ask(path, body, patience, read, unanswered=unheard.enter)) as events:
                 for event in events:
                     if patience.ended:
-                        raise late(self.name)
+                        raise late(self.name, patience)
                     for part in (event,) if think is None else think.push(event):
                         yield from self._joined(part, seam)
         except EndpointError as error:

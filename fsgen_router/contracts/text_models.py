@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeGuard
 
+from ..errors import BackendError
 from ..rows.reading import GREEDY, Warp
 from .billing import Meter
 from .models import TokenModel
@@ -36,6 +37,10 @@ class WrappedPromptWarning(UserWarning):
     """An endpoint puts raw prompts into a chat template: it answers them, and does not go on with them."""
 
 
+class TimeIsUp(BackendError):
+    """A continuation took all the seconds that its request had for it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferedTools:
     """Tools that a whole answer may call: OpenAI's ``tools``, ``tool_choice`` and ``parallel_tool_calls``.
@@ -58,7 +63,8 @@ class Continuation:
     that was told in words to go on leaves it out. ``max_tokens`` counts the endpoint's own tokens;
     ``chat_template_kwargs`` are variables for its chat template. ``form`` is OpenAI's ``response_format`` for an answer
     that is written from its beginning: an endpoint that takes none leaves it out, and its text is checked all the same.
-    ``offered`` are tools that such an answer may call.
+    ``offered`` are tools that such an answer may call. A stream that has not ended after ``max_seconds`` is given up
+    with :class:`TimeIsUp`; what came until then stands.
     """
 
     prompt: str | None = None
@@ -71,6 +77,7 @@ class Continuation:
     seed: int | None = None
     form: Mapping[str, Any] | None = None
     offered: OfferedTools | None = None
+    max_seconds: float | None = field(default=None, compare=False)
     meter: Meter | None = field(default=None, compare=False, repr=False)
     """Takes what is billed beside this call: tries of which nothing was heard."""
     # A request's stop strings are no part of it, though an endpoint may be paid for the few tokens behind one until its

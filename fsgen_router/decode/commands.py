@@ -76,7 +76,7 @@ Command: TypeAlias = Start | Emit | Cancel | Close | Call
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a continuation, or of the ``reasoning`` before it; its job goes on.
+    """A piece of a continuation, or of the ``reasoning`` before it; its job goes on, ``seconds`` after it began.
 
     ``repairs`` names what was mended at the seam before it.
     """
@@ -85,6 +85,7 @@ class Chunk:
     text: str
     reasoning: bool = False
     repairs: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,11 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A job came to nothing: the backend's error, or a deadline that passed."""
+    """A job came to nothing after so many ``seconds``: the backend's error, or a deadline that passed."""
 
     job: int
     error: FsgenError
+    seconds: float = 0.0
 
 
 Event: TypeAlias = Done | Chunk | Returned | Failed

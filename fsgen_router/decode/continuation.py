@@ -27,6 +27,7 @@ def ask(core: Core) -> list[Command]:
     text, state = core.request.text, core.state
     if text is None or core.busy("slow"):
         return []
+    state.call_seconds = 0.0
     answer = b"".join(token.piece for token in state.tokens).decode(errors="replace")
     gap = ""
     if state.anew:
@@ -46,9 +47,16 @@ def ask(core: Core) -> list[Command]:
         seed=core.request.seed,
         form=None if answer.strip() else core.request.form,
         offered=None if answer.strip() or core.request.calls is None else core.request.calls.offered,
+        max_seconds=_granted_seconds(core),
         meter=core.meter,
     )
     return [core.begin("slow", wanted, "text")]
+
+
+def _granted_seconds(core: Core) -> float | None:
+    """How long the call may take, where a cap says so."""
+    purse = core.terms.purse
+    return purse.granted("seconds") if purse.capped and purse.caps("seconds") else None
 
 
 def _gap(core: Core) -> str:

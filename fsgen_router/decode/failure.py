@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..contracts.models import Role
+from ..contracts.text_models import TimeIsUp
 from ..errors import BackendError, FsgenError, RouterClosed
 from . import continuation, ending, proposal
 from .commands import Command, Done, Failed
@@ -35,9 +36,12 @@ def failed(core: Core, role: Role, purpose: Purpose, error: FsgenError) -> list[
         ending.conclude(core)
         return []
     # The answer is not lost: the fast model goes on alone, and the result says so.
-    state.degraded = state.degraded or f"{type(error).__name__}: {error.message}"
-    # What an error says about the endpoint without quoting it: that may repeat the prompt.
-    state.fault = state.fault or f"{type(error).__name__}: {getattr(error, 'plain', error.message)}"
+    if isinstance(error, TimeIsUp):
+        state.degraded = state.degraded or core.terms.purse.reason("seconds")
+    else:
+        state.degraded = state.degraded or f"{type(error).__name__}: {error.message}"
+        # What an error says about the endpoint without quoting it: that may repeat the prompt.
+        state.fault = state.fault or f"{type(error).__name__}: {getattr(error, 'plain', error.message)}"
     emitted = continuation.broke_off(core, getattr(error, "end", None))
     if state.span_left == 0:  # it was reading ahead
         state.escalation = None

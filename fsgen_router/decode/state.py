@@ -86,6 +86,8 @@ class EngineState:
     span_text: str = ""
     """What an endpoint has said of its span, of which ``span_shown`` characters are shown."""
     span_shown: int = 0
+    call_seconds: float = 0.0
+    """What is counted by now of the time of its call."""
     span_fit: int = 0
     """Characters of it that are known to be of the form that the answer has to have, as the tokens ``span_ids``."""
     span_ids: list[int] = field(default_factory=list)

@@ -100,9 +100,13 @@ class Budget:
             for kind, cap in self._caps.items():
                 # A cap of 0 is reached by whoever asks, also where a call would cost nothing.
                 if cap == 0 or getattr(wanted, kind) > self._left(kind) + 1e-12:
-                    return f"{CAP}{_NAMES[kind]}: {cap:g}"
+                    return self.reason(kind)
             self._reserved += wanted
             return None
+
+    def reason(self, kind: str) -> str:
+        """What an answer says that this cap has held back."""
+        return f"{CAP}{_NAMES[kind]}: {self._caps[kind]:g}"
 
     def settle(self, reserved: Spending, spent: Spending) -> None:
         """Give a reservation back, and enter what was spent."""
@@ -149,6 +153,15 @@ class Purse:
 
     def left(self, kind: str) -> float:
         return min((budget.left(kind) for budget in self._budgets), default=math.inf)
+
+    def granted(self, kind: str) -> float:
+        """What a call under way may take of it: what is left, and what this request has set aside."""
+        return self.left(kind) + float(getattr(self._reserved, kind))
+
+    def reason(self, kind: str) -> str:
+        """What an answer says that the cap with least left of it has held back."""
+        capped = [budget for budget in self._budgets if budget.caps(kind)]
+        return min(capped, key=lambda budget: budget.left(kind)).reason(kind)
 
     def reserve(self, wanted: Spending) -> str | None:
         """Set so much aside in all budgets, or in none: the reason why not."""

@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -112,16 +112,21 @@ def known_prices(model: object, given: Prices | str | Path | None = None) -> Pri
     """
     if isinstance(given, Prices):
         return given
-    first, *others = getattr(model, "endpoints", (model,))
-    prices = _known(first, given)
-    fallbacks = {}
-    for other in others:
-        known = _known(other, given)
-        if prices is None or known is None:
-            log.warning("prices_unknown", model=(first if prices is None else other).name)
-            return None
-        fallbacks[other.name] = known
-    return prices if prices is None or not fallbacks else replace(prices, fallbacks=fallbacks)
+    first, *others = _endpoints(model)
+    prices, fallbacks = _known(first, given), {other.name: _known(other, given) for other in others}
+    known = {name: one for name, one in fallbacks.items() if one is not None}
+    if prices is None or len(known) < len(fallbacks):
+        if prices is not None or known:
+            missing = [name for name, one in {first.name: prices, **fallbacks}.items() if one is None]
+            log.warning("prices_unknown", models=missing)
+        return None
+    return replace(prices, fallbacks=known) if known else prices
+
+
+def _endpoints(model: object) -> Sequence[Any]:
+    """The models that a model asks in turn; itself, where it is one."""
+    several: Sequence[Any] = getattr(model, "endpoints", ()) or (model,)
+    return several
 
 
 def _known(model: object, given: str | Path | None) -> Prices | None:

@@ -63,7 +63,7 @@ def perform(
                 began = time.perf_counter()
                 result = _forward(local, work)
     except Exception as error:
-        yield Failed(job, as_backend_error(error, model.name))
+        yield Failed(job, as_backend_error(error, model.name), time.perf_counter() - began)
     else:
         yield Done(job, result, time.perf_counter() - began, reread=reread_of(result))
 
@@ -90,10 +90,11 @@ def _stream(
             if isinstance(item, TextEnd):
                 yield Done(job, item, time.perf_counter() - began)
                 return
+            seconds = time.perf_counter() - began
             if isinstance(item, ReasoningChunk):
-                yield Chunk(job, item.text, reasoning=True)
+                yield Chunk(job, item.text, reasoning=True, seconds=seconds)
             else:
-                yield Chunk(job, item.text, repairs=item.repairs)
+                yield Chunk(job, item.text, repairs=item.repairs, seconds=seconds)
     finally:
         with suppress(Exception):  # what was said stands, and nobody hears more of it
             stream.close()

@@ -252,6 +252,28 @@ def test_each_endpoint_bills_at_its_own_prices(fast_model: TokenModel, tmp_path:
             assert set(answer.to_dict()["usage"]["billed"]["by_model"]) == {one_.name for one_ in router.slow.endpoints}
 
 
+def test_a_cap_on_seconds_ends_a_call_that_is_under_way(fast_model: TokenModel) -> None:
+    """What came until then stands, the endpoint is not to blame, and no other is asked."""
+
+    def trickle(asked: Asked) -> None:
+        asked.send(STREAM_HEAD + piece(event(text_chunk(" once"))))
+        for _ in range(1000):
+            time.sleep(0.02)
+            asked.send(piece(event(text_chunk(" more"))))
+
+    with scripted_server(trickle) as server, scripted_server(trickle) as other:
+        slow = [f"openai:one@{server.url}", f"openai:two@{other.url}"]
+        with Router(fast_model, slow, policy="always,span=rest") as router:
+            for _ in range(2):
+                answer = router.complete(PROMPT, max_tokens=900, max_seconds=0.4)
+                assert answer.degraded == "cap on slow seconds: 0.4"
+                assert answer.text.startswith(" once more")
+                assert {span.source for span in answer.spans} == {"slow", "fast"}
+                assert 0.4 <= answer.usage.slow.seconds < 4
+            assert not router.slow.endpoints[0].down
+    assert (len(server.asked), len(other.asked)) == (2, 0)
+
+
 def test_a_sum_with_an_unknown_price_is_unknown(fast_model: TokenModel, fine: Any) -> None:
     one = OpenAIModel(f"one@{fine.url}", prices={"input": 1, "output": 5})
     with Router(fast_model, [one, f"openai:two@{fine.url}"], policy="always,span=rest") as router:
