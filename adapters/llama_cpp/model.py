@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import operator
 import os
 from collections.abc import Sequence
@@ -35,7 +36,11 @@ from .tokenizer import LlamaCppTokenizer
 # less than a decode of their own.
 _SPARE_OUTPUTS = 16
 
-_at, _hidden = operator.attrgetter("at"), operator.attrgetter("hidden")
+# llama.cpp computes the sequences of a batch together as far as their numbers follow one another, and a further run of
+# numbers for itself. Across a gap of so many idle sequences a spare token for each costs less than that.
+_BRIDGED = 3
+
+_at, _order = operator.attrgetter("at"), operator.attrgetter("hidden", "sequence")
 
 
 class LlamaCppModel:
@@ -133,10 +138,15 @@ class LlamaCppModel:
                     segments += self._segments(work, rows[number], rewound=rewound)
                     self._pool.extend(work.sequence, work.ids)
                 # A decode either gives hidden states or does not: what needs none goes first.
-                segments.sort(key=_hidden)
-                for segment in segments:
-                    self._add(segment)
-                self._flush()
+                segments.sort(key=_order)
+                spare = self._spare(segments)
+                try:
+                    for segment in sorted([*segments, *spare], key=_order) if spare else segments:
+                        self._add(segment)
+                    self._flush()
+                finally:
+                    for segment in spare:
+                        lib.llama_memory_seq_rm(self._memory, segment.sequence, segment.start, -1)
             except BaseException:
                 # What the KV cache holds now is not known (Ctrl-C too): both sides forget.
                 self._batch.clear()
@@ -166,6 +176,22 @@ class LlamaCppModel:
             Segment(work.sequence, start, ids[:first], before, hidden=False),
             Segment(work.sequence, start + first, ids[first:], behind, hidden=True),
         ]
+
+    def _spare(self, segments: Sequence[Segment]) -> list[Segment]:
+        """A token for each idle sequence in a small gap of a decode step, to be taken out again behind it."""
+        if not self.capabilities.rewind or any(len(segment.ids) > 1 for segment in segments):
+            return []
+        spare: list[Segment] = []
+        for before, segment in itertools.pairwise(segments):
+            gap = range(before.sequence + 1, segment.sequence)
+            if len(gap) > _BRIDGED or before.hidden != segment.hidden:
+                continue
+            ends = [len(self._pool.held(sequence)) for sequence in gap]
+            if all(end < self.n_ctx for end in ends):
+                spare += [
+                    Segment(number, end, segment.ids, [], segment.hidden) for number, end in zip(gap, ends, strict=True)
+                ]
+        return spare
 
     def _add(self, segment: Segment) -> None:
         """Put a segment into the batch, decoding whenever it is full."""

@@ -307,6 +307,54 @@ def test_a_call_reads_its_new_tokens_and_no_others(decoded: list[int]) -> None:
     model.shutdown()
 
 
+def test_a_step_of_several_sequences_is_one_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp computes the sequences of a batch together only as far as their numbers follow one another: works come
+    in any order, and small gaps between them are filled. Nothing of that is seen in what is held or said."""
+    decode, batches = lib.llama_decode, []
+
+    def watched(context: object, batch: lib.llama_batch) -> int:
+        batches.append([batch.seq_id[index][0] for index in range(batch.n_tokens)])
+        return decode(context, batch)
+
+    monkeypatch.setattr(lib, "llama_decode", watched)
+    together, alone = (LlamaCppModel(FAST, n_ctx=64, n_seq=count) for count in (12, 1))
+    prompts = [[1, 2, 3 + number] for number in range(12)]
+    for number, prompt in enumerate(prompts):
+        assert together.open(prompt).sequence == number
+        together.forward([Work(number, 0, prompt, [])])
+
+    def rows_of(model: LlamaCppModel, sequence: int, prompt: list[int], token: int) -> list[float]:
+        (rows,) = model.forward([Work(sequence, len(prompt), [token], [(0, Read())])])
+        return [rows[0].token, rows[0].logprob]
+
+    for order, computed in (
+        ([5, 3, 4], [3, 4, 5]),
+        ([0, 11, 6, 3], [0, 1, 2, 3, 4, 5, 6, 11]),  # 7 to 10 is a gap too wide
+        ([2, 0], [0, 1, 2]),
+    ):
+        batches.clear()
+        works = [Work(number, 3, [7], [(0, Read())]) for number in order]
+        found = together.forward(works)
+        assert batches == [computed]
+        for number, (row,) in zip(order, found, strict=True):
+            sequence = alone.open([]).sequence
+            alone.forward([Work(sequence, 0, prompts[number], [])])
+            assert [row.token, pytest.approx(row.logprob, abs=1e-4)] == rows_of(alone, sequence, prompts[number], 7)
+            alone.close(sequence)
+    # Those in between hold what they held.
+    for number in (1, 4, 5):
+        sequence = alone.open([]).sequence
+        alone.forward([Work(sequence, 0, prompts[number], [])])
+        token, logprob = rows_of(alone, sequence, prompts[number], 9)
+        assert rows_of(together, number, prompts[number], 9) == [token, pytest.approx(logprob, abs=1e-4)]
+        alone.close(sequence)
+    # One that is full is in nobody's way.
+    together.forward([Work(1, 3, [7] * 61, [])])
+    batches.clear()
+    together.forward([Work(number, 3, [7], [(0, Read())]) for number in (2, 0)])
+    assert batches == [[0, 2]]
+
+
 def test_a_decode_that_fails_is_a_backend_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp's own refusal, provoked by a position that is taken."""
     model = LlamaCppModel(FAST, n_ctx=64)
