@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import operator
 import os
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from fsgen_router.support.waiting import Home, holding
 from ..chat_template import template_digest, template_text
 from ..gguf_files import shards_of
 from ..sequences import SequencePool
-from .batch import MAX_OUTPUTS, Batch, Segment, Wanted
+from .batch import MAX_OUTPUTS, SPARE, Batch, Segment, Wanted, computations, neighbours
 from .files import locate
 from .ggml import devices, make_scratch
 from .loading import add_lora, device_of, load_model, make_context, require_devices
@@ -35,10 +34,6 @@ from .tokenizer import LlamaCppTokenizer
 # Where hidden states are read, llama.cpp makes an output of every token. Up to so many that nobody wants cost
 # less than a decode of their own.
 _SPARE_OUTPUTS = 16
-
-# llama.cpp computes the sequences of a batch together as far as their numbers follow one another, and a further run of
-# numbers for itself. Across a gap of so many idle sequences a spare token for each costs less than that.
-_BRIDGED = 3
 
 _at, _order = operator.attrgetter("at"), operator.attrgetter("hidden", "sequence")
 
@@ -139,14 +134,14 @@ class LlamaCppModel:
                     self._pool.extend(work.sequence, work.ids)
                 # A decode either gives hidden states or does not: what needs none goes first.
                 segments.sort(key=_order)
-                spare = self._spare(segments)
+                segments, spare = self._together(segments) if len(segments) > 1 else (segments, [])
                 try:
-                    for segment in sorted([*segments, *spare], key=_order) if spare else segments:
+                    for segment in segments:
                         self._add(segment)
                     self._flush()
                 finally:
-                    for segment in spare:
-                        lib.llama_memory_seq_rm(self._memory, segment.sequence, segment.start, -1)
+                    for sequence, position in spare:
+                        lib.llama_memory_seq_rm(self._memory, sequence, position, -1)
             except BaseException:
                 # What the KV cache holds now is not known (Ctrl-C too): both sides forget.
                 self._batch.clear()
@@ -177,21 +172,33 @@ class LlamaCppModel:
             Segment(work.sequence, start + first, ids[first:], behind, hidden=True),
         ]
 
-    def _spare(self, segments: Sequence[Segment]) -> list[Segment]:
-        """A token for each idle sequence in a small gap of a decode step, to be taken out again behind it."""
-        if not self.capabilities.rewind or any(len(segment.ids) > 1 for segment in segments):
-            return []
-        spare: list[Segment] = []
-        for before, segment in itertools.pairwise(segments):
-            gap = range(before.sequence + 1, segment.sequence)
-            if len(gap) > _BRIDGED or before.hidden != segment.hidden:
+    def _together(self, segments: Sequence[Segment]) -> tuple[list[Segment], list[tuple[int, int]]]:
+        """Segments in order, with spare tokens so that they are computed together, and where those begin.
+
+        Segments of neighbours are made equally long, and idle sequences between them get as many tokens, where that
+        costs less than what is saved.
+        """
+        if not self.capabilities.rewind:
+            return list(segments), []
+        whole, spare = list[Segment](), list[tuple[int, int]]()
+        for group in neighbours(segments):
+            longest, ids = max(len(segment.ids) for segment in group), group[0].ids
+            given = {segment.sequence: segment for segment in group}
+            filled = [
+                given.get(number) or Segment(number, len(self._pool.held(number)), [], [], group[0].hidden)
+                for number in range(group[0].sequence, group[-1].sequence + 1)
+            ]
+            padding = sum(longest - len(segment.ids) for segment in filled)
+            fits = all(segment.start + longest <= self.n_ctx for segment in filled)
+            if not 0 < padding <= SPARE * (computations(group) - 1) or not fits:
+                whole += group
                 continue
-            ends = [len(self._pool.held(sequence)) for sequence in gap]
-            if all(end < self.n_ctx for end in ends):
-                spare += [
-                    Segment(number, end, segment.ids, [], segment.hidden) for number, end in zip(gap, ends, strict=True)
-                ]
-        return spare
+            for segment in filled:
+                if missing := longest - len(segment.ids):
+                    spare.append((segment.sequence, segment.start + len(segment.ids)))
+                    segment.ids = [*segment.ids, *ids[:1] * missing]
+            whole += filled
+        return whole, spare
 
     def _add(self, segment: Segment) -> None:
         """Put a segment into the batch, decoding whenever it is full."""

@@ -298,9 +298,11 @@ def test_a_call_reads_its_new_tokens_and_no_others(decoded: list[int]) -> None:
     # However long the prefix: one token is one position.
     model.forward([Work(one, 100, [6], row)])
     assert decoded == [1]
-    # Several sequences are one decode.
+    # Several sequences are one decode, filled up to equal lengths where that costs little.
     model.forward([Work(one, 101, [6], row), Work(two, 0, [7, 8, 9], row)])
-    assert decoded == [1, 4]
+    assert decoded == [1, 6]
+    model.forward([Work(one, 102, [6], row), Work(two, 3, [7] * 9, row)])
+    assert decoded == [1, 6, 10]
     decoded.clear()
     model.forward([Work(one, 50, [6, 7], row)])
     assert decoded == [2]
@@ -317,8 +319,8 @@ def test_a_step_of_several_sequences_is_one_computation(monkeypatch: pytest.Monk
         return decode(context, batch)
 
     monkeypatch.setattr(lib, "llama_decode", watched)
-    together, alone = (LlamaCppModel(FAST, n_ctx=64, n_seq=count) for count in (12, 1))
-    prompts = [[1, 2, 3 + number] for number in range(12)]
+    together, alone = (LlamaCppModel(FAST, n_ctx=64, n_seq=count) for count in (14, 1))
+    prompts = [[1, 2, 3 + number] for number in range(14)]
     for number, prompt in enumerate(prompts):
         assert together.open(prompt).sequence == number
         together.forward([Work(number, 0, prompt, [])])
@@ -329,7 +331,7 @@ def test_a_step_of_several_sequences_is_one_computation(monkeypatch: pytest.Monk
 
     for order, computed in (
         ([5, 3, 4], [3, 4, 5]),
-        ([0, 11, 6, 3], [0, 1, 2, 3, 4, 5, 6, 11]),  # 7 to 10 is a gap too wide
+        ([0, 13, 4], [0, 1, 2, 3, 4, 13]),  # 5 to 12 is a gap too wide
         ([2, 0], [0, 1, 2]),
     ):
         batches.clear()
@@ -341,6 +343,18 @@ def test_a_step_of_several_sequences_is_one_computation(monkeypatch: pytest.Monk
             alone.forward([Work(sequence, 0, prompts[number], [])])
             assert [row.token, pytest.approx(row.logprob, abs=1e-4)] == rows_of(alone, sequence, prompts[number], 7)
             alone.close(sequence)
+    # Of different lengths, which are made equal where that costs little.
+    lengths = {3: 2, 4: 1, 5: 3}
+    batches.clear()
+    found = together.forward([Work(number, 3, [7] * size, [(size - 1, Read())]) for number, size in lengths.items()])
+    assert batches == [[3] * 3 + [4] * 3 + [5] * 3]
+    for (number, size), (row,) in zip(lengths.items(), found, strict=True):
+        sequence = alone.open([]).sequence
+        alone.forward([Work(sequence, 0, [*prompts[number], *[7] * (size - 1)], [])])
+        assert [row.token, pytest.approx(row.logprob, abs=1e-4)] == rows_of(
+            alone, sequence, [*prompts[number], *[7] * (size - 1)], 7
+        )
+        alone.close(sequence)
     # Those in between hold what they held.
     for number in (1, 4, 5):
         sequence = alone.open([]).sequence
