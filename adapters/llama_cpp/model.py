@@ -182,7 +182,7 @@ class LlamaCppModel:
             return list(segments), []
         whole, spare = list[Segment](), list[tuple[int, int]]()
         for group in neighbours(segments):
-            longest, ids = max(len(segment.ids) for segment in group), group[0].ids
+            longest, token = max(len(segment.ids) for segment in group), group[0].ids[0]
             given = {segment.sequence: segment for segment in group}
             filled = [
                 given.get(number) or Segment(number, len(self._pool.held(number)), [], [], group[0].hidden)
@@ -196,7 +196,7 @@ class LlamaCppModel:
             for segment in filled:
                 if missing := longest - len(segment.ids):
                     spare.append((segment.sequence, segment.start + len(segment.ids)))
-                    segment.ids = [*segment.ids, *ids[:1] * missing]
+                    segment.ids = [*segment.ids, *[token] * missing]
             whole += filled
         return whole, spare
 
