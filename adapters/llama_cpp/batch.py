@@ -46,7 +46,7 @@ def neighbours(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
     """Segments in the order of their sequences, apart where a gap between those is too wide to be filled."""
     group = [segments[0]]
     for segment in segments[1:]:
-        if segment.hidden != group[-1].hidden or segment.sequence - group[-1].sequence > SPARE + 1:
+        if segment.sequence - group[-1].sequence > SPARE + 1:
             yield group
             group = []
         group.append(segment)

@@ -178,8 +178,8 @@ class LlamaCppModel:
         Segments of neighbours are made equally long, and idle sequences between them get as many tokens, where that
         costs less than what is saved.
         """
-        if not self.capabilities.rewind:
-            return list(segments), []
+        if not self.capabilities.rewind or segments[0].hidden != segments[-1].hidden:
+            return list(segments), []  # of both kinds, a sequence may have tokens in a later decode, too
         whole, spare = list[Segment](), list[tuple[int, int]]()
         for group in neighbours(segments):
             longest, token = max(len(segment.ids) for segment in group), group[0].ids[0]

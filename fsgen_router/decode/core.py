@@ -258,13 +258,6 @@ class Core:
         self.state.jobs[job] = (role, purpose, len(work.ids) if isinstance(work, Work) else 0)
         return Start(job, role, work)
 
-    def took(self, role: Role, seconds: float) -> None:
-        """Count the time of a job; of a continuation, which is heard of as it goes on, what is new of it."""
-        state = self.state
-        state.usage.of(role).seconds += seconds - (state.call_seconds if role == "slow" else 0.0)
-        if role == "slow" and self.request.text is not None:
-            state.call_seconds = seconds
-
     def spent(self, role: Role, purpose: Purpose, size: int, done: Done) -> None:
         """Count what a job took that read ``size`` tokens."""
         state = self.state
@@ -273,7 +266,7 @@ class Core:
             state.usage.audit_positions += done.reread
             return
         counters = state.usage.of(role)
-        self.took(role, done.seconds)
+        state.took(role, done.seconds)
         counters.reread += done.reread
         if isinstance(done.result, Rows) and done.result.calls is not None:
             counters.calls += done.result.calls

@@ -49,13 +49,13 @@ class Engine(Core):
     def send(self, event: Event) -> list[Command]:
         """Take the outcome of a job. Raises what the fast model failed with."""
         if isinstance(event, Chunk):
-            self.took("slow", event.seconds)
+            self.state.took("slow", event.seconds)
             return self._next(continuation.said(self, event))
         assert not isinstance(event, Returned), "this engine calls no function"
         role, purpose, size = self.state.jobs.pop(event.job)
         error = failure.error_of(event, role)
         if error is not None:
-            self.took(role, event.seconds)
+            self.state.took(role, event.seconds)
             return self._next(failure.failed(self, role, purpose, error))
         assert isinstance(event, Done)
         self.spent(role, purpose, size, event)

@@ -86,8 +86,8 @@ class EngineState:
     span_text: str = ""
     """What an endpoint has said of its span, of which ``span_shown`` characters are shown."""
     span_shown: int = 0
-    call_seconds: float = 0.0
-    """What is counted by now of the time of its call."""
+    call_seconds: float | None = None
+    """What is counted by now of the time of its call; None where there is no endpoint."""
     span_fit: int = 0
     """Characters of it that are known to be of the form that the answer has to have, as the tokens ``span_ids``."""
     span_ids: list[int] = field(default_factory=list)
@@ -110,6 +110,12 @@ class EngineState:
     selection: Selection | None = None
     """What came of the fast model's answers, where a verifier chose among several."""
     usage: Usage = field(default_factory=Usage)
+
+    def took(self, role: Role, seconds: float) -> None:
+        """Count the time of a job; of an endpoint's call, which is heard of as it goes on, what is new of it."""
+        if role == "slow" and self.call_seconds is not None:
+            seconds, self.call_seconds = seconds - self.call_seconds, seconds
+        self.usage.of(role).seconds += seconds
 
     def copy(self) -> EngineState:
         return dataclasses.replace(

@@ -362,6 +362,9 @@ def test_a_step_of_several_sequences_is_one_computation(monkeypatch: pytest.Monk
         token, logprob = rows_of(alone, sequence, prompts[number], 9)
         assert rows_of(together, number, prompts[number], 9) == [token, pytest.approx(logprob, abs=1e-4)]
         alone.close(sequence)
+    # A work that is cut in two, for its hidden states, is not filled up between its parts.
+    hidden = [(1, Read()), (30, Read(hidden=True))]
+    together.forward([Work(0, 3, [7] * 31, hidden), Work(2, 3, [7], [(0, Read())])])
     # One that is full is in nobody's way.
     together.forward([Work(1, 3, [7] * 61, [])])
     batches.clear()
