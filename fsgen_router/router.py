@@ -217,7 +217,7 @@ class Router:
                 batching = self._pair.n_seq > 1 or self._pair.slow_is_remote
             self._batching = bool(read_ahead) or batching
             self._workers = Workers(self._pair.models)
-            self._pair.run_forwards = self._run_forwards = _where_forwards_run(
+            self._pair.run_forwards = _where_forwards_run(
                 self._workers, "fast" if self._pair.slow_is_remote else "slow", batching=self._batching
             )
             self.prices = prices
@@ -471,6 +471,15 @@ class Router:
         self._require_open()
         return self._slots.load
 
+    def run_forwards(self, function: Callable[[], T]) -> T:
+        """What a function gives that calls the models itself, run where and when their forwards run.
+
+        Beside them, on another thread, both would take longer, on shared cores many times as long.
+        """
+        self._require_open()
+        found: T = self._pair.run_forwards(function)
+        return found
+
     def measure_steps(self, count: int = 8) -> None:
         """Time the slow model's steps of one token, so that reports can estimate its seconds alone.
 
@@ -481,7 +490,7 @@ class Router:
         if slow is None:
             raise ConfigurationError(f"{self.slow.name} has no steps to time", hint="ask with baseline=True")
         with self._slots.admit().hold():
-            self._steps["slow"].extend(self._run_forwards(lambda: measure_steps(slow, count)))
+            self._steps["slow"].extend(self.run_forwards(lambda: measure_steps(slow, count)))
 
     @property
     def costs(self) -> PairCost | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..adapters.row_trie import LIMIT_BYTES, TOP_K, Arrays, RowTrie, TrieModel, Used
@@ -31,8 +30,6 @@ class SharedRows:
         self, router: Router, work: WorkDirectory, *, limit_bytes: int = LIMIT_BYTES, hidden: bool = False
     ) -> None:
         self._work, self._hidden = work, hidden
-        # One thread for all: each that calls a model brings a team of OpenMP threads of its own along.
-        self._reader = ThreadPoolExecutor(1, "fsgen-rows")
         self.models: Mapping[Role, TrieModel] = {
             role: TrieModel(model, RowTrie(model.tokenizer.n_vocab, top_k=_KEPT_IDS[role], limit_bytes=limit_bytes))
             for role, model in _local(router).items()
@@ -71,7 +68,8 @@ class SharedRows:
         """Read an answer whole with both models, so that its traces are known."""
         shared, answer = self.router.shared, record["ids"]
         both = self.models["fast"], self.models["slow"]
-        self._reader.submit(read_both, *both, item, answer, shared=shared, hidden=self._hidden).result()
+        # In the turn of live answers' forwards: beside them, on the same cores, each would take far longer.
+        self.router.run_forwards(lambda: read_both(*both, item, answer, shared=shared, hidden=self._hidden))
 
     @property
     def used(self) -> dict[Role, Used]:

@@ -57,7 +57,7 @@ ROUTER = {
     "achat", "aclose", "acomplete", "astream", "astream_chat", "audit", "baseline_share", "batching", "budget", "chat",
     "checker", "close", "complete", "costs", "count_tokens", "fast", "ledger", "load", "machine",
     "max_waiting", "measure", "measure_steps", "method", "policy", "prices", "read_ahead",
-    "seed", "session", "shared", "slow", "stream", "stream_chat", "tuned", "with_policy",
+    "run_forwards", "seed", "session", "shared", "slow", "stream", "stream_chat", "tuned", "with_policy",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,11 +42,12 @@ from fsgen_router.calibration.prompts import split_of
 from fsgen_router.calibration.report import html_environment, render_report, report_figures
 from fsgen_router.calibration.target import require_enough_prompts
 from fsgen_router.cli import app
-from fsgen_router.contracts.models import TokenModel
+from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.evaluation import SLOW_ONLY, Item, Outcome, Run, reference_items
 from fsgen_router.policies import Learned, load_policy
 from fsgen_router.policies.features import FEATURES, answer_features
 from fsgen_router.policies.scorers import Logistic, Platt, Signal, logits, top_probabilities
+from fsgen_router.rows.reading import Row
 from fsgen_router.rows.signals import TOP_K
 
 SMALL = {"rounds": 1, "max_tokens": 16}
@@ -69,6 +71,14 @@ def model(seed: int, name: str, *, own: float = 1.0, n_ctx: int = 256) -> Script
 
 def scripted() -> Router:
     return Router(model(1, "small", own=0.6), model(2, "large", own=0.2), policy="never", seed=0)
+
+
+class Watched(ScriptedModel):
+    """Notes the threads that call in."""
+
+    def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+        self.threads = {*getattr(self, "threads", set()), threading.current_thread().name}
+        return super().forward(works)
 
 
 def texts(count: int) -> list[str]:
@@ -580,6 +590,21 @@ def test_answers_that_thresholds_share_are_the_answers_that_are_written(
         np.testing.assert_allclose(found.counters[:, without_seconds], alone.counters[:, without_seconds], rtol=1e-6)
         asked += found.counters[:, seconds_column()].tolist() != alone.counters[:, seconds_column()].tolist()
         assert before is router.fast
+
+
+def test_answers_are_read_whole_where_live_forwards_run(work: cal.WorkDirectory) -> None:
+    """Beside them, on the same cores, both would take far longer."""
+    fast, slow = (
+        Watched(script(seed, shared=7, eog_bias=-2.0), tokenizer(), name=str(seed), n_ctx=256) for seed in (1, 2)
+    )
+    with Router(fast, slow, policy="never", seed=0, batching=True) as router:
+        rows = cal.SharedRows(router, work)
+        runner = cal.Runner(rows.router, items(8), work, "x", {"max_tokens": 20}, concurrency=4, behind=rows.read_both)
+        runner.answers(SLOW_ONLY, traced=True)
+        assert rows.used["fast"].positions
+        assert rows.used["slow"].positions
+        assert fast.threads | slow.threads <= {"fsgen-fast", "fsgen-slow"}
+        rows.router.close()
 
 
 def seconds_column() -> int:
