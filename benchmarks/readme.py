@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from figures import engine, real_pair, reference_pair, remote, serving
+from figures import engine, real_pair, reference_pair, remote, serving, study
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -24,6 +24,7 @@ RECOMMEND = HERE.parent / "docs" / "recommend.md"
 POLICIES = HERE.parent / "docs" / "policies.md"
 CONSTRAINED = HERE.parent / "docs" / "constrained.md"
 SERVER = HERE.parent / "docs" / "server.md"
+STUDY = HERE.parent / "docs" / "study.md"
 AGENTS = HERE.parent / "docs" / "agents.md"
 PAIRS = HERE.parent / "docs" / "pairs.md"
 
@@ -50,6 +51,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "constraints": (CONSTRAINED, serving.constraints),
     "serve": (SERVER, serving.serve),
     "agents": (AGENTS, serving.agents),
+    "study_real_pair": (STUDY, study.real_pair),
 }
 
 
