@@ -6,6 +6,8 @@
   learned score, entropy and margin token by token, each of them handing over the rest of the answer, and whole
   queries (the slow model answers anew where the fast one was least certain on average); the same threshold grid
   for all;
+* ``drafts``: the default behind an endpoint, and one that hands over earlier: what is right where the slow model goes
+  on with the draft, sees it, or does not, and what it bills (``drafts.py``), on all problems;
 * ``default``: the local default without a calibration, ``budget:0.2``, on all problems;
 * ``certified``: the threshold with the least escalation whose regret is certified, on problems of its own, and its
   regret, rate and quality on the report problems;
@@ -32,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from calibration import Bars, resplit
+from drafts import at_points
 
 from fsgen_router import REST, Router
 from fsgen_router import calibration as cal
@@ -45,7 +48,7 @@ from fsgen_router.calibration.labels import disagreement
 from fsgen_router.calibration.metrics import auroc
 from fsgen_router.calibration.traces import Traces, join_traces
 from fsgen_router.evaluation import SLOW_ONLY, Item, Run, interval, summarise
-from fsgen_router.pairing import DEFAULT_POLICY
+from fsgen_router.pairing import DEFAULT_POLICY, DEFAULT_REMOTE_POLICY
 from fsgen_router.policies.scorers import Signal
 
 from common import save
@@ -60,7 +63,8 @@ SIGNALS = ("entropy", "margin", "max_prob")
 ASK = "\nThink step by step. End with the number alone."
 ALONE = {"fast": "never", "slow": SLOW_ONLY}
 SHARES = (0.25, 0.4, 0.35)
-PARTS = ("alone", "default", "certified", "curves", "resplits")
+HAND_OVERS = (DEFAULT_REMOTE_POLICY.removesuffix(",span=rest"), "entropy>0.75,window=8")
+PARTS = ("alone", "default", "drafts", "certified", "curves", "resplits")
 
 
 def gsm8k(path: Path, count: int) -> list[Item]:
@@ -160,6 +164,12 @@ def default(bench: Bench) -> dict[str, Any]:
     return {"n": len(run), "policy": DEFAULT_POLICY} | points([run], fast, slow)[0]
 
 
+def drafts(bench: Bench) -> dict[str, Any]:
+    """What the slow model makes of the drafts that it is handed; both vocabularies are one, so tokens are its own."""
+    fast, slow = (pooled(bench, policy) for policy in ALONE.values())
+    return at_points(HAND_OVERS, lambda policy: pooled(bench, policy), fast, slow)
+
+
 def certified(bench: Bench, fitted: Fitted) -> dict[str, Any]:
     target = cal.make_target(max_regret=ALPHA, confidence=1 - DELTA)
     choice = choose(bench, fitted, target)
@@ -253,7 +263,7 @@ def main() -> None:
             seed=SEED,
         )
         parts = args.part or PARTS
-        unfitted = {"alone": lambda: alone(bench), "default": lambda: default(bench)}
+        unfitted = {"alone": lambda: alone(bench), "default": lambda: default(bench), "drafts": lambda: drafts(bench)}
         for part, measure in unfitted.items():
             if part in parts:
                 finished(part, measure(), began)

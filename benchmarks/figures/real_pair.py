@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from .forms import RESULTS, load, number, outcome, percent
+from .remote import draft_table
 
 
 def real_pair() -> str:
     """The finding on real models, as far as it was run: each part is a run of hours."""
     parts = {"alone": real_pair_alone, "default": real_pair_default, "certified": real_pair_certified}
-    parts |= {"curves": real_pair_curves, "resplits": real_pair_resplits}
+    parts |= {"drafts": real_pair_drafts, "curves": real_pair_curves, "resplits": real_pair_resplits}
     run = {part: make for part, make in parts.items() if (RESULTS / f"real_pair_{part}.json").exists()}
     return "\n\n".join(make(load(f"real_pair_{part}")) for part, make in run.items())
 
@@ -52,6 +53,19 @@ def real_pair_default(found: dict[str, Any]) -> str:
         f"tokens, in {number(found, 'slow_steps_per_slow_token')} of the steps of its own answers "
         f"({found['date']})."
     )
+
+
+def real_pair_drafts(found: dict[str, Any]) -> str:
+    lines = [
+        f"The rest handed over, as before an endpoint, on all {found['n']} problems: what is right, and what the slow "
+        "model bills at prices of 1 : 0.05 : 5 for input, cached input and output, as a share of its bill for all "
+        "answers:",
+        "",
+        *draft_table(found),
+        "",
+        f"`benchmarks/real_pair.py --part drafts`, nothing cached, {found['date']}.",
+    ]
+    return "\n".join(lines)
 
 
 def real_pair_certified(found: dict[str, Any]) -> str:

@@ -50,6 +50,14 @@ def remote_money() -> str:
 
 def drafts() -> str:
     figures = load("drafts")
+    how = (
+        f" `benchmarks/drafts.py`, {figures['n']} problems, method `replace`, nothing cached, seed {figures['seed']}, "
+        f"95% bootstrap intervals by prompt, {figures['date']}."
+    )
+    return "\n".join(draft_table(figures)) + how
+
+
+def draft_table(figures: dict[str, Any]) -> list[str]:
     lines = [
         "| handed over by | draft, tokens | `keep`: right | bill | `drop`: right | bill | `show`: right | bill |",
         "|---|---|---|---|---|---|---|---|",
@@ -61,13 +69,7 @@ def drafts() -> str:
             cells += [percent(by[draft], "accuracy"), percent(by[draft], "bill")]
         lines.append(f"| {' | '.join(cells)} |")
     alone = [percent(figures[f"{role}_alone"], "accuracy") for role in ("fast", "slow")]
-    lines += [
-        "",
-        f"Alone the fast model is right in {alone[0]}, the slow one in {alone[1]}. "
-        f"`benchmarks/drafts.py`, {figures['n']} problems, method `replace`, nothing cached, seed {figures['seed']}, "
-        f"95% bootstrap intervals by prompt, {figures['date']}.",
-    ]
-    return "\n".join(lines)
+    return [*lines, "", f"Alone the fast model is right in {alone[0]}, the slow one in {alone[1]}."]
 
 
 def seams() -> str:
