@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .constraints import GrammarVocabulary
 from .contracts.methods import Method
@@ -41,6 +41,8 @@ from .text.vocabulary import SharedVocabulary, hidden_ids, share_vocabulary, tok
 if TYPE_CHECKING:
     from .policies import Pair
 
+RunForwards: TypeAlias = Callable[[Role, Callable[[], Any]], Any]
+"""Runs a function that uses a local model, where that one's forwards run, and gives what it gives."""
 REFERENCE_PAIR = ("reference:fast", "reference:slow")
 DEFAULT_POLICY = "budget:0.2"
 DEFAULT_REMOTE_POLICY = "entropy>1.5,window=8,span=rest"
@@ -116,8 +118,7 @@ class Pairing:
             self.shared = _share(fast, self.local_slow, self.tuned)
         self.costs: PairCost | None = None
         """What their forwards cost here, once that was measured or found."""
-        self.run_forwards: Callable[[Callable[[], Any]], Any] = lambda function: function()
-        """Runs a function that uses both models, where their forwards run."""
+        self.run_forwards: RunForwards = lambda _role, function: function()
 
     def _require_tuned(self, tuned: AnyModel) -> TokenModel:
         """Take a third model in, or refuse it."""
@@ -272,7 +273,8 @@ class Pairing:
         wanted = {role: model for role, model in local.items() if again or role not in known}
         measured: dict[Role, ForwardCost] = {}
         if wanted:
-            measured = self.run_forwards(lambda: measure_forwards(wanted, effort, progress=progress, clock=clock))
+            here: Role = "fast" if self.slow_is_remote else "slow"
+            measured = self.run_forwards(here, lambda: measure_forwards(wanted, effort, progress=progress, clock=clock))
         for role, cost in measured.items():
             if cost.steady:
                 store.save(role, local[role], cost)

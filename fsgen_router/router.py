@@ -29,7 +29,7 @@ from .errors import BackendError, ConfigurationError, InvalidRequest, RouterClos
 from .generation import Finished, Generation, ReasoningDelta, Restarted, StreamEvent, TextDelta
 from .methods import make_method
 from .money import Budget, PriceTable, Purse, Terms, known_prices
-from .pairing import REFERENCE_PAIR, Pairing, is_reference_pair, warn_of_swapped
+from .pairing import REFERENCE_PAIR, Pairing, RunForwards, is_reference_pair, warn_of_swapped
 from .records import MachinePrice, ModelCard, Prices, Role
 from .resolve import make_model
 from .run import drivers
@@ -70,11 +70,11 @@ class _Fixed(Generic[T]):
         raise AttributeError(f"{self._name} of a Router is fixed when it is made ({self._instead})")
 
 
-def _where_forwards_run(workers: Workers, role: Role, *, batching: bool) -> Callable[[Callable[[], T]], T]:
-    """What runs a function that uses local models where their forwards run. Another thread would bring an OpenMP team
+def _where_forwards_run(workers: Workers, *, batching: bool) -> RunForwards:
+    """What runs a function that uses a local model where its forwards run. Another thread would bring an OpenMP team
     of its own along, which slows every later forward down. It holds no Router, so that one is freed when dropped."""
 
-    def run(function: Callable[[], T]) -> T:
+    def run(role: Role, function: Callable[[], T]) -> T:
         return workers.call(role, function) if batching else function()
 
     return run
@@ -217,9 +217,7 @@ class Router:
                 batching = self._pair.n_seq > 1 or self._pair.slow_is_remote
             self._batching = bool(read_ahead) or batching
             self._workers = Workers(self._pair.models)
-            self._pair.run_forwards = _where_forwards_run(
-                self._workers, "fast" if self._pair.slow_is_remote else "slow", batching=self._batching
-            )
+            self._pair.run_forwards = _where_forwards_run(self._workers, batching=self._batching)
             self.prices = prices
             self._policy, self._method = self._choose(wanted_policy, wanted_method)
             warn_of_swapped(self.fast, self.slow)
@@ -471,13 +469,13 @@ class Router:
         self._require_open()
         return self._slots.load
 
-    def run_forwards(self, function: Callable[[], T]) -> T:
-        """What a function gives that calls the models itself, run where and when their forwards run.
+    def run_forwards(self, role: Role, function: Callable[[], T]) -> T:
+        """What a function gives that calls a local model itself, run where and when that one's forwards run.
 
         Beside them, on another thread, both would take longer, on shared cores many times as long.
         """
         self._require_open()
-        found: T = self._pair.run_forwards(function)
+        found: T = self._pair.run_forwards(role, function)
         return found
 
     def measure_steps(self, count: int = 8) -> None:
@@ -490,7 +488,7 @@ class Router:
         if slow is None:
             raise ConfigurationError(f"{self.slow.name} has no steps to time", hint="ask with baseline=True")
         with self._slots.admit().hold():
-            self._steps["slow"].extend(self.run_forwards(lambda: measure_steps(slow, count)))
+            self._steps["slow"].extend(self.run_forwards("slow", lambda: measure_steps(slow, count)))
 
     @property
     def costs(self) -> PairCost | None:

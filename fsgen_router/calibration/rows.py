@@ -69,7 +69,7 @@ class SharedRows:
         shared, answer = self.router.shared, record["ids"]
         both = self.models["fast"], self.models["slow"]
         # In the turn of live answers' forwards: beside them, on the same cores, each would take far longer.
-        self.router.run_forwards(lambda: read_both(*both, item, answer, shared=shared, hidden=self._hidden))
+        read_both(*both, item, answer, shared=shared, hidden=self._hidden, run=self.router.run_forwards)
 
     @property
     def used(self) -> dict[Role, Used]:

@@ -16,6 +16,7 @@ from ..contracts.text_models import reads_tokens
 from ..contracts.tokenizer import Tokenizer
 from ..errors import ConfigurationError
 from ..evaluation import Array, Item
+from ..pairing import RunForwards
 from ..policies.features import feature_matrix
 from ..router import Router
 from ..rows.reading import Read, Row
@@ -182,16 +183,20 @@ def read_both(
     *,
     shared: SharedVocabulary | None = None,
     hidden: bool = False,
+    run: RunForwards = lambda _role, function: function(),
 ) -> tuple[list[Row], list[Row]]:
     """Both models' rows behind which each token of an answer was chosen: the fast one's with signals, the slow one's
-    with the log-probability of the fast one's choice (none without a slow model)."""
+    with the log-probability of the fast one's choice (none without a slow model). ``run`` reads them."""
     fast_words = shared.fast if shared else fast.tokenizer
     wanted = Read(signals=True, top_k=TOP_K, hidden=hidden, alignment=shared.fast_row if shared else None)
-    fast_rows = read_answer(fast, encode_item(fast_words, item), answer, lambda _: wanted)
+    fast_prompt = encode_item(fast_words, item)
+    fast_rows: list[Row] = run("fast", lambda: read_answer(fast, fast_prompt, answer, lambda _: wanted))
     if slow is None:
         return fast_rows, []
     prompt, slow_row = encode_item(shared.slow if shared else slow.tokenizer, item), shared.slow_row if shared else None
-    return fast_rows, read_answer(slow, prompt, answer, lambda k: Read(ids=(fast_rows[k].argmax,), alignment=slow_row))
+    asked = [Read(ids=(row.argmax,), alignment=slow_row) for row in fast_rows]
+    slow_rows: list[Row] = run("slow", lambda: read_answer(slow, prompt, answer, lambda k: asked[k]))
+    return fast_rows, slow_rows
 
 
 def trace_answer(

@@ -442,7 +442,7 @@ ENTRIES = {
     "with_policy": "lambda: router.with_policy('never')",
     "measure": "lambda: router.measure()",
     "measure_steps": "lambda: router.measure_steps(1)",
-    "run_forwards": "lambda: router.run_forwards(lambda: None)",
+    "run_forwards": "lambda: router.run_forwards('fast', lambda: None)",
     "a stream of the parent's": "lambda: next(stream)",
     "a stream of the parent's, told to stop": "lambda: stream.throw(KeyboardInterrupt)",
     "an asynchronous one": "lambda: asyncio.run(anext_of(astream))",

@@ -136,7 +136,7 @@ async def test_models_that_take_turns_give_the_same_text(make_router: Callable[.
         assert [(answer.degraded, answer.text) for answer in together] == [(None, text) for text in expected]
         router.measure_steps(2)  # there, too
         assert len(router._steps["slow"]) >= 2
-        assert router.run_forwards(threading.current_thread).name == "fsgen-cpu"
+        assert router.run_forwards("fast", threading.current_thread).name == "fsgen-cpu"
         assert [thread.name for thread in threading.enumerate() if thread.name == "fsgen-cpu"] == ["fsgen-cpu"]
     for model in models:
         model.shutdown()
