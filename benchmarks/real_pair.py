@@ -63,7 +63,7 @@ SIGNALS = ("entropy", "margin", "max_prob")
 ASK = "\nThink step by step. End with the number alone."
 ALONE = {"fast": "never", "slow": SLOW_ONLY}
 SHARES = (0.25, 0.4, 0.35)
-HAND_OVERS = (DEFAULT_REMOTE_POLICY.removesuffix(",span=rest"), "entropy>0.75,window=8")
+HAND_OVERS = (DEFAULT_REMOTE_POLICY.removesuffix(",span=rest"), "entropy>1,window=8")
 PARTS = ("alone", "default", "drafts", "certified", "curves", "resplits")
 
 

@@ -76,7 +76,8 @@ def real_pair_certified(found: dict[str, Any]) -> str:
     return (
         f"{begin}certified. On {seen['n']} others its regret is {percent(seen, 'regret')} and it is right in "
         f"{percent(seen, 'accuracy')}, asking at {percent(seen, 'escalation_rate')} of the tokens, in "
-        f"{number(seen, 'slow_steps_per_slow_token')} of the slow model's own steps. The models read "
+        f"{number(seen, 'slow_steps_per_slow_token')} of the slow model's own steps; it reads "
+        f"{percent(seen, 'slow_position_share')} of all tokens. The models read "
         f"{found['positions_over_alone']['fast']:.2f} (fast) and {found['positions_over_alone']['slow']:.2f} (slow) "
         f"times for it what their own answers take ({found['date']})."
     )
