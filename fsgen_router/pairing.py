@@ -185,7 +185,7 @@ class Pairing:
                 _require_worth(policy, method, self.slow.name, prices)
         else:
             policy = policy or make_policy(self._default_policy(method))
-            if self.local_slow.capabilities.remote and self._first_time("calls", policy.name, method.name):
+            if self.local_slow.capabilities.remote:
                 self._warn_of_small_calls(policy, method)
             if method.rule is not None and self.rereads and self._first_time("rewind", method.name):
                 _warn_of_rereading(method, self.rereads)
@@ -320,7 +320,7 @@ class Pairing:
             return
         gap = mode.interval or (1.0 / mode.rate if mode.rate else 0.0)
         tokens = mode.extent + min(gap, mode.draft_len)
-        if tokens >= LEAST_CALL:
+        if tokens >= LEAST_CALL or not self._first_time("calls", f"{tokens:.3g}", method.name):
             return
         arithmetic = ""
         try:
@@ -337,7 +337,7 @@ class Pairing:
             SmallExtentWarning,
             f"{policy.name} with {method.name} has {slow.name} judge or write {tokens:.3g} "
             f"token{'s' * (tokens != 1)} in a call over the network.{arithmetic} Let it be {LEAST_CALL} or more: "
-            f"every:{LEAST_CALL} with verify, or ,span={LEAST_CALL}",
+            f"every:{LEAST_CALL} with verify, ,span={LEAST_CALL}, or --extent {LEAST_CALL} of calibrate",
             event="small_extent",
             policy=policy.name,
             endpoint=slow.name,

@@ -470,7 +470,7 @@ class Router:
         return self._slots.load
 
     def run_forwards(self, role: Role, function: Callable[[], T]) -> T:
-        """What a function gives that calls a local model itself, run where and when that one's forwards run.
+        """What a function gives that calls a model's forwards itself, run where and when those run.
 
         Beside them, on another thread, both would take longer, on shared cores many times as long.
         """

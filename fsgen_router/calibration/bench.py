@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,7 @@ def open_bench(
     """
     parsed = make_options(**options)
     stages = stages or Stages()
-    for method in (parsed.method, *(name for name in parsed.compare if name not in SCORERS)):
-        router.with_policy("never", method=method)  # which refuses what the pair cannot do
+    _try_methods(router, parsed)
     if parsed.hidden and router.fast.capabilities.hidden_size is None:
         raise ConfigurationError(f"{router.fast.name} gives no hidden states", hint="calibrate without --hidden")
     require_room(router, prompts, parsed.max_tokens)
@@ -120,6 +120,9 @@ def open_bench(
         },
     )
     rows = SharedRows(router, directory, limit_bytes=parsed.row_memory, hidden=parsed.hidden)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said of this pair above
+        _try_methods(rows.router, parsed)
     directory.before_chunk = rows.save
     concurrency = parsed.concurrency or min(router.fast.n_seq, local_slow(router).n_seq)
     behind = rows.read_both if parsed.row_memory else None
@@ -134,6 +137,12 @@ def open_bench(
             runner.on_items = None
             runners[split] = runner
     return Bench(rows.router, prompts, directory, parsed, stages, runners, rows, router, checker.name)
+
+
+def _try_methods(router: Router, options: CalibrationOptions) -> None:
+    """Refuse what the pair cannot do, and warn of what it does badly, before anything runs."""
+    for method in (options.method, *(name for name in options.compare if name not in SCORERS)):
+        router.with_policy(f"entropy>1,span={options.extent}", method=method)  # a threshold, as those to come
 
 
 def require_room(router: Router, prompts: Prompts, max_tokens: int) -> None:

@@ -580,8 +580,9 @@ class Workers:
         return {role: self._of(fast if role == "fast" else role) for role in self._models}
 
     def call(self, role: Role, function: Callable[[], T]) -> T:
-        """Run a function that uses a local model where its forwards run (see :meth:`BatchWorker.call`)."""
-        return cast(BatchWorker, self._of(role)).call(function)
+        """Run a function that uses a model where its forwards run (see :meth:`BatchWorker.call`); a server's, here."""
+        worker = self._of(role)
+        return worker.call(function) if isinstance(worker, BatchWorker) else function()
 
     def _of(self, role: Role) -> Worker:
         with holding(self._lock):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 import warnings
@@ -30,6 +31,7 @@ from fsgen_router import (
     VocabularyWarning,
     reference,
 )
+from fsgen_router import calibration as cal
 from fsgen_router.adapters.scripted import ScriptedModel, ScriptedTokenizer
 from fsgen_router.adapters.tokens import EndpointError, TokensModel, TokensOptions
 from fsgen_router.adapters.tokens import vocabulary as vocabularies
@@ -38,6 +40,7 @@ from fsgen_router.calibration.traces import read_answer
 from fsgen_router.cli.doctor import _served
 from fsgen_router.contracts.models import Work
 from fsgen_router.costs import Effort, ForwardCost, Mode, PairCost, Rates, choose_mode, measure_forwards
+from fsgen_router.costs.choosing import LEAST_CALL
 from fsgen_router.costs.forward import Point
 from fsgen_router.rows.reading import Read
 from fsgen_router.text.vocabulary import vocabulary_hash
@@ -178,6 +181,50 @@ def test_answers_are_audited(
         for prompt in PROMPTS:
             ours, theirs = (router.complete(prompt, max_tokens=40).usage for router in (served, local))
             assert ours.disagreement_rate == theirs.disagreement_rate is not None
+    slow.shutdown()
+
+
+def test_a_policy_calibrated_over_the_server_is_the_one_calibrated_beside_the_model(
+    fast: TransformersModel, here: TransformersModel, serve: Callable[..., TokenServer], tmp_path: Path
+) -> None:
+    """From the prompts to the file: the same traces, certificate and threshold, and it serves."""
+    prompts = tmp_path / "prompts.jsonl"
+    words = ("a lamp", "the rope", "of the lamp", "12 ropes", "and")
+    texts = [" ".join(words[number // 5**place % 5] for place in range(3)) for number in range(60)]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    options: dict[str, Any] = {"max_regret": 0.3, "confidence": 0.8, "check": "slow", "rounds": 1, "max_tokens": 24}
+    options["extent"] = 16
+    served = model_of(serve(), n_seq=4)
+    made = [
+        cal.calibrate(fast, slow, prompts, out=tmp_path / f"{name}.safetensors", **options)
+        for name, slow in (("served", served), ("here", here))
+    ]
+    ours, theirs = (one.choice for one in made)
+    assert ours.certified
+    assert ours.certification is not None
+    assert theirs.certification is not None
+    np.testing.assert_allclose(ours.certification.risks, theirs.certification.risks)
+    assert ours.policy is not None
+    assert theirs.policy is not None
+    assert ours.policy.threshold == pytest.approx(theirs.policy.threshold, rel=1e-4)
+    with Router(fast, served, policy=tmp_path / "served.safetensors", method="replace") as router:
+        answer = router.complete(texts[0], max_tokens=24)
+        assert answer.degraded is None
+        assert answer.guarantee is not None
+    served.shutdown()
+
+
+def test_calibrating_one_token_at_a_time_is_warned_of_once(
+    fast: TransformersModel, serve: Callable[..., TokenServer], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"a lamp {number}"}) + "\n" for number in range(40)))
+    slow, out = model_of(serve()), tmp_path / "p.safetensors"
+
+    options: dict[str, Any] = {"target_rate": 0.5, "check": "slow", "rounds": 1, "max_tokens": 6}
+    with pytest.warns(SmallExtentWarning, match=f"or --extent {LEAST_CALL} of calibrate") as said:
+        cal.calibrate(fast, slow, prompts, out=out, **options)
+    assert [one.category for one in said] == [SmallExtentWarning]
     slow.shutdown()
 
 
