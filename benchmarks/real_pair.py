@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from calibration import Bars, resplit
-from drafts import at_points
+from drafts import at_points, figures
 
 from fsgen_router import REST, Router
 from fsgen_router import calibration as cal
@@ -167,7 +167,8 @@ def default(bench: Bench) -> dict[str, Any]:
 def drafts(bench: Bench) -> dict[str, Any]:
     """What the slow model makes of the drafts that it is handed; both vocabularies are one, so tokens are its own."""
     fast, slow = (pooled(bench, policy) for policy in ALONE.values())
-    return at_points(HAND_OVERS, lambda policy: pooled(bench, policy), fast, slow)
+    record = at_points(HAND_OVERS, lambda policy: pooled(bench, policy), fast, slow)
+    return record | {"whole_query": {run.policy: figures(run, slow) for run in whole_query_runs(fast, slow)}}
 
 
 def certified(bench: Bench, fitted: Fitted) -> dict[str, Any]:

@@ -56,12 +56,19 @@ def real_pair_default(found: dict[str, Any]) -> str:
 
 
 def real_pair_drafts(found: dict[str, Any]) -> str:
+    nearest = (
+        min(found["whole_query"].values(), key=lambda one: abs(one["bill"] - found[point]["keep"]["bill"]))
+        for point in found["points"]
+    )
+    alike = [f"{percent(one, 'accuracy')} at {percent(one, 'bill')}" for one in nearest]
     lines = [
         f"The rest handed over, as before an endpoint, on all {found['n']} problems: what is right, and what the slow "
         "model bills at prices of 1 : 0.05 : 5 for input, cached input and output, as a share of its bill for all "
         "answers:",
         "",
         *draft_table(found),
+        "",
+        f"Whole queries, by the fast model's mean entropy, are right in {' and '.join(alike)} of the bill.",
         "",
         f"`benchmarks/real_pair.py --part drafts`, nothing cached, {found['date']}.",
     ]
