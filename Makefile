@@ -50,7 +50,8 @@ test-fast: install  ## the tests that need no model: under two minutes on two co
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/unit
 
 # vLLM in an environment of its own, with the torch for CPUs that it asks for, which PyPI does not have. The builds that
-# come along of three packages do not fit this torch, and without metadata under the name vllm it takes the machine for another kind (as of 0.32.0).
+# come along of three packages do not fit this torch, and without metadata under the name vllm it takes the machine for
+# another kind (as of 0.32.0).
 VLLM := .vllm
 $(VLLM)/installed:
 	$(PYTHON) -m venv $(VLLM)
