@@ -68,8 +68,9 @@ def here() -> Iterator[TransformersModel]:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., TokenServer]]:
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., TokenServer]]:
     """Starts servers; each ends with the test."""
+    monkeypatch.setattr(vocabularies, "_compared", {})  # another test's server may have had the port of this one's
     running = []
 
     def start(**settings: Any) -> TokenServer:
