@@ -48,7 +48,7 @@ def real_pair_alone(alone: dict[str, Any]) -> str:
 
 def real_pair_default(found: dict[str, Any]) -> str:
     return (
-        f"Nobody's calibration, `{found['policy']}` with `replace`, on all {found['n']} problems: right in "
+        f"Without a calibration, `{found['policy']}` with `replace`, on all {found['n']} problems: right in "
         f"{percent(found, 'accuracy')}, the slow model having written {percent(found, 'slow_token_share')} of the "
         f"tokens, in {number(found, 'slow_steps_per_slow_token')} of the steps of its own answers "
         f"({found['date']})."
