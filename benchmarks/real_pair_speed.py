@@ -4,7 +4,9 @@ Every mode answers the same GSM8K problems, greedy, with the same limit of token
 whatever slows the machine slows all. Figures are tokens per second of wall time and, paired by block, the ratio of
 tokens per second to the slow model's own at the same number of requests at once; above 1 the mode is faster. Text that
 ``every:K`` with exact acceptance writes is the slow model's own; the others write what their policy lets through.
-``assisted`` is transformers' own ``generate(assistant_model=...)`` over the same modules, one at a time.
+``generate`` and ``assisted`` are transformers' own loops over the same modules, one at a time, without and with the
+fast model as its assistant. ``--slow-shape`` puts random weights of a larger Qwen2 into the slow model's place: seconds
+then mean something, and text does not.
 
     python benchmarks/real_pair_speed.py --fast transformers:small.gguf --slow transformers:large.gguf \\
         --problems gsm8k_test.jsonl
@@ -13,45 +15,53 @@ tokens per second to the slow model's own at the same number of requests at once
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from real_pair import gsm8k
 
 from fsgen_router import Router, SwappedModelsWarning
+from fsgen_router.contracts.models import TokenModel
 from fsgen_router.contracts.text_models import reads_tokens
 from fsgen_router.evaluation import Item
+from fsgen_router.resolve import make_model
 
-from common import block_ratio, save
+from common import Shape, block_ratio, save
 
 SLOW = "slow alone"
 MODES: dict[str, tuple[str, str]] = {
     "fast alone": ("never", "replace"),
+    "default": ("", ""),  # what the Router chooses by itself here
     "every:6": ("every:6", "verify:exact,draft_len=6"),
     "every:10": ("every:10", "verify:exact,draft_len=10"),
     "budget:0.2": ("budget:0.2", "verify"),
     "budget:0.1": ("budget:0.1", "verify"),
     "budget:0.2, replace": ("budget:0.2", "replace"),
+    "budget:0.1, replace": ("budget:0.1", "replace"),
 }
 READ_AHEAD = {"budget:0.2, replace": 4}
 """Modes that are run with ``read_ahead`` too, and its tokens."""
+SHAPES = {shape.name: shape for shape in (Shape("7b", 3584, 28, 28, 4, 18_944), Shape("14b", 5120, 48, 40, 8, 13_824))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fast", required=True, help="a model string, with n_seq of at least --at-once")
     parser.add_argument("--slow", required=True, help="a model string, with n_seq of at least --at-once")
+    parser.add_argument("--slow-shape", choices=SHAPES, help="random weights of this shape in the slow model's place")
     parser.add_argument("--problems", type=Path, required=True, help="GSM8K's test problems, JSON lines")
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--per-block", type=int, default=8, help="problems of a block (default: %(default)s)")
     parser.add_argument("--blocks", type=int, default=5, help="blocks of each (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=128, help="of an answer (default: %(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--assisted", action="store_true", help="transformers' own assisted generation beside them")
+    parser.add_argument("--assisted", action="store_true", help="transformers' own generation beside them")
     parser.add_argument("--stop-after", type=float, default=1e9, help="seconds after which no further block begins")
     parser.add_argument("--device", default="", help="the name of the device, for the record")
     parser.add_argument("--name", default="real_pair_speed", help="of the result")
@@ -59,11 +69,16 @@ def main() -> None:
     began = time.perf_counter()
     items = gsm8k(args.problems, args.per_block * (args.blocks + 1))
     warnings.simplefilter("ignore", SwappedModelsWarning)  # the slow model alone is one in the fast seat
-    router = Router(args.fast, args.slow, policy="never", method="replace", seed=0, batching=True)
+    slow = of_shape(SHAPES[args.slow_shape], args.slow) if args.slow_shape else args.slow
+    router = Router(args.fast, slow, policy="never", method="replace", seed=0, batching=True)
     alone = Router(router.slow, router.fast, policy="never", method="replace", seed=0, batching=True)
     routers = {SLOW: alone}
     for name in args.modes:
         policy, method = MODES[name]
+        if name == "default":
+            routers[name] = chosen = Router(router.fast, router.slow, seed=0, batching=True)
+            print("the default here:", chosen.policy.name, chosen.method.name)
+            continue
         routers[name] = router.with_policy(policy, method=method)
         if name in READ_AHEAD:
             routers[f"{name}, read ahead"] = ahead = router.with_policy(policy, method=method)
@@ -79,15 +94,16 @@ def main() -> None:
         (name, many): ask(routed) for many in args.at_once for name, routed in routers.items()
     }
     if args.assisted:
-        contenders["assisted", 1] = assisted(router, args.max_tokens)
+        contenders["generate", 1] = generate(router, args.max_tokens, assisted=False)
+        contenders["assisted", 1] = generate(router, args.max_tokens, assisted=True)
     speeds: dict[tuple[str, int], list[float]] = {key: [] for key in contenders}
     blocks = [items[at : at + args.per_block] for at in range(0, len(items), args.per_block)]
     for number, block in enumerate(blocks):
-        if time.perf_counter() - began > args.stop_after:
+        if number > 2 and time.perf_counter() - began > args.stop_after:
             break
         for (name, many), one in contenders.items():
             # The first block warms up; one at a time takes longest, and its speed varies least.
-            some = block[:2] if number == 0 else block[:3] if many == 1 else block
+            some = block[: 2 + (number > 0)] if many == 1 else block
             started = time.perf_counter()
             with ThreadPoolExecutor(many) as pool:
                 tokens = sum(pool.map(one, some))
@@ -111,28 +127,55 @@ def main() -> None:
     router.close()
 
 
-def assisted(router: Router, max_tokens: int) -> Callable[[Item], int]:
+def generate(router: Router, max_tokens: int, *, assisted: bool) -> Callable[[Item], int]:
     """transformers' own loop over the modules that the Router's models hold."""
     import torch
 
     fast, slow = (model._model for model in (router.fast, router.slow))  # type: ignore[union-attr]
     assert reads_tokens(router.slow)
     tokenizer, ends = router.slow.tokenizer, sorted(router.slow.tokenizer.eog_ids)
+    helper = {"assistant_model": fast} if assisted else {}
 
     def one(item: Item) -> int:
         ids = torch.tensor([tokenizer.encode_chat(item.messages or ())], device=slow.device)
         found = slow.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            assistant_model=fast,
             max_new_tokens=max_tokens,
             do_sample=False,
             eos_token_id=ends,
             pad_token_id=ends[0],
+            **helper,
         )
         return int(found.shape[1] - ids.shape[1])
 
     return one
+
+
+def of_shape(shape: Shape, like: str) -> TokenModel:
+    """The model string's own options and tokenizer, random weights of this shape made on the device: tens of
+    gigabytes that need not lie in a file."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where, _, options = like.removeprefix("transformers:").partition("?")
+    source = Path(where)
+
+    def load_model(_source: object, config: Any, device: torch.device, _options: object) -> Any:
+        with device:
+            return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+    with tempfile.TemporaryDirectory() as folder:
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+        config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+        config.hidden_size, config.num_hidden_layers = shape.width, shape.layers
+        config.num_attention_heads, config.num_key_value_heads = shape.heads, shape.kv_heads
+        config.intermediate_size, config.tie_word_embeddings = shape.feed_forward, False
+        config.layer_types = ["full_attention"] * shape.layers
+        config.dtype = torch.bfloat16
+        config.save_pretrained(folder)
+        with mock.patch("fsgen_router.adapters.transformers.model.load_model", load_model):
+            return make_model(f"transformers:{folder}?{options}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,11 @@ def name_of(device: torch.device) -> str:
     return str(device)
 
 
+def records_graphs(device: torch.device) -> bool:
+    """Whether forwards can be recorded there as CUDA graphs."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
 def share_of(device: torch.device) -> float:
     """How much of its device a forward keeps busy."""
     return torch.get_num_threads() / usable_physical_cores() if device.type == "cpu" else 1.0

@@ -36,8 +36,8 @@ class Slots:
     capabilities = Capabilities(rewind=True)
 
     def __init__(self, probed: Any, *, n_seq: int, n_ctx: int) -> None:
-        self._cache = SlotCache(probed, n_seq=n_seq, n_ctx=n_ctx)
-        self.place = self._cache.place
+        self.cache = SlotCache(probed, n_seq=n_seq, n_ctx=n_ctx)
+        self.place = self.cache.place
 
     def rewind(self, sequence: int, keep: int) -> int:
         return keep

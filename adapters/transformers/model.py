@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Unpack, cast
@@ -24,8 +23,9 @@ from fsgen_router.support.waiting import Home, holding
 from ..chat_template import template_digest, template_text
 from ..sequences import SequencePool
 from .batches import Part, Pending
-from .devices import device_of, give_back, name_of, require_memory, set_threads, share_of
+from .devices import device_of, give_back, name_of, records_graphs, require_memory, set_threads, share_of
 from .errors import errors_of_loading, errors_of_working
+from .graphs import Graphs, head_inputs
 from .loading import context_length, load_model, require_memory_for_all
 from .memories import Caches, Memory, Slots
 from .options import TransformersKeywords, TransformersOptions
@@ -61,7 +61,8 @@ class TransformersModel:
             self._takes_positions = "position_ids" in takes
             self._takes_rows = "logits_to_keep" in takes
             self._head: Any = self._model.get_output_embeddings()
-            with self._head_inputs(wanted=self._head is not None) as states:
+            self._graphs: Graphs | None = None
+            with head_inputs(self._head) as states:
                 self._memory, width = self._remember("cache_params" if "cache_params" in takes else "past_key_values")
             self.tokenizer = TransformersTokenizer(
                 fast_tokenizer(source, self._config),
@@ -96,7 +97,10 @@ class TransformersModel:
         if is_plain(probed):
             per_token = bytes_per_token(probed)
             require_memory(self.name, self.device, weights=0.0, per_token=per_token, n_seq=self.n_seq, n_ctx=self.n_ctx)
-            return Slots(probed, n_seq=self.n_seq, n_ctx=self.n_ctx), logits.shape[-1]
+            slots = Slots(probed, n_seq=self.n_seq, n_ctx=self.n_ctx)
+            if self.options.cuda_graphs and records_graphs(self.device) and self._takes_positions:
+                self._graphs = Graphs.of(self._model, self._head, slots.cache, probed, self.device, self.name)
+            return slots, logits.shape[-1]
         in_pieces = reads_in_pieces(self._model, self._config, argument, self.device, self.name)
         return Caches(self._config, argument, in_pieces=in_pieces), logits.shape[-1]
 
@@ -129,7 +133,7 @@ class TransformersModel:
             return
         with holding(self._lock):
             if self._model is not None:
-                self._model = self._memory = self._head = None  # type: ignore[assignment]
+                self._model = self._memory = self._head = self._graphs = None  # type: ignore[assignment]
                 give_back(self.device)
 
     def _require_alive(self) -> None:
@@ -185,38 +189,31 @@ class TransformersModel:
             for number, read in asked
         ]
         columns = sorted({column for _, column, *_ in reads})
-        with self._head_inputs(wanted=any(read.hidden for *_, read in reads)) as states:
-            logits = self._logits(pending, parts, columns or [width - 1])
+        shares = [
+            Share(work.sequence, work.start + part.start, work.ids[part.start : part.stop])
+            for part in parts
+            for work in (pending[part.pending],)
+        ]
+        logits, states = self._read(shares, columns or [width - 1], hidden=any(read.hidden for *_, read in reads))
         at = {column: index for index, column in enumerate(columns)}
         found = self._reduce(
             logits.flatten(0, 1)[:, : self.tokenizer.n_vocab],
             [(row * len(columns) + at[column], read) for row, column, *_, read in reads],
-            self._rows_of(states[-1], columns).flatten(0, 1) if states else None,
+            states.flatten(0, 1) if states is not None else None,
         )
         for (*_, work, number, _read), reduced in zip(reads, found, strict=True):
             rows[work][number] = reduced
 
-    @contextmanager
-    def _head_inputs(self, *, wanted: bool) -> Iterator[list[torch.Tensor]]:
-        """What the LM head reads in a forward: hidden states of the rows of logits, and of no others."""
-        seen: list[torch.Tensor] = []
-        if not wanted:
-            yield seen
-            return
-        if self._head is None:
+    def _read(
+        self, shares: Sequence[Share], columns: list[int], *, hidden: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits of the given columns, of shape (len(shares), len(columns), width of a row), and what the LM head read
+        for them, if that is asked for."""
+        if hidden and self._head is None:
             raise BackendError(f"{self.name} gives no hidden states")
-        hook = self._head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-        try:
-            yield seen
-        finally:
-            hook.remove()
-
-    def _logits(self, pending: Sequence[Pending], parts: Sequence[Part], columns: list[int]) -> torch.Tensor:
-        """Logits of the given columns: shape (len(parts), len(columns), width of a row)."""
-        shares = []
-        for part in parts:
-            work = pending[part.pending]
-            shares.append(Share(work.sequence, work.start + part.start, work.ids[part.start : part.stop]))
+        if self._graphs is not None and (replayed := self._graphs.read(shares)):
+            logits, *states = (_of_columns(part, columns) for part in replayed)
+            return logits, states[-1] if hidden else None
         inputs = self._memory.place(shares, self.device)
         if not self._takes_positions:
             inputs.pop("position_ids")
@@ -224,9 +221,14 @@ class TransformersModel:
         last = columns == [inputs["input_ids"].shape[1] - 1]
         if self._takes_rows:
             inputs["logits_to_keep"] = 1 if last else torch.tensor(columns, device=self.device)
-        logits: torch.Tensor = self._model(**inputs, use_cache=True).logits
-        return self._rows_of(logits, columns)
+        with head_inputs(self._head if hidden else None) as states:
+            logits = self._model(**inputs, use_cache=True).logits
+        if self._takes_rows:
+            return logits, states[-1] if hidden else None
+        return _of_columns(logits, columns), _of_columns(states[-1], columns) if hidden else None
 
-    def _rows_of(self, states: torch.Tensor, columns: list[int]) -> torch.Tensor:
-        """The given columns of what a forward gave, which are all of it where the model was told them."""
-        return states if self._takes_rows else states[:, columns]
+
+def _of_columns(states: torch.Tensor, columns: list[int]) -> torch.Tensor:
+    """``states[:, columns]``; without an index on the device where they follow one another."""
+    first, last = columns[0], columns[-1]
+    return states[:, first : last + 1] if len(columns) == last + 1 - first else states[:, columns]

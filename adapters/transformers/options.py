@@ -32,6 +32,7 @@ class TransformersKeywords(TypedDict, total=False):
     device: str
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
     attn_implementation: str | None
+    cuda_graphs: bool
     quantization_config: Mapping[str, Any] | str | None
     gguf_file: str | None
     chat_template: str | os.PathLike[str] | None
@@ -62,6 +63,9 @@ class TransformersOptions(BaseModel):
         default="auto", description="of weights and KV cache; auto: as saved (from GGUF: float32)"
     )
     attn_implementation: str | None = Field(default=None, description="sdpa, eager, ...; None: transformers chooses")
+    cuda_graphs: bool = Field(
+        default=True, description="on CUDA, record small forwards of each shape and replay them: far fewer launches"
+    )
     quantization_config: Annotated[dict[str, Any] | None, BeforeValidator(_parsed)] = Field(
         default=None, description="handed to transformers: a dict, or the same as JSON"
     )

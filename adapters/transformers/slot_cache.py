@@ -4,7 +4,8 @@ A sequence is a slot. Which of its positions count is known to the caller, so a 
 and nothing grows or moves from one forward to the next. One sequence attends to a view of its slot.
 Several become one batch, padded on the left as in ``generate``: the model makes its own masks (causal,
 sliding window, chunked) and sees what it sees there. A slot holds a position's heads side by side, so that a
-batch is gathered by whole positions, in one pass.
+batch is gathered by whole positions, in one pass. One position more than the slots have takes what is to be kept
+nowhere.
 
 Layers with a sliding window keep every position too, and are rewound like the others.
 """
@@ -70,7 +71,8 @@ class SlotCache(Cache):  # type: ignore[misc]
     """``n_seq`` slots of ``n_ctx`` tokens, in the shapes of a probed cache that :func:`is_plain`."""
 
     def __init__(self, probed: Cache, *, n_seq: int, n_ctx: int) -> None:
-        self._now, self._n_ctx = _Now(_One(Share(0, 0, [0]))), n_ctx
+        self.n_seq, self.n_ctx = n_seq, n_ctx
+        self._now = _Now(_One(Share(0, 0, [0]), n_ctx))
         super().__init__(
             layers=[
                 DummyLayer() if layer.keys is None else _SlotLayer(self._now, layer, n_seq, n_ctx)
@@ -81,7 +83,11 @@ class SlotCache(Cache):  # type: ignore[misc]
     def place(self, shares: Sequence[Share], device: torch.device) -> dict[str, Any]:
         """What the model's forward takes to read ``shares``: their rows end in the last column."""
         one = len(shares) == 1
-        placement = self._now.placement = _One(shares[0]) if one else _Many(shares, self._n_ctx, device)
+        return self.placed(_One(shares[0], self.n_ctx) if one else _Many(shares, self.n_ctx, device), device)
+
+    def placed(self, placement: Placement, device: torch.device) -> dict[str, Any]:
+        """The same for tokens that take their places in a way of their own."""
+        self._now.placement = placement
         return {**placement.inputs(device), "past_key_values": self}
 
 
@@ -89,7 +95,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 class _Now:
     """The forward under way, as all layers see it. (Not the cache: a circle would keep the slots alive.)"""
 
-    placement: _Placement
+    placement: Placement
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -99,7 +105,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self._now = now
         self.keys, self.values = (
-            torch.zeros((n_seq, n_ctx, states.shape[1], states.shape[3]), dtype=states.dtype, device=states.device)
+            torch.zeros((n_seq * n_ctx + 1, states.shape[1], states.shape[3]), dtype=states.dtype, device=states.device)
             for states in (probed.keys, probed.values)
         )
         self.is_initialized = True
@@ -121,7 +127,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-class _Placement(Protocol):
+class Placement(Protocol):
     """Where the tokens of one forward go, and what they attend to."""
 
     past: int
@@ -130,15 +136,15 @@ class _Placement(Protocol):
     def inputs(self, device: torch.device) -> dict[str, Any]: ...
 
     def exchange(self, held: Tensor, new: Tensor) -> Tensor:
-        """Store the new states, of shape (rows, heads, tokens, head_dim), in the slots, of shape (n_seq, n_ctx, heads,
-        head_dim); gives all that the rows attend to, shaped as the new ones."""
+        """Store the new states, of shape (rows, heads, tokens, head_dim), among those of all slots, of shape (n_seq *
+        n_ctx + 1, heads, head_dim); gives all that the rows attend to, shaped as the new ones."""
 
 
 class _One:
     """A single sequence, which attends to a view of its slot."""
 
-    def __init__(self, share: Share) -> None:
-        self.past, self._share = share.start, share
+    def __init__(self, share: Share, n_ctx: int) -> None:
+        self.past, self._share, self._first = share.start, share, share.slot * n_ctx
 
     def inputs(self, device: torch.device) -> dict[str, Any]:
         share = self._share
@@ -150,9 +156,9 @@ class _One:
 
     def exchange(self, held: Tensor, new: Tensor) -> Tensor:
         share = self._share
-        states = held[share.slot : share.slot + 1, : share.stop]
-        states[:, share.start :] = new.transpose(1, 2)
-        return states.transpose(1, 2)
+        states = held[self._first : self._first + share.stop]
+        states[share.start :] = new[0].transpose(0, 1)
+        return states.transpose(0, 1)[None]
 
 
 class _Many:
@@ -187,9 +193,9 @@ class _Many:
         return {"input_ids": self._ids, "position_ids": self._positions, "attention_mask": self._mask}
 
     def exchange(self, held: Tensor, new: Tensor) -> Tensor:
-        positions, states = held.flatten(0, 1), new.transpose(1, 2).flatten(0, 1)
-        positions.index_copy_(0, self._target, states if self._new is None else states.index_select(0, self._new))
-        return positions.index_select(0, self._source).unflatten(0, self._shape).transpose(1, 2)
+        states = new.transpose(1, 2).flatten(0, 1)
+        held.index_copy_(0, self._target, states if self._new is None else states.index_select(0, self._new))
+        return held.index_select(0, self._source).unflatten(0, self._shape).transpose(1, 2)
 
 
 def _to(device: torch.device, *arrays: np.ndarray[Any, np.dtype[np.int64]]) -> list[Tensor]:

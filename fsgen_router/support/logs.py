@@ -1,17 +1,17 @@
 """Log events with stable names and fields, and the warnings that go with some of them.
 
-Events: ``answered``, ``degraded``, ``context_beyond_training``, ``endpoint_retry``, ``endpoint_parameter``,
-``endpoint_rows`` (how a server is asked for rows), ``rows_cached`` (a server's cache held rows that were wanted, which
-are asked for again), ``template_unchecked``, ``seam_repaired`` (what an endpoint said again, put around its text or
-left out), ``breaker_opened``, ``breaker_closed`` (an endpoint is left alone, and asked again), ``fallback_used``
-(another one was asked instead), ``prices_unknown`` (of some of several), ``endpoint_probed``, ``prefill_probed``,
-``completions_probed``, ``probe_unread``, ``probe_unkept`` (what an endpoint can do, and the file of that),
-``prompts_wrapped``, ``policy_pair``, ``policy_drift``, ``small_extent``, ``swapped_models``, ``system_merged``,
-``default_mode`` and ``slow_alone`` (what a pair runs with where nothing was named), ``costs_unmeasured``,
-``costs_unsteady``, ``costs_unread``, ``costs_unkept``, ``vocabulary`` (ids that one model lacks or types otherwise),
-``reread`` (a method takes drafts back, a model cannot), ``rows_full`` (a trie of rows has reached its limit and keeps
-no more), ``checker_failed`` (a caller's checker raised), ``served`` (a server's request log), ``serve_failed`` (it
-could not answer, where that happened).
+Events: ``answered``, ``degraded``, ``context_beyond_training``, ``cuda_graphs_off``, ``endpoint_retry``,
+``endpoint_parameter``, ``endpoint_rows`` (how a server is asked for rows), ``rows_cached`` (a server's cache held
+rows that were wanted, which are asked for again), ``template_unchecked``, ``seam_repaired`` (what an endpoint said
+again, put around its text or left out), ``breaker_opened``, ``breaker_closed`` (an endpoint is left alone, and asked
+again), ``fallback_used`` (another one was asked instead), ``prices_unknown`` (of some of several),
+``endpoint_probed``, ``prefill_probed``, ``completions_probed``, ``probe_unread``, ``probe_unkept`` (what an endpoint
+can do, and the file of that), ``prompts_wrapped``, ``policy_pair``, ``policy_drift``, ``small_extent``,
+``swapped_models``, ``system_merged``, ``default_mode`` and ``slow_alone`` (what a pair runs with where nothing was
+named), ``costs_unmeasured``, ``costs_unsteady``, ``costs_unread``, ``costs_unkept``, ``vocabulary`` (ids that one
+model lacks or types otherwise), ``reread`` (a method takes drafts back, a model cannot), ``rows_full`` (a trie of
+rows has reached its limit and keeps no more), ``checker_failed`` (a caller's checker raised), ``served`` (a server's
+request log), ``serve_failed`` (it could not answer, where that happened).
 
 ``answered`` and ``degraded`` have their request's ``request_id`` and the names of both models. Prompts and keys are
 never in any event, ``served`` apart where a server was told to log prompts.

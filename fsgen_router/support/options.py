@@ -51,12 +51,13 @@ OF_REQUEST: Final = (
 )  # fmt: skip
 OF_MODEL: Final = (
     "ahead", "allow_http", "allow_pickle", "api", "api_key_env", "attn_implementation", "breaker_failures",
-    "breaker_seconds", "chat_template", "connect_timeout_seconds", "deadline_seconds", "device", "dtype", "extra_body",
-    "first_token_timeout_seconds", "flash_attn", "gguf_file", "lora", "main_gpu", "max_retries", "mmap", "n_batch",
-    "n_best", "n_ctx", "n_gpu_layers", "n_params", "n_seq", "n_threads", "prefill", "prices", "probe",
-    "quantization_config", "read_timeout_seconds", "rope_freq_base", "rope_freq_scale", "rope_scaling_type",
-    "sampling", "split_mode", "tensor_split", "tokenizer", "trust_remote_code", "type_k", "type_v", "vocabulary",
-    "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_ext_factor", "yarn_orig_ctx",
+    "breaker_seconds", "chat_template", "connect_timeout_seconds", "cuda_graphs", "deadline_seconds", "device",
+    "dtype", "extra_body", "first_token_timeout_seconds", "flash_attn", "gguf_file", "lora", "main_gpu",
+    "max_retries", "mmap", "n_batch", "n_best", "n_ctx", "n_gpu_layers", "n_params", "n_seq", "n_threads", "prefill",
+    "prices", "probe", "quantization_config", "read_timeout_seconds", "rope_freq_base", "rope_freq_scale",
+    "rope_scaling_type", "sampling", "split_mode", "tensor_split", "tokenizer", "trust_remote_code", "type_k",
+    "type_v", "vocabulary", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_ext_factor",
+    "yarn_orig_ctx",
 )  # fmt: skip
 
 _OWNERS: Final = (

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaModel, PreTrainedTokenizerFast
 
 from fsgen_router import (
     BackendError,
@@ -38,6 +38,7 @@ from fsgen_router import (
 )
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.adapters.transformers import TransformersModel, TransformersTokenizer, plan_batches
+from fsgen_router.adapters.transformers.graphs import Graphs
 from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.contracts.tokenizer import TokenClass
 from fsgen_router.reference import world
@@ -81,9 +82,15 @@ def plain(architecture: str, device: str) -> Any:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", [*ATTENTION, *RECURRENT])
 def test_rewinds_chunks_and_batches_equal_the_plain_model(architecture: str, device: str) -> None:
+    model = load(architecture, n_seq=3, n_ctx=96, n_batch=24, device=device)
+    reads_as_the_plain_model(model, architecture, device)
+    assert model.capabilities.rewind is (architecture in ATTENTION)
+    model.shutdown()
+
+
+def reads_as_the_plain_model(model: TransformersModel, architecture: str, device: str = "cpu") -> None:
     """Random works on three sequences, each row against the whole text read at once."""
     rng = random.Random(5)
-    model = load(architecture, n_seq=3, n_ctx=96, n_batch=24, device=device)
     contexts: dict[int, list[int]] = {model.open([]).sequence: [] for _ in range(3)}
     expected, found = [], []
     for turn in range(8):
@@ -100,7 +107,86 @@ def test_rewinds_chunks_and_batches_equal_the_plain_model(architecture: str, dev
         found += [row.logits for rows in model.forward(works) for row in rows]
     tolerance = 1e-5 if device == "cpu" else 1e-4  # kernels there are chosen by the shape
     np.testing.assert_allclose(found, expected, atol=tolerance, rtol=tolerance)
-    assert model.capabilities.rewind is (architecture in ATTENTION)
+
+
+# --- small forwards of fixed shapes, which are recorded where there is CUDA ----------------------
+
+
+@pytest.fixture
+def fixed_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU too, where they are computed each time."""
+    monkeypatch.setattr("fsgen_router.adapters.transformers.model.records_graphs", lambda device: True)
+
+
+@pytest.mark.usefixtures("fixed_shapes")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "deepseek_v3"])
+def test_forwards_of_fixed_shapes_equal_the_plain_model(architecture: str, device: str) -> None:
+    model = load(architecture, n_seq=3, n_ctx=96, n_batch=24, device=device)
+    assert model._graphs is not None
+    reads_as_the_plain_model(model, architecture, device)
+    assert {shape.rows for shape in model._graphs._recorded} == {1, 2, 4}
+    assert len({shape.columns for shape in model._graphs._recorded}) > 2
+    model.shutdown()
+
+
+@pytest.mark.usefixtures("fixed_shapes")
+@pytest.mark.parametrize("device", DEVICES)
+def test_forwards_of_fixed_shapes_give_hidden_states(device: str) -> None:
+    ids, given = some_ids(12), []
+    for graphs in (True, False):
+        model = load("qwen2", device=device, cuda_graphs=graphs)
+        assert (model._graphs is not None) is graphs
+        sequence = model.open([]).sequence
+        for start in range(0, 12, 3):
+            work = Work(sequence, start, ids[start : start + 3], [(0, Read(hidden=True)), (2, Read(hidden=True))])
+            given.append(np.stack([row.hidden for row in model.forward([work])[0]]))
+        model.shutdown()
+    np.testing.assert_allclose(given[:4], given[4:], atol=1e-5)
+
+
+@pytest.mark.usefixtures("fixed_shapes")
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2", "bloom", "mamba"])
+def test_models_of_another_attention_are_called_as_ever(architecture: str) -> None:
+    model = load(architecture, n_seq=3, n_ctx=96, n_batch=24)
+    assert model._graphs is None
+    reads_as_the_plain_model(model, architecture)
+    model.shutdown()
+
+
+@pytest.mark.usefixtures("fixed_shapes")
+@pytest.mark.parametrize("how", [torch.ones_like, lambda mask: mask[0]], ids=["ignores it", "fails on it"])
+def test_a_model_that_reads_otherwise_with_a_mask_of_its_own_is_called_as_ever(
+    how: Callable[[torch.Tensor], torch.Tensor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest = LlamaModel.forward
+
+    def forward(self: Any, *args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        mask = attention_mask if attention_mask is None or attention_mask.ndim < 4 else how(attention_mask)
+        return honest(self, *args, attention_mask=mask, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    model = load("llama", n_seq=3, n_ctx=96, n_batch=24)
+    assert model._graphs is None
+    assert "cuda_graphs_off" in caplog.text
+    reads_as_the_plain_model(model, "llama")
+    model.shutdown()
+
+
+@pytest.mark.usefixtures("fixed_shapes")
+def test_a_forward_that_cannot_be_recorded_is_computed_and_others_are_called_as_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(self: Graphs, forward: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(Graphs, "_graph", refused)
+    model = load("llama", n_seq=3, n_ctx=96, n_batch=24)
+    reads_as_the_plain_model(model, "llama")
+    assert model._graphs is not None
+    assert not model._graphs._recorded
+    assert caplog.text.count("cuda_graphs_off") == 1
+    assert "not permitted when stream is capturing" in caplog.text
     model.shutdown()
 
 
@@ -132,7 +218,7 @@ def test_attention_implementations(attention: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_half_precision(device: str) -> None:
     model = load("llama", dtype="bfloat16", n_seq=2, device=device)
-    assert model._memory._cache.layers[0].keys.dtype is torch.bfloat16
+    assert model._memory.cache.layers[0].keys.dtype is torch.bfloat16
     ids = some_ids(20)
     first, second = model.open([]).sequence, model.open([]).sequence
     model.forward([Work(first, 0, ids[:7], [])])
