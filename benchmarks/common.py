@@ -7,11 +7,13 @@ import datetime
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gguf
 import numpy as np
@@ -40,6 +42,19 @@ class Shape:
 
 HALF_BILLION = Shape("h5", 896, 24, 14, 2, 4864)  # Qwen2.5-0.5B: 494M parameters
 TENTH = Shape("h05", 256, 8, 4, 1, 1024)  # the same vocabulary, a tenth of the parameters
+SHAPES = {
+    "tenth": TENTH,
+    "0.5b": HALF_BILLION,
+    "1.5b": Shape("1.5b", 1536, 28, 12, 2, 8960),
+    "7b": Shape("7b", 3584, 28, 28, 4, 18_944),
+    "14b": Shape("14b", 5120, 48, 40, 8, 13_824),
+}
+
+
+def _names(shape: Shape) -> list[str]:
+    """Its tokens: bytes, many that no text has, and an end."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return [*letters, "ĠĠ", *(f"Ġt{index}" for index in range(shape.vocabulary - len(letters) - 2)), "<|end|>"]
 
 
 def random_model(shape: Shape, *, seed: int = 1) -> Path:
@@ -60,8 +75,7 @@ def random_model(shape: Shape, *, seed: int = 1) -> Path:
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = [*letters, "ĠĠ", *(f"Ġt{index}" for index in range(shape.vocabulary - len(letters) - 2)), "<|end|>"]
+    names = _names(shape)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(names)
@@ -102,6 +116,43 @@ def random_model(shape: Shape, *, seed: int = 1) -> Path:
     writer.close()
     os.replace(partial, path)
     return path
+
+
+def random_transformers(shape: Shape, tokenizer: Any = None, **options: Any) -> Any:
+    """A TransformersModel of this shape, its random weights made on the device: tens of gigabytes that need not lie in
+    a file. ``tokenizer`` is one of transformers; without it, text is read byte by byte."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+
+    from fsgen_router.adapters.transformers import TransformersModel
+
+    if tokenizer is None:
+        vocabulary = {token: index for index, token in enumerate(_names(shape))}
+        bytewise = Tokenizer(models.BPE(vocabulary, []))
+        bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bytewise.decoder = decoders.ByteLevel()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<|end|>")
+    config = Qwen2Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.feed_forward,
+        max_position_embeddings=shape.context,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+    def load_model(_source: object, config: Any, device: Any, options: Any) -> Any:
+        with device:
+            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype)).eval()
+
+    with tempfile.TemporaryDirectory(prefix=f"random-{shape.name}-") as folder:
+        tokenizer.save_pretrained(folder)
+        config.save_pretrained(folder)
+        with mock.patch("fsgen_router.adapters.transformers.model.load_model", load_model):
+            return TransformersModel(folder, **options)
 
 
 def _argmax(row: Floats) -> int:

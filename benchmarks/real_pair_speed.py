@@ -15,14 +15,12 @@ then mean something, and text does not.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from real_pair import gsm8k
 
@@ -30,9 +28,8 @@ from fsgen_router import Router, SwappedModelsWarning
 from fsgen_router.contracts.models import TokenModel
 from fsgen_router.contracts.text_models import reads_tokens
 from fsgen_router.evaluation import Item
-from fsgen_router.resolve import make_model
 
-from common import Shape, block_ratio, save
+from common import SHAPES, Shape, block_ratio, random_transformers, save
 
 SLOW = "slow alone"
 MODES: dict[str, tuple[str, str]] = {
@@ -47,7 +44,6 @@ MODES: dict[str, tuple[str, str]] = {
 }
 READ_AHEAD = {"budget:0.2, replace": 4}
 """Modes that are run with ``read_ahead`` too, and its tokens."""
-SHAPES = {shape.name: shape for shape in (Shape("7b", 3584, 28, 28, 4, 18_944), Shape("14b", 5120, 48, 40, 8, 13_824))}
 
 
 def main() -> None:
@@ -153,29 +149,13 @@ def generate(router: Router, max_tokens: int, *, assisted: bool) -> Callable[[It
 
 
 def of_shape(shape: Shape, like: str) -> TokenModel:
-    """The model string's own options and tokenizer, random weights of this shape made on the device: tens of
-    gigabytes that need not lie in a file."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    """Random weights of this shape, with the options and the tokenizer of a model string."""
+    from transformers import AutoTokenizer
 
     where, _, options = like.removeprefix("transformers:").partition("?")
     source = Path(where)
-
-    def load_model(_source: object, config: Any, device: torch.device, _options: object) -> Any:
-        with device:
-            return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-
-    with tempfile.TemporaryDirectory() as folder:
-        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
-        config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
-        config.hidden_size, config.num_hidden_layers = shape.width, shape.layers
-        config.num_attention_heads, config.num_key_value_heads = shape.heads, shape.kv_heads
-        config.intermediate_size, config.tie_word_embeddings = shape.feed_forward, False
-        config.layer_types = ["full_attention"] * shape.layers
-        config.dtype = torch.bfloat16
-        config.save_pretrained(folder)
-        with mock.patch("fsgen_router.adapters.transformers.model.load_model", load_model):
-            return make_model(f"transformers:{folder}?{options}")
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    return random_transformers(shape, tokenizer, **dict(option.split("=", 1) for option in options.split("&")))
 
 
 if __name__ == "__main__":

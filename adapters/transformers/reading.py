@@ -215,7 +215,9 @@ def _best(rows: Tensor, k: int) -> Tensor:
 
 def _draw(rows: Tensor, warp: Warp, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Two tokens of each row, by the two columns of ``uniforms``: as ``draw(*warped(row, warp), uniform)``."""
-    scaled = (rows.double() - rows.amax(1, keepdim=True).double()) / warp.temperature
+    # By a number on the device: by one of the host it would be multiplied by the inverse, infinite for the least ones.
+    temperature = rows.new_full((), warp.temperature, dtype=torch.float64)
+    scaled = (rows.double() - rows.amax(1, keepdim=True).double()) / temperature
     if warp.top_k:
         ids = _best(rows, warp.top_k)
         scaled = scaled.gather(1, ids)

@@ -221,6 +221,7 @@ AT_IMPORT = {
     "adapters/transformers/memories.py": {"torch", "transformers"},
     "adapters/transformers/model.py": {"torch", "transformers"},
     "adapters/transformers/probing.py": {"torch", "transformers"},
+    "adapters/transformers/graphs.py": {"torch", "transformers"},
     "adapters/transformers/reading.py": {"torch"},
     "adapters/transformers/slot_cache.py": {"torch", "transformers"},
     "adapters/transformers/tokenizer.py": {"tokenizers"},
