@@ -28,6 +28,7 @@ from .slot_cache import Share, SlotCache
 
 _MOST_TOKENS = 128  # of a recorded forward, rows times columns: their logits take 39 MB at a vocabulary of 152,000
 _LEAST_WIDTH = 256  # attended positions that cost no more than fewer
+_MOST_ATTENDED = 16_384  # rows times attended positions: they are gathered, which takes longer than launching at last
 _ONE_AT_A_TIME = threading.Lock()  # torch records one graph at a time in a process
 
 
@@ -61,7 +62,7 @@ class Graphs:
         """Logits, of shape (len(shares), columns, width of a row), and what the LM head read for them, where that is
         known; all end in the last column. None: call the model."""
         shape = self._shape(shares)
-        if not self._works or shape.rows * shape.columns > _MOST_TOKENS:
+        if shape.rows * shape.columns > _MOST_TOKENS or shape.rows * shape.width > _MOST_ATTENDED or not self._works:
             return None
         if shape not in self._recorded and not self._record(shape, shares):
             return None

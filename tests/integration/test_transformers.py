@@ -131,6 +131,21 @@ def test_forwards_of_fixed_shapes_equal_the_plain_model(architecture: str, devic
 
 
 @pytest.mark.usefixtures("fixed_shapes")
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_TOKENS", 4), ("_MOST_ATTENDED", 96)])
+def test_large_forwards_are_called_as_ever(limit: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load("llama", n_seq=3, n_ctx=96, n_batch=24)
+    assert model._graphs is not None
+    monkeypatch.setattr(f"fsgen_router.adapters.transformers.graphs.{limit}", most)
+    reads_as_the_plain_model(model, "llama")
+    sizes = {
+        shape.rows * (shape.columns if limit == "_MOST_TOKENS" else shape.width) for shape in model._graphs._recorded
+    }
+    assert sizes
+    assert max(sizes) <= most
+    model.shutdown()
+
+
+@pytest.mark.usefixtures("fixed_shapes")
 @pytest.mark.parametrize("device", DEVICES)
 def test_forwards_of_fixed_shapes_give_hidden_states(device: str) -> None:
     ids, given = some_ids(12), []
