@@ -146,7 +146,7 @@ def random_transformers(shape: Shape, tokenizer: Any = None, **options: Any) -> 
 
     def load_model(_source: object, config: Any, device: Any, options: Any) -> Any:
         with device:
-            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype)).eval()
+            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype, torch.bfloat16)).eval()
 
     with tempfile.TemporaryDirectory(prefix=f"random-{shape.name}-") as folder:
         tokenizer.save_pretrained(folder)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from real_pair import gsm8k
 
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128, help="of an answer (default: %(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--assisted", action="store_true", help="transformers' own generation beside them")
-    parser.add_argument("--stop-after", type=float, default=1e9, help="seconds after which no further block begins")
+    parser.add_argument("--stop-after", type=float, default=1e9, help="seconds after which no fourth block begins")
     parser.add_argument("--device", default="", help="the name of the device, for the record")
     parser.add_argument("--name", default="real_pair_speed", help="of the result")
     args = parser.parse_args()
@@ -155,7 +156,7 @@ def of_shape(shape: Shape, like: str) -> TokenModel:
     where, _, options = like.removeprefix("transformers:").partition("?")
     source = Path(where)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    return random_transformers(shape, tokenizer, **dict(option.split("=", 1) for option in options.split("&")))
+    return random_transformers(shape, tokenizer, **dict(parse_qsl(options)))
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ def main() -> None:
     parser.add_argument("--name", default="transformers_steps", help="of the result")
     args = parser.parse_args()
     found = {name: measure(SHAPES[name], args) for name in args.shape}
-    device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device)
+    cuda = args.device.startswith("cuda") or (args.device == "auto" and torch.cuda.is_available())
     about = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{args.threads} CPU threads",
+        "device": torch.cuda.get_device_name() if cuda else f"{args.threads} CPU threads",
         "dtype": args.dtype,
         "blocks": args.blocks,
         "steps_per_block": args.tokens,

@@ -12,6 +12,7 @@ Whether a model does is seen by reading a few tokens both ways.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,9 @@ from .slot_cache import Share, SlotCache
 
 _MOST_TOKENS = 128  # of a recorded forward, rows times columns: their logits take 39 MB at a vocabulary of 152,000
 _LEAST_WIDTH = 256  # attended positions that cost no more than fewer
-_MOST_ATTENDED = 16_384  # rows times attended positions: they are gathered, which takes longer than launching at last
+# Rows times attended positions, which are gathered: at last that takes longer than launching. By the bandwidth of a GPU
+# (7B: 1 GB, read and written), not measured.
+_MOST_ATTENDED = 16_384
 _ONE_AT_A_TIME = threading.Lock()  # torch records one graph at a time in a process
 
 
@@ -46,6 +49,7 @@ class Graphs:
         self._model, self._head, self._cache, self._device, self._name = model, head, cache, device, name
         self._results: tuple[Tensor, ...] = ()
         self._recorded: dict[_Shape, tuple[_Fixed, Callable[[], object]]] = {}
+        self._stream: Any = None
         self._pool: Any = None
         self._works = True
 
@@ -81,29 +85,36 @@ class Graphs:
         grids = (held[:count].unflatten(0, (shape.rows, shape.columns)) for held in self._results)
         return tuple(grid[: len(shares), first:] for grid in grids)
 
+    def forget(self) -> None:
+        """Free what is recorded; it is recorded again when it is wanted."""
+        self._recorded.clear()
+
     def _record(self, shape: _Shape, shares: Sequence[Share]) -> bool:
         fixed = _Fixed(shape, self._cache, self._device)
-        fixed.fill(shares)  # of this very forward, which the first pass reads for good
+        fixed.fill(shares)
         try:
             self._forward(fixed)  # libraries and kernels are loaded now: recording cannot
+        except torch.OutOfMemoryError:
+            return False  # of this forward, which may be small enough without
+        try:
             self._recorded[shape] = fixed, self._graph(lambda: self._forward(fixed))
-        except RuntimeError as error:  # a model that looks at values on the way, memory that ran out
-            return self._stop(error)
+        except Exception as error:  # a model that looks at values on the way, memory that ran out
+            return self._stop(error.__context__ or error)
         return True
 
     def _graph(self, forward: Callable[[], None]) -> Callable[[], object]:
-        """``forward``, recorded; as it is where there are no graphs."""
-        if self._device.type != "cuda":
-            return forward
-        stream = torch.cuda.current_stream(self._device)
+        """``forward``, recorded. It computes nothing meanwhile."""
+        before = torch.cuda.current_stream(self._device)
         with _ONE_AT_A_TIME, torch.cuda.device(self._device):
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            if self._pool is None:
+                # A stream of its own: torch's is one for the process, and on the first device that it recorded on.
+                self._stream, self._pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     forward()
             finally:
-                torch.cuda.set_stream(stream)  # which torch leaves at its own if recording fails
+                torch.cuda.set_stream(before)  # which torch leaves at the other if recording fails
         replay: Callable[[], object] = graph.replay
         return replay
 
@@ -117,21 +128,28 @@ class Graphs:
             held[: fixed.count] = part.flatten(0, 1)
 
     def _agrees(self) -> bool:
-        """Whether several tokens, and one behind them, come out as when the model is called as ever."""
-        ids = [(37 * number + 1) % self._model.config.get_text_config().vocab_size for number in range(9)]
+        """Whether replayed forwards come out as when the model is called as ever: several tokens, one behind them, and
+        two sequences where there is room for them."""
+        ids = [(37 * number + 1) % self._model.config.get_text_config().vocab_size for number in range(16)]
+        cases = [[Share(0, 0, ids[:7])], [Share(0, 7, ids[7:8])]]
+        if self._cache.n_seq > 1:
+            cases.append([Share(0, 8, ids[8:9]), Share(1, 0, ids[9:12])])
         with torch.inference_mode():
-            for share in (Share(0, 0, ids[:8]), Share(0, 8, ids[8:])):
-                expected = self._model(**self._cache.place([share], self._device), use_cache=True).logits
-                fixed = _Fixed(shape := self._shape([share]), self._cache, self._device)
-                fixed.fill([share])
+            for shares in cases:
+                expected = self._model(**self._cache.place(shares, self._device), use_cache=True).logits
                 try:
-                    self._forward(fixed)
-                    found = self._results_of(shape, [share])[0]
-                    off = float((found - expected).abs().max() / expected.std())
+                    if not self._record(shape := self._shape(shares), shares):
+                        return False
+                    for held in self._results:
+                        held.fill_(math.nan)
+                    found = self.read(shares)
                 except Exception as error:  # whatever a model says to a mask that it does not expect
                     return self._stop(error)
+                last = expected[:, -1]
+                off = float((found[0][:, -1] - last).abs().max() / last.std()) if found else math.nan
                 if not off < 0.1:  # NaN is no agreement
                     return self._stop(f"with a mask of its own it reads otherwise: off by {off:.2g} of their spread")
+                del self._recorded[shape]
         return True
 
     def _stop(self, why: object) -> bool:
@@ -143,7 +161,7 @@ class Graphs:
 
 
 class _Fixed:
-    """Tokens of a fixed shape, each row in the slot that it is given; rows and columns too many come first."""
+    """Tokens of a fixed shape, each row in its slot: columns too many come first, rows too many last."""
 
     past = 0
 
@@ -154,6 +172,7 @@ class _Fixed:
         ids, positions, self._target, self._slots = self._numbers.split([self.count] * 3 + [shape.rows])
         self._ids, self._positions = (part.unflatten(0, shape[:2]) for part in (ids, positions))
         self._attended = torch.arange(shape.width, device=device)
+        self._open, self._masked = torch.tensor([0.0, -math.inf], dtype=cache.dtype, device=device)
 
     def fill(self, shares: Sequence[Share]) -> None:
         rows, columns, _ = self._shape
@@ -170,7 +189,9 @@ class _Fixed:
         self._numbers.copy_(torch.from_numpy(np.concatenate(parts)))
 
     def inputs(self, device: torch.device) -> dict[str, Any]:
-        mask = self._attended <= self._positions[:, None, :, None]
+        # To be added, as every layer would make it of one of truths.
+        seen = self._attended <= self._positions[:, None, :, None]
+        mask = torch.where(seen, self._open, self._masked)
         return {"input_ids": self._ids, "position_ids": self._positions, "attention_mask": mask}
 
     def exchange(self, held: Tensor, new: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ class Memory(Protocol):
 
     def forget(self, sequence: int) -> None: ...
 
+    def spoil(self, sequence: int) -> None:
+        """What its newest tokens left behind are no numbers, which no mask hides once they are taken back."""
+
 
 class Slots:
     """Plain attention: every sequence in a slot, several in one batch."""
@@ -38,8 +41,13 @@ class Slots:
     def __init__(self, probed: Any, *, n_seq: int, n_ctx: int) -> None:
         self.cache = SlotCache(probed, n_seq=n_seq, n_ctx=n_ctx)
         self.place = self.cache.place
+        self._spoilt: set[int] = set()
 
     def rewind(self, sequence: int, keep: int) -> int:
+        if sequence in self._spoilt:
+            self.cache.clear(sequence, keep)
+            if not keep:
+                self._spoilt.remove(sequence)
         return keep
 
     def plan(self, pending: Sequence[Pending], *, n_batch: int, n_rows: int) -> Iterator[list[Part]]:
@@ -48,6 +56,9 @@ class Slots:
 
     def forget(self, sequence: int) -> None:
         return None
+
+    def spoil(self, sequence: int) -> None:
+        self._spoilt.add(sequence)
 
 
 class Caches:
@@ -94,3 +105,6 @@ class Caches:
     def forget(self, sequence: int) -> None:
         self._caches.pop(sequence, None)
         self._held.pop(sequence, None)
+
+    def spoil(self, sequence: int) -> None:
+        return None

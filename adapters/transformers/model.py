@@ -153,6 +153,8 @@ class TransformersModel:
                     for parts in self._memory.plan(pending, n_batch=self.options.n_batch, n_rows=self._n_rows):
                         self._step(pending, parts, rows)
             except BaseException:
+                if self._graphs is not None:
+                    self._graphs.forget()  # memory may have run out, and theirs is nobody else's
                 # What the KV cache holds now is not known (Ctrl-C too): both sides forget.
                 for work in works:
                     if self._pool.forget(work.sequence):
@@ -203,6 +205,8 @@ class TransformersModel:
         )
         for (*_, work, number, _read), reduced in zip(reads, found, strict=True):
             rows[work][number] = reduced
+            if reduced is UNREADABLE:
+                self._memory.spoil(pending[work].sequence)
 
     def _read(
         self, shares: Sequence[Share], columns: list[int], *, hidden: bool

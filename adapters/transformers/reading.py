@@ -161,7 +161,7 @@ def _reduce(logits: Tensor, states: Tensor, reads: Sequence[tuple[int, Read]], k
         drawn = redrawn = argmax
     else:
         uniforms = [(read.uniform, read.check.residual_uniform if read.check else 0.0) for _, read in reads]
-        drawn, redrawn = _draw(rows, kind.warp, torch.tensor(uniforms, dtype=torch.float64, device=device))
+        drawn, redrawn = _draw(rows, kind.warp, _tensor(uniforms, device, torch.float64))
     drafted = _tensor([[read.check.token if read.check else 0] for _, read in reads], device)
     ids = _tensor([read.ids for _, read in reads], device).reshape(len(reads), kind.n_ids)
     top = best[:, : kind.top_k]
@@ -175,8 +175,10 @@ def _reduce(logits: Tensor, states: Tensor, reads: Sequence[tuple[int, Read]], k
     return torch.cat([part.float() for part in parts], 1)
 
 
-def _tensor(values: Sequence[object] | Ints, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+def _tensor(values: Sequence[object] | Ints, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """The values on the device. From pinned memory, for which nobody waits until the forward before has ended."""
+    cuda = device.type == "cuda"
+    return torch.tensor(values, dtype=dtype, pin_memory=cuda).to(device, non_blocking=cuda)
 
 
 def _apply_masks(rows: Tensor, masks: Sequence[Mask | None]) -> None:

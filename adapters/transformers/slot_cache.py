@@ -73,6 +73,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def __init__(self, probed: Cache, *, n_seq: int, n_ctx: int) -> None:
         self.n_seq, self.n_ctx = n_seq, n_ctx
         self._now = _Now(_One(Share(0, 0, [0]), n_ctx))
+        self.dtype = next(layer.keys.dtype for layer in probed.layers if layer.keys is not None)
         super().__init__(
             layers=[
                 DummyLayer() if layer.keys is None else _SlotLayer(self._now, layer, n_seq, n_ctx)
@@ -89,6 +90,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         """The same for tokens that take their places in a way of their own."""
         self._now.placement = placement
         return {**placement.inputs(device), "past_key_values": self}
+
+    def clear(self, slot: int, start: int) -> None:
+        """Zeros from position ``start`` on."""
+        for layer in self.layers:
+            if isinstance(layer, _SlotLayer):
+                for states in (layer.keys, layer.values):
+                    states[slot * self.n_ctx + start : (slot + 1) * self.n_ctx] = 0
 
 
 @dataclass(slots=True)

@@ -43,7 +43,7 @@ from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.contracts.tokenizer import TokenClass
 from fsgen_router.reference import world
 from fsgen_router.resolve import make_model
-from fsgen_router.rows.reading import Read
+from fsgen_router.rows.reading import UNREADABLE, Read
 from fsgen_router.text.vocabulary import share_vocabulary, token_classes, vocabulary_hash
 
 FULL = Read(full=True)
@@ -115,7 +115,11 @@ def reads_as_the_plain_model(model: TransformersModel, architecture: str, device
 @pytest.fixture
 def fixed_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU too, where they are computed each time."""
+    record = Graphs._graph
     monkeypatch.setattr("fsgen_router.adapters.transformers.model.records_graphs", lambda device: True)
+    monkeypatch.setattr(
+        Graphs, "_graph", lambda self, forward: record(self, forward) if self._device.type == "cuda" else forward
+    )
 
 
 @pytest.mark.usefixtures("fixed_shapes")
@@ -127,6 +131,52 @@ def test_forwards_of_fixed_shapes_equal_the_plain_model(architecture: str, devic
     reads_as_the_plain_model(model, architecture, device)
     assert {shape.rows for shape in model._graphs._recorded} == {1, 2, 4}
     assert len({shape.columns for shape in model._graphs._recorded}) > 2
+    model.shutdown()
+
+
+@pytest.mark.usefixtures("fixed_shapes")
+def test_replays_that_do_nothing_are_seen(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As a graph that was recorded on another device."""
+    monkeypatch.setattr(Graphs, "_graph", lambda self, forward: lambda: None)
+    model = load("llama", n_seq=3, n_ctx=96, n_batch=24)
+    assert model._graphs is None
+    assert "cuda_graphs_off" in caplog.text
+    model.shutdown()
+
+
+@pytest.mark.usefixtures("fixed_shapes")
+def test_memory_that_runs_out_while_one_is_recorded_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load("llama", n_seq=3, n_ctx=96, n_batch=24)
+    assert model._graphs is not None
+    forward = Graphs._forward
+
+    def short(self: Graphs, fixed: Any) -> None:
+        if fixed.count > 8:
+            raise torch.OutOfMemoryError
+        forward(self, fixed)
+
+    monkeypatch.setattr(Graphs, "_forward", short)
+    reads_as_the_plain_model(model, "llama")
+    sizes = [shape.rows * shape.columns for shape in model._graphs._recorded]
+    assert sizes
+    assert max(sizes) <= 8
+    model.shutdown()
+
+
+@pytest.mark.usefixtures("fixed_shapes")
+@pytest.mark.usefixtures("fixed_shapes")
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_no_number_is_gone_once_it_is_taken_back(device: str) -> None:
+    """A mask does not hide it: a weight of 0 times NaN is NaN."""
+    model, ids = load("llama", n_seq=2, n_ctx=96, device=device), some_ids(12)
+    bad = next(token for token in range(10, 99) if token not in ids)
+    with torch.inference_mode():
+        model._model.get_input_embeddings().weight[bad] = torch.nan
+    sequence = model.open([]).sequence
+    model.forward([Work(sequence, 0, ids[:8], [])])
+    assert model.forward([Work(sequence, 8, [bad] * 9, [(8, FULL)])]) == [[UNREADABLE]]
+    ((row,),) = model.forward([Work(sequence, 8, ids[8:], [(3, FULL)])])
+    np.testing.assert_allclose(row.logits, exact("llama", ids)[-1], atol=1e-5)
     model.shutdown()
 
 
@@ -195,8 +245,8 @@ def test_a_forward_that_cannot_be_recorded_is_computed_and_others_are_called_as_
     def refused(self: Graphs, forward: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(Graphs, "_graph", refused)
     model = load("llama", n_seq=3, n_ctx=96, n_batch=24)
+    monkeypatch.setattr(Graphs, "_graph", refused)
     reads_as_the_plain_model(model, "llama")
     assert model._graphs is not None
     assert not model._graphs._recorded
