@@ -123,6 +123,11 @@ def real_pair_resplits(found: dict[str, Any]) -> str:
         f"| {alpha} | " + " | ".join(outcome(one[name]) for name in ("certified", "naive")) + " |"
         for alpha, one in found["by_alpha"].items()
     ]
+    pool = zip(found["pool_regret"], found["pool_escalation_rate"], strict=True)
+    lines += [
+        "",
+        f"In the whole pool the regret is {', '.join(f'{100 * loss:.1f}% at {rate:.0%}' for loss, rate in pool)} asked.",
+    ]
     lines += ["", f"`benchmarks/real_pair.py --part resplits`, {found['date']}."]
     return "\n".join(lines)
 
