@@ -124,10 +124,8 @@ def real_pair_resplits(found: dict[str, Any]) -> str:
         for alpha, one in found["by_alpha"].items()
     ]
     pool = zip(found["pool_regret"], found["pool_escalation_rate"], strict=True)
-    lines += [
-        "",
-        f"In the whole pool the regret is {', '.join(f'{100 * loss:.1f}% at {rate:.0%}' for loss, rate in pool)} asked.",
-    ]
+    regrets = ", ".join(f"{100 * regret:.1f}% at {rate:.0%}" for regret, rate in pool)
+    lines += ["", f"In the whole pool the regret is {regrets} asked."]
     lines += ["", f"`benchmarks/real_pair.py --part resplits`, {found['date']}."]
     return "\n".join(lines)
 
