@@ -9,6 +9,7 @@ a question and an answer whose last number counts, as in GSM8K; without them, a 
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from fsgen_router import Router
@@ -26,6 +27,16 @@ MADE_UP = [
 def make_item(number: int, question: str, answer: str) -> Item:
     message = {"role": "user", "content": f"{question}\nThink step by step. End with the number alone."}
     return Item(id=str(number), messages=(message,), answer=answer, check=lambda text: matches(text, answer, "number"))
+
+
+class Stages:
+    """What goes on, a line for each stage: all of it takes a quarter of an hour on two cores."""
+
+    def begin(self, stage: str, total: int) -> None:
+        print(f"{stage} ({total}) ...", file=sys.stderr)
+
+    def advance(self, count: int) -> None:
+        pass
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,5 +63,5 @@ with Router(fast, slow) as router:
         print(f"[{text}]" if span.source == "slow" else text, end="")
     print(f"\n\n{answer.report()}\n")
 
-found = recommend(fast, slow, items, at_once=2, max_tokens=arguments.max_tokens)
+found = recommend(fast, slow, items, at_once=2, max_tokens=arguments.max_tokens, progress=Stages())
 print(f"A quick look, on {found.n} problems; for an answer that holds give more of them (--count).\n\n{found}")
