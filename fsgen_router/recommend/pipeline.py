@@ -225,10 +225,17 @@ def _measure(
     several = (1, at_once) if at_once > 1 else (1,)
     alone = alone_modes(middle="middle" in models.named, tuned="tuned" in models.named, local=local)
     alone = [replace(mode, at_once=several) for mode in alone]
-    with stages.stage("fast alone", min(BLOCK, len(items))) as on_items:
+    # Of few prompts the slow model answers all before others take their turns: whether any answer is right shows now.
+    few = len(items) <= BLOCK
+    first = alone[:2] if few else alone[1:2]
+    begun = len(first) * min(BLOCK, len(items))
+    with stages.stage("both models alone" if few else "fast alone", begun) as on_items:
         measured.on_items = on_items
         for number in range(min(BLOCK, len(items))):
-            measured.measure(alone[1], 1, number)
+            for mode in first:
+                measured.measure(mode, 1, number)
+    if few:
+        _require_right(measured, alone, checker, len(items))
     peaks = measured.sample(alone[1]).extras["peak_entropy_nats"]
     rest = float(f"{np.median(peaks):.3g}")
     modes = list(alone)
@@ -240,7 +247,7 @@ def _measure(
             made.append(Mode(name=DEFAULT, kind="routed", policy=str(policy_path()), method=None))
         modes += [replace(mode, at_once=several) for mode in made]
     turns = sum(len(mode.at_once) for mode in modes)
-    with stages.stage("all modes in turns", turns * len(items) - min(BLOCK, len(items))) as on_items:
+    with stages.stage("all modes in turns", turns * len(items) - begun) as on_items:
         measured.on_items = on_items
         for done in measured.blocks(modes):
             if done >= ENOUGH_TO_DOUBT or done == len(items):

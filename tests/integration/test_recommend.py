@@ -262,11 +262,13 @@ def test_models_that_hold_fewer_requests_are_measured_with_those(items: list[Any
 
 
 def test_a_checker_that_finds_nothing_right_is_doubted(
-    fast_model: TokenModel, slow_model: TokenModel, items: list[Any]
+    fast_model: TokenModel, slow_model: TokenModel, items: list[Any], tmp_path: Path
 ) -> None:
     with pytest.raises(CheckerFailed, match=r"exact finds no right answer of either model in 4 prompts") as caught:
-        recommend(fast_model, slow_model, items[:4], check="exact", at_once=1, max_tokens=96)
+        recommend(fast_model, slow_model, items[:4], check="exact", at_once=1, max_tokens=96, work=tmp_path)
     assert "another checker" in caught.value.hint
+    measured = {path.name.partition("-")[0] for path in tmp_path.glob("*-000000.npz")}
+    assert measured == {"slow_alone", "fast_alone"}  # and no other mode before that
     with pytest.raises(CheckerFailed, match=r"\(4 answers of the slow model were cut off: more max_tokens\?\)"):
         recommend(fast_model, slow_model, items[:4], at_once=1, max_tokens=2)
 
@@ -444,7 +446,7 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...], said: str) -> None:
 @pytest.mark.skipif("FSGEN_REAL_MODELS" not in os.environ, reason="FSGEN_REAL_MODELS names no folder of real models")
 def test_the_real_pair_example() -> None:
     example = Path(__file__).parents[2] / "examples" / "real_pair.py"
-    arguments = ["--models", os.environ["FSGEN_REAL_MODELS"], "--count", "2", "--max-tokens", "24"]
+    arguments = ["--models", os.environ["FSGEN_REAL_MODELS"], "--count", "2"]
     done = subprocess.run(
         [sys.executable, str(example), *arguments], capture_output=True, text=True, timeout=1200, env=ENVIRONMENT
     )
