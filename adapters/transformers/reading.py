@@ -177,8 +177,10 @@ def _reduce(logits: Tensor, states: Tensor, reads: Sequence[tuple[int, Read]], k
 
 def _tensor(values: Sequence[object] | Ints, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """The values on the device. From pinned memory, for which nobody waits until the forward before has ended."""
-    cuda = device.type == "cuda"
-    return torch.tensor(values, dtype=dtype, pin_memory=cuda).to(device, non_blocking=cuda)
+    held = torch.tensor(values, dtype=dtype)
+    if device.type == "cuda" and held.numel():
+        held = held.pin_memory()
+    return held.to(device, non_blocking=True)
 
 
 def _apply_masks(rows: Tensor, masks: Sequence[Mask | None]) -> None:
