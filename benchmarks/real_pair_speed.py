@@ -121,7 +121,8 @@ def main() -> None:
             "to_one_at_a_time": block_ratio(found, speeds[name, args.at_once[0]]),
         }
     save(args.name, record | {"seconds_in_all": round(time.perf_counter() - began, 1)})
-    router.close()
+    for one in (*routers.values(), router):
+        one.close()
 
 
 def generate(router: Router, max_tokens: int, *, assisted: bool) -> Callable[[Item], int]:
