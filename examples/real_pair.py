@@ -16,6 +16,8 @@ from fsgen_router import Router
 from fsgen_router.evaluation import Item, matches
 from fsgen_router.recommend import recommend
 
+# The order and the words behind the questions were picked by looking at answers, so that some are right and end: a
+# demonstration, which says nothing of how good the models are.
 MADE_UP = [
     ("Tom reads 15 pages a day for 6 days and then 10 more. How many pages has he read?", "100"),
     ("A ticket costs 8 dollars, for children half of that. What do 2 adults and 3 children pay?", "28"),

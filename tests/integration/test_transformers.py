@@ -176,7 +176,7 @@ def test_what_is_no_number_is_gone_once_it_is_taken_back(device: str) -> None:
     model.forward([Work(sequence, 0, ids[:8], [])])
     assert model.forward([Work(sequence, 8, [bad] * 9, [(8, FULL)])]) == [[UNREADABLE]]
     ((row,),) = model.forward([Work(sequence, 8, ids[8:], [(3, FULL)])])
-    np.testing.assert_allclose(row.logits, exact("llama", ids)[-1], atol=1e-5)
+    np.testing.assert_allclose(row.logits, exact("llama", ids)[-1], atol=1e-4)  # kernels are chosen by the device
     model.shutdown()
 
 
