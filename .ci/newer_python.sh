@@ -3,7 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 found=
-for python in python3.13 python3.12 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[23].*/bin/python; do
+versions=${PYENV_ROOT:-$HOME/.pyenv}/versions
+for python in python3.13 "$versions"/3.13.*/bin/python python3.12 "$versions"/3.12.*/bin/python; do
     if "$python" -c '' 2>/dev/null; then found=$python; break; fi
 done
 if [ -z "$found" ]; then
