@@ -15,8 +15,7 @@ def device_of(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
+        device = torch.empty(0, device=wanted).device  # with its number: another thread may have another current one
     except (RuntimeError, AssertionError, NotImplementedError):  # torch says each in another way
         device = torch.device("meta")
     if device.type == "meta":
@@ -34,13 +33,6 @@ def set_threads(wanted: int | None, device: torch.device) -> None:
         torch.set_num_threads(wanted)
 
 
-def name_of(device: torch.device) -> str:
-    """One name for one device: plain ``cuda`` is the current one."""
-    if device.type == "cuda" and device.index is None:
-        return f"cuda:{torch.cuda.current_device()}"
-    return str(device)
-
-
 def records_graphs(device: torch.device) -> bool:
     """Whether forwards can be recorded there as CUDA graphs."""
     return device.type == "cuda" and torch.version.hip is None
@@ -56,8 +48,14 @@ def _free_bytes(device: torch.device) -> int | None:
     if device.type == "cpu":
         return free_bytes()
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0] + unused)
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds and nobody uses. The pools of recorded graphs are nobody else's.
+        unused = sum(
+            segment["total_size"] - segment["allocated_size"]
+            for segment in torch.cuda.memory_snapshot()
+            if segment["device"] == device.index and tuple(segment["segment_pool_id"]) == (0, 0)
+        )
+        return int(free + unused)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,6 @@ from fsgen_router.errors import (
     NotEnoughMemory,
 )
 
-from .devices import give_back
 from .source import Source
 
 
@@ -66,14 +65,14 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def errors_of_working(name: str, device: torch.device) -> Iterator[None]:
-    """Whatever a forward raises, as :class:`BackendError`."""
+def errors_of_working(name: str, device: torch.device, free: Callable[[], None]) -> Iterator[None]:
+    """Whatever a forward raises, as :class:`BackendError`; ``free`` is called where memory ran out."""
     try:
         yield
     except FsgenError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
-        give_back(device)
+        free()
         raise BackendError(
             f"{name} ran out of memory on {device}: {first_line(error)}",
             hint="load it with a smaller n_batch, n_ctx or n_seq, or a smaller dtype",

@@ -23,7 +23,7 @@ from fsgen_router.support.waiting import Home, holding
 from ..chat_template import template_digest, template_text
 from ..sequences import SequencePool
 from .batches import Part, Pending
-from .devices import device_of, give_back, name_of, records_graphs, require_memory, set_threads, share_of
+from .devices import device_of, give_back, records_graphs, require_memory, set_threads, share_of
 from .errors import errors_of_loading, errors_of_working
 from .graphs import Graphs, head_inputs
 from .loading import context_length, load_model, require_memory_for_all
@@ -62,8 +62,11 @@ class TransformersModel:
             self._takes_rows = "logits_to_keep" in takes
             self._head: Any = self._model.get_output_embeddings()
             self._graphs: Graphs | None = None
+            cache = "cache_params" if "cache_params" in takes else "past_key_values"
             with head_inputs(self._head) as states:
-                self._memory, width = self._remember("cache_params" if "cache_params" in takes else "past_key_values")
+                probed, logits = probe(self._model, cache, self.device)
+            width = logits.shape[-1]
+            self._memory = self._remember(probed, cache)
             self.tokenizer = TransformersTokenizer(
                 fast_tokenizer(source, self._config),
                 self.name,
@@ -81,7 +84,7 @@ class TransformersModel:
         self.capabilities = replace(
             self._memory.capabilities,
             hidden_size=states[-1].shape[-1] if states else None,
-            device=name_of(self.device),
+            device=str(self.device),
             device_share=share_of(self.device),
         )
         # numpy is the faster one on the host, and MPS shares its memory.
@@ -91,18 +94,17 @@ class TransformersModel:
         self._pool = SequencePool(self.n_seq, self.n_ctx, self.tokenizer.n_vocab, rewinds=self.capabilities.rewind)
         self._n_rows = max(_LOGIT_BYTES // (4 * width), 1)
 
-    def _remember(self, argument: str) -> tuple[Memory, int]:
-        """Memory for the sequences, in the shapes that a first forward shows; and the width of a row."""
-        probed, logits = probe(self._model, argument, self.device)
+    def _remember(self, probed: Any, argument: str) -> Memory:
+        """Memory for the sequences, in the shapes of the cache that a first forward has filled."""
         if is_plain(probed):
             per_token = bytes_per_token(probed)
             require_memory(self.name, self.device, weights=0.0, per_token=per_token, n_seq=self.n_seq, n_ctx=self.n_ctx)
             slots = Slots(probed, n_seq=self.n_seq, n_ctx=self.n_ctx)
             if self.options.cuda_graphs and records_graphs(self.device) and self._takes_positions:
                 self._graphs = Graphs.of(self._model, self._head, slots.cache, probed, self.device, self.name)
-            return slots, logits.shape[-1]
+            return slots
         in_pieces = reads_in_pieces(self._model, self._config, argument, self.device, self.name)
-        return Caches(self._config, argument, in_pieces=in_pieces), logits.shape[-1]
+        return Caches(self._config, argument, in_pieces=in_pieces)
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -136,6 +138,12 @@ class TransformersModel:
                 self._model = self._memory = self._head = self._graphs = None  # type: ignore[assignment]
                 give_back(self.device)
 
+    def _free(self) -> None:
+        """What is held for speed alone."""
+        if self._graphs is not None:
+            self._graphs.forget()
+        give_back(self.device)
+
     def _require_alive(self) -> None:
         if self._model is None:
             raise BackendError(f"{self.name} was shut down")
@@ -148,13 +156,11 @@ class TransformersModel:
             self._require_alive()
             rows = [Rows([UNREADABLE] * len(work.reads)) for work in works]
             try:
-                with errors_of_working(self.name, self.device):
+                with errors_of_working(self.name, self.device, self._free):
                     pending = self._begin(works, rows)
                     for parts in self._memory.plan(pending, n_batch=self.options.n_batch, n_rows=self._n_rows):
                         self._step(pending, parts, rows)
             except BaseException:
-                if self._graphs is not None:
-                    self._graphs.forget()  # memory may have run out, and theirs is nobody else's
                 # What the KV cache holds now is not known (Ctrl-C too): both sides forget.
                 for work in works:
                     if self._pool.forget(work.sequence):

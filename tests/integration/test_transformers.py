@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cuda_graphs
 import numpy as np
 import pytest
 import tiny_gguf
@@ -24,7 +26,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from fsgen_router import (
     BackendError,
@@ -38,6 +47,7 @@ from fsgen_router import (
 )
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.adapters.transformers import TransformersModel, TransformersTokenizer, plan_batches
+from fsgen_router.adapters.transformers.devices import require_memory
 from fsgen_router.adapters.transformers.graphs import Graphs
 from fsgen_router.contracts.models import TokenModel, Work
 from fsgen_router.contracts.tokenizer import TokenClass
@@ -114,12 +124,10 @@ def reads_as_the_plain_model(model: TransformersModel, architecture: str, device
 
 @pytest.fixture
 def fixed_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU too, where they are computed each time."""
-    record = Graphs._graph
+    """Recorded on the CPU where there is no CUDA."""
     monkeypatch.setattr("fsgen_router.adapters.transformers.model.records_graphs", lambda device: True)
-    monkeypatch.setattr(
-        Graphs, "_graph", lambda self, forward: record(self, forward) if self._device.type == "cuda" else forward
-    )
+    if not HAS_CUDA:
+        cuda_graphs.emulate(monkeypatch)
 
 
 @pytest.mark.usefixtures("fixed_shapes")
@@ -163,7 +171,6 @@ def test_memory_that_runs_out_while_one_is_recorded_ends_nothing(monkeypatch: py
     model.shutdown()
 
 
-@pytest.mark.usefixtures("fixed_shapes")
 @pytest.mark.usefixtures("fixed_shapes")
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_is_no_number_is_gone_once_it_is_taken_back(device: str) -> None:
@@ -242,17 +249,71 @@ def test_a_model_that_reads_otherwise_with_a_mask_of_its_own_is_called_as_ever(
 def test_a_forward_that_cannot_be_recorded_is_computed_and_others_are_called_as_ever(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refused(self: Graphs, forward: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
     model = load("llama", n_seq=3, n_ctx=96, n_batch=24)
-    monkeypatch.setattr(Graphs, "_graph", refused)
+    honest = LlamaModel.forward
+
+    def looking(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = honest(self, *args, **kwargs)
+        assert found.last_hidden_state.isfinite().all().item()
+        return found
+
+    monkeypatch.setattr(LlamaModel, "forward", looking)
     reads_as_the_plain_model(model, "llama")
     assert model._graphs is not None
     assert not model._graphs._recorded
     assert caplog.text.count("cuda_graphs_off") == 1
     assert "not permitted when stream is capturing" in caplog.text
     model.shutdown()
+
+
+@pytest.mark.usefixtures("fixed_shapes")
+@pytest.mark.parametrize("why", ["not compiled whole", "frequencies by length"])
+def test_a_model_that_is_known_to_look_at_values_is_never_recorded(
+    why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_transformers.saved("llama"), tmp_path / "model")
+    if why == "frequencies by length":
+        edit_config(folder, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    else:
+        monkeypatch.setattr(LlamaPreTrainedModel, "_can_compile_fullgraph", False)
+    model = TransformersModel(folder, device="cpu", n_seq=3, n_ctx=96)
+    assert model._graphs is None
+    assert "cuda_graphs_off" not in caplog.text
+    model.shutdown()
+
+
+@pytest.mark.usefixtures("fixed_shapes")
+def test_recorded_forwards_outlast_errors_and_give_way_to_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = load("llama"), some_ids(12)
+    assert model._graphs is not None
+    sequence = model.open([]).sequence
+    model.forward([Work(sequence, 0, ids, [])])
+    recorded = dict(model._graphs._recorded)
+    with pytest.raises(BackendError, match="holds 12 tokens"):
+        model.forward([Work(sequence, 20, ids, [])])
+    assert model._graphs._recorded == recorded
+
+    def full(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model._graphs, "read", full)
+        with pytest.raises(BackendError, match="ran out of memory"):
+            model.forward([Work(sequence, 0, ids, [])])
+    assert not model._graphs._recorded
+    model.forward([Work(sequence, 0, ids, [])])
+    assert set(model._graphs._recorded) == set(recorded)
+    model.shutdown()
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="which stream comes next is settled here")
+@pytest.mark.usefixtures("fixed_shapes")
+def test_no_two_models_record_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs.Stream, "numbers", itertools.cycle([7, 7, 8]))
+    models = [load("llama"), load("llama")]
+    assert [model._graphs._stream.cuda_stream for model in models] == [7, 8]  # type: ignore[union-attr]
+    for model in models:
+        model.shutdown()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "falcon_h1"])
@@ -830,6 +891,19 @@ def test_a_context_beyond_training(caplog: pytest.LogCaptureFixture) -> None:
     assert "context_beyond_training" in caplog.text
     with pytest.raises(ConfigurationError, match="512 positions, 600 do not fit"):
         load("gpt2", n_ctx=600)
+
+
+def test_memory_of_recorded_forwards_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def segment(number: int, pool: tuple[int, int]) -> dict[str, object]:
+        return {"device": number, "total_size": 100, "allocated_size": 40, "segment_pool_id": pool}
+
+    held = [segment(1, (0, 0)), segment(1, (0, 0)), segment(1, (0, 3)), segment(0, (0, 0))]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1000, 2000))
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: held)
+    fits = {"weights": 1120.0, "per_token": 0, "n_seq": 1, "n_ctx": 16}
+    require_memory("m", torch.device("cuda", 1), **fits)
+    with pytest.raises(NotEnoughMemory, match="on cuda:1"):
+        require_memory("m", torch.device("cuda", 1), **fits | {"weights": 1121.0})
 
 
 # --- what fails while it works -------------------------------------------------------------------
