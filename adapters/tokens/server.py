@@ -74,8 +74,9 @@ class Server:
             if self._closed:
                 raise BackendError(f"{self.name} was shut down")
             asked = self._connection.ask(path, body, patience, self._whole, trial=trial, tries=1 if trial else None)
-            with closing(asked) as found:
-                return next(found)
+            with closing(asked) as items:
+                (found,) = items  # to its end, behind which the endpoint counts as up
+            return found
         except BackendError:
             if self._closed:
                 raise BackendError(f"{self.name} was shut down") from None

@@ -10,7 +10,6 @@ import random
 import re
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from fsgen_router import ToolCall
 from fsgen_router.adapters.llama_cpp import LlamaCppModel
@@ -176,9 +176,7 @@ def post(url: str, body: object) -> tuple[int, dict[str, str], str]:
 
 
 def test_the_server_runs_with_two_workers(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path / "log"
     # The README's command.
     command = [sys.executable, "-m", "uvicorn", "fastapi_app:app", "--workers", "2", "--port", str(port)]

@@ -9,7 +9,7 @@ import pytest
 
 from fsgen_router import Router, SlowAloneWarning, reference
 from fsgen_router.contracts.models import TokenModel
-from fsgen_router.costs import CostStore, choose_mode, disagreement
+from fsgen_router.costs import CostStore, ForwardCost, PairCost, Point, choose_mode, disagreement
 from fsgen_router.methods import make_method
 
 PROMPT = "How many coins do 3 lamps and 4 ropes cost in Norvale?"
@@ -69,8 +69,18 @@ def test_one_file_with_other_options_is_another_model(folder: Path) -> None:
 
 def test_the_two_seats_of_one_file_are_two_measurements(folder: Path) -> None:
     """A pair of one file: nothing wins there, and neither model's costs are written over the other's."""
-    with pytest.warns(SlowAloneWarning) as told, Router("reference:fast?n_seq=1", "reference:fast?n_seq=1") as router:
+    model = reference.load("fast", n_seq=1)
+    fast, slow = (
+        ForwardCost("fast", tuple(Point.of((n, 1, False), [n * each]) for n in (1, 8, 64))) for each in (1.0, 1.001)
+    )
+    CostStore().save("fast", model, fast)
+    CostStore().save("slow", model, slow)
+    model.shutdown()
+    with pytest.warns(SlowAloneWarning) as told:
+        router = Router("reference:fast?n_seq=1", "reference:fast?n_seq=1")
+    with router:
         assert router.policy.name == "always,span=rest"
+        assert router.costs == PairCost(fast=fast, slow=slow)
     assert len([one for one in told if one.category is SlowAloneWarning]) == 1
 
 

@@ -20,7 +20,7 @@ MODEL_PARTS = [
 
 
 @given(st.text(max_size=20) | st.lists(st.sampled_from(MODEL_PARTS), max_size=8).map("".join) | st.sampled_from(THINGS))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_models(where: Any) -> None:
     with suppress(FsgenError):
         make_model(where).shutdown()

@@ -135,7 +135,7 @@ def test_after_a_long_retry_after_it_is_not_asked_again() -> None:
         with pytest.raises(BackendError, match="status 429"):
             ask(OpenAIModel(f"m@{server.url}", deadline_seconds=5))
         for _ in range(3):
-            with pytest.raises(BackendError, match=r"is not asked.*status 429.*again in (600|599) s"):
+            with pytest.raises(BackendError, match=r"is not asked.*status 429.*again in (600|5\d\d) s"):
                 ask(OpenAIModel(f"m@{server.url}", max_retries=9))
         assert len(server.asked) == 1
 
@@ -265,11 +265,11 @@ def test_a_cap_on_seconds_ends_a_call_that_is_under_way(fast_model: TokenModel) 
         slow = [f"openai:one@{server.url}", f"openai:two@{other.url}"]
         with Router(fast_model, slow, policy="always,span=rest") as router:
             for _ in range(2):
-                answer = router.complete(PROMPT, max_tokens=900, max_seconds=0.4)
-                assert answer.degraded == "cap on slow seconds: 0.4"
+                answer = router.complete(PROMPT, max_tokens=900, max_seconds=1.0)
+                assert answer.degraded == "cap on slow seconds: 1"
                 assert answer.text.startswith(" once more")
                 assert {span.source for span in answer.spans} == {"slow", "fast"}
-                assert 0.4 <= answer.usage.slow.seconds < 4
+                assert 1 <= answer.usage.slow.seconds < 20
             assert not router.slow.endpoints[0].down
     assert (len(server.asked), len(other.asked)) == (2, 0)
 

@@ -157,10 +157,9 @@ def test_a_training_that_the_clock_ends_has_come_down_to_its_floor(rows: Path, t
     """Of three seeds as many stay as the time allows, and the schedule still reaches its end."""
     said = run(
         "family.py", rows, "--out", tmp_path, "--sizes", "43k", "--seeds", "1", "2", "--batch", "1",
-        "--tokens", "1e9", "--stop-after", "8", "--least", "1e9",
+        "--tokens", "1e9", "--stop-after", "10", "--least", "1e9",
     )  # fmt: skip
     assert "2 members" in said
-    assert "1 members" in said
     about = json.loads((tmp_path / "family.json").read_text())
     assert set(about["members"]) == {"43k-1"}
     assert about["state"]["progress"] == 1

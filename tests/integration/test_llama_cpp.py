@@ -56,7 +56,7 @@ def still_loads() -> None:
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_text_survives_the_tokenizer(tokenizer_of_fast, text: str) -> None:
     tokenizer = tokenizer_of_fast
     ids = tokenizer.encode(text, add_bos=False)
@@ -115,7 +115,7 @@ CONTENT = st.lists(
 
 
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), CONTENT), min_size=1, max_size=4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_users_text_never_becomes_a_control_token(tokenizer_of_fast, turns: list[tuple[str, str]]) -> None:
     messages = [{"role": role, "content": content} for role, content in turns]
     ids = tokenizer_of_fast.encode_chat(messages)

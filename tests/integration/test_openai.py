@@ -604,7 +604,7 @@ BOM_AND_CR = STREAM_HEAD + piece(b"".join(map(event, WORDS)).replace(b"\n", b"\r
 )  # fmt: skip
 def test_dialects_of_real_servers(answer: bytes, text: str, end: TextEnd) -> None:
     with scripted_server(serving(answer)) as server:
-        assert chat(OpenAIModel(f"m@{server.url}", max_retries=0, read_timeout_seconds=0.5)) == (text, end)
+        assert chat(OpenAIModel(f"m@{server.url}", max_retries=0)) == (text, end)
 
 
 def thought_and_said(events: Iterator[TextEvent]) -> tuple[str, str, TextEnd]:
@@ -998,12 +998,11 @@ def test_a_drop_behind_the_first_text_is_not_tried_again() -> None:
 
 
 def test_nobody_listens() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    model = OpenAIModel(f"m@http://127.0.0.1:{port}/v1", max_retries=1)
-    with pytest.raises(BackendError, match=r"cannot be reached.*is the server up and the URL right"):
-        chat(model)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        model = OpenAIModel(f"m@http://127.0.0.1:{taken.getsockname()[1]}/v1", max_retries=1)
+        with pytest.raises(BackendError, match=r"cannot be reached.*is the server up and the URL right"):
+            chat(model)
 
 
 def hang(server: ScriptedServer) -> None:

@@ -349,7 +349,6 @@ def test_policies_that_do_not_go_with_the_pair_are_refused_at_the_start(router: 
 
 FUZZED = settings(
     max_examples=5,
-    deadline=None,
     database=None,
     derandomize=True,
     phases=[Phase.generate],

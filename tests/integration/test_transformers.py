@@ -433,7 +433,7 @@ def test_only_the_wanted_rows_go_through_the_head(monkeypatch: pytest.MonkeyPatc
     n_batch=st.integers(1, 400),
     n_rows=st.integers(1, 60),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_plans_read_every_token_once_and_in_order(
     works: list[tuple[int, list[int]]], n_batch: int, n_rows: int
 ) -> None:
@@ -595,7 +595,7 @@ def wrapped(kind: str, **options: Any) -> TransformersTokenizer:
 
 @pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
 @given(text=st.text(max_size=40) | st.sampled_from(TEXTS))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_survives_the_tokenizer(kind: str, text: str) -> None:
     tokenizer = _TOKENIZERS[kind]
     ids = tokenizer.encode(text, add_bos=False)

@@ -454,7 +454,7 @@ def by_hand(row: np.ndarray, alignment: Alignment) -> np.ndarray:
 
 
 @given(aligned(), st.sampled_from([Warp(), Warp(temperature=1.0), Warp(temperature=0.7, top_k=5, top_p=0.9)]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_both_reductions_read_the_row_that_an_alignment_makes(case: tuple[np.ndarray, Alignment], warp: Warp) -> None:
     row, alignment = case
     before, expected = row.copy(), by_hand(row, alignment).astype(np.float32)

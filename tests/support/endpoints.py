@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
+
 from fsgen_router.support.cache import cache_folder
 
 # --- the real one --------------------------------------------------------------------------------
@@ -35,9 +37,7 @@ class RealServer:
 @contextlib.contextmanager
 def real_server(folder: Path, models: Mapping[str, Path], **settings: Any) -> Iterator[RealServer]:
     """Serve GGUF files under the names they are given; ``settings`` are the server's own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # F32 keys and values, as the reference pair has them at home: texts are compared.
     kv = {"type_k": 0, "type_v": 0}
     shared = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "seed": 0, "verbose": False, **kv}

@@ -19,13 +19,13 @@ from fsgen_router.serve import ServeOptions, make_app
 @contextlib.contextmanager
 def serving(router: Router, **options: Any) -> Iterator[str]:
     """Its URL, like ``http://127.0.0.1:8000``. The Router stays the caller's to close."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    port = bound.getsockname()[1]
     app = make_app(router, ServeOptions(port=port, **options))
     config = uvicorn.Config(app, port=port, lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])), daemon=True)
     thread.start()
     try:
         until(lambda: server.started)

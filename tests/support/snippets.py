@@ -40,6 +40,7 @@ from typing import Any
 
 import click
 import typer.main
+from ports import free_port
 
 from fsgen_router import RequestOptions, Router
 from fsgen_router.cli import app
@@ -193,9 +194,7 @@ class Page:
     def _with_free_ports(self, code: str) -> str:
         def free(found: re.Match[str]) -> str:
             if found[0] not in self.ports:
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", 0))
-                    self.ports[found[0]] = str(probe.getsockname()[1])
+                self.ports[found[0]] = str(free_port())
             return self.ports[found[0]]
 
         return re.sub(r"(?<=--port )80\d\d\b|(?<=127\.0\.0\.1:)80\d\d\b", free, code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from ports import free_port
 from tiny_transformers import SPECIALS, TEMPLATE
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -28,9 +28,7 @@ _READY_SECONDS = 600.0
 @contextlib.contextmanager
 def vllm_server(environment: Path, folder: Path, log: Path, *arguments: str) -> Iterator[str]:
     """Serve a folder as ``slow``; the URL of it. Takes one to two minutes to be up."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         *(str(environment / "bin" / "vllm"), "serve", str(folder), "--served-model-name", "slow"),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"),

@@ -212,7 +212,7 @@ _ANSWER = re.compile(r"(?:ab?7)+|stop,|né\n b")
 
 
 @given(case=CASE, policy=st.sampled_from(["never", "always", "every:2", "every:4", "every:3,span=rest"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_answers_are_of_the_grammar_whoever_writes(case: int, policy: str) -> None:
     models, ids = pair(case), prompt(case)
     words = GrammarVocabulary(models.fast.tokenizer)
@@ -254,7 +254,7 @@ class Runs:
 
 
 @given(case=CASE, interval=st.integers(1, 5), ahead=st.booleans(), limit=st.integers(1, 60))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_long_forced_runs_push_no_draft_past_the_judge(case: int, interval: int, ahead: bool, limit: int) -> None:
     models, ids = pair(case), prompt(case)
     alone = answer(Pair(models.slow, models.fast), "never", ids, constraint=Runs(case, ahead=False), max_tokens=limit)

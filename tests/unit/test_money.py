@@ -565,10 +565,10 @@ def test_what_an_endpoint_does_not_count_is_marked() -> None:
 
 @pytest.mark.parametrize("batching", [False, True])
 def test_a_stream_that_is_left_is_billed(batching: bool) -> None:
-    endpoint = ScriptedTextModel(lambda request: iter(["7"] * 100_000), name="slow@host")
+    endpoint = ScriptedTextModel(lambda request: itertools.repeat("7"), name="slow@host")
     budget = Budget(slow_calls=5)
     with Router(fast(), endpoint, policy="always,span=rest", prices=PRICES, budget=budget, batching=batching) as router:
-        events = router.stream(ASKED, max_tokens=100_000)
+        events = router.stream(ASKED, max_tokens=100_000_000)
         for _ in range(3):
             next(events)
         events.close()  # type: ignore[attr-defined]

@@ -70,7 +70,7 @@ def test_every_scorer_survives_bit_by_bit(tmp_path: Path, name: str) -> None:
 
 
 @given(threshold=st.floats(allow_nan=False, allow_infinity=False), intercept=st.floats(-1e6, 1e6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_numbers_survive_to_the_last_bit(
     tmp_path_factory: pytest.TempPathFactory, threshold: float, intercept: float
 ) -> None:

@@ -101,7 +101,7 @@ def test_a_row_is_reduced_to_what_float64_gives(kind: str, scratch: Scratch) -> 
 
 # In steps that survive centring: which of two logits 1e-7 apart comes first is rounding.
 @given(st.lists(st.integers(-2560, 2560).map(lambda step: step / 64), min_size=2, max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_row(values: list[float]) -> None:
     logits = np.array(values, np.float32)
     row = reduce(logits)
@@ -192,7 +192,7 @@ def test_scratch_is_used_again_and_again() -> None:
     k=st.integers(1, 20),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_the_last_rows_foretold_changes_no_top_k(rows: list[tuple[float, float, int]], k: int, seed: int) -> None:
     rng, scratch = np.random.default_rng(seed), Scratch()
     for mean, spread, digits in rows:
@@ -215,7 +215,7 @@ def test_rows_alike_are_not_looked_through_again() -> None:
     k=st.integers(1, 20),
     short=st.sampled_from([0, 1024]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_top_k_with_ties_takes_the_lower_ids(values: list[int], k: int, short: int) -> None:
     row = np.array(values, np.float32)
     with mock.patch.object(reading, "_SHORT", short):

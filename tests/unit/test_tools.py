@@ -191,7 +191,7 @@ def cut(text: str, rng: random.Random) -> list[str]:
     calls=st.lists(st.tuples(st.sampled_from(sorted(NAMES)), st.sampled_from(ARGUMENTS)), max_size=3),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_written_is_read_however_it_is_cut(
     form: Any, said: str, calls: list[tuple[str, str]], seed: int
 ) -> None:

@@ -95,7 +95,7 @@ def test_the_same_random_number_draws_the_same_token(warp: Warp, device: str) ->
     top_k=st.integers(0, 12),
     uniform=st.floats(0, 1, exclude_max=True),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_rows_with_ties(rows: list[list[int]], warp: Warp, top_k: int, uniform: float) -> None:
     reads = [Read(warp=warp, uniform=uniform, top_k=top_k, signals=True), Read(warp=warp, uniform=uniform / 2)]
     compare(np.array(rows) / 2, [(row, read) for row in range(len(rows)) for read in reads])

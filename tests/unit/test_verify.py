@@ -47,7 +47,7 @@ WARPS = (Warp(), Warp(temperature=0.7), Warp(temperature=1.3, top_k=4), Warp(tem
     stop=st.sampled_from([(), ("ab",), (",", "é"), ("stop",)]),
     read_ahead=st.sampled_from([0, 0, 1, 3]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_exact_verification_is_the_slow_models_own_text(
     case: int, interval: int, more: int, limit: int, warp: Warp, stop: tuple[str, ...], read_ahead: int
 ) -> None:
@@ -84,7 +84,7 @@ class _Fixed:
 
 
 @given(case=CASE, interval=st.integers(1, 6), limit=st.integers(1, 25))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_exact_verification_under_a_mask(case: int, interval: int, limit: int) -> None:
     models, ids = pair(case), prompt(case)
     options = {"constraint": _Fixed(case), "max_tokens": limit}
@@ -140,7 +140,7 @@ def test_a_correction_reads_again_only_what_changed() -> None:
     draft_len=st.integers(1, 6),
     warp=st.sampled_from(WARPS),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_stands_is_what_a_model_wrote(case: int, policy: str, rule: str, draft_len: int, warp: Warp) -> None:
     models, ids = pair(case), prompt(case)
     method = f"verify:{rule},draft_len={draft_len}"
@@ -402,7 +402,7 @@ def _gated(drafts: list[int], rows: np.ndarray, threshold: float, window: int) -
 
 
 @given(case=CASE, window=st.integers(1, 6), threshold=st.sampled_from([0.0, 0.5, 1.0, 1.4]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_gate_forgives_as_its_definition_says(case: int, window: int, threshold: float) -> None:
     rng = np.random.default_rng(case)
     rows = rng.normal(size=(12, 8)).astype(np.float32) * rng.choice([0.5, 1.5, 4.0], size=(12, 1)).astype(np.float32)
@@ -423,7 +423,7 @@ def test_other_rules_forgive_nothing() -> None:
 
 
 @given(case=CASE, interval=st.integers(2, 8), window=st.integers(1, 4), threshold=st.sampled_from([0.0, 1.2, 2.0]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_gated_answers_are_what_draft_and_verify_in_turns_write(
     case: int, interval: int, window: int, threshold: float
 ) -> None:
