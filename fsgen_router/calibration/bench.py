@@ -13,6 +13,7 @@ from .._version import __version__
 from ..contracts.models import TokenModel
 from ..errors import ConfigurationError, InvalidRequest, NothingToGain, PromptTooLong
 from ..evaluation import SLOW_ONLY, Estimate, Item, Run, interval
+from ..evaluation.different import require_different, require_different_files
 from ..methods import make_method
 from ..policies import Learned
 from ..policies.cards import Pair, fingerprint
@@ -104,10 +105,7 @@ def open_bench(
     """
     parsed = make_options(**options)
     stages = stages or Stages()
-    _try_methods(router, parsed)
-    if parsed.hidden and router.fast.capabilities.hidden_size is None:
-        raise ConfigurationError(f"{router.fast.name} gives no hidden states", hint="calibrate without --hidden")
-    require_room(router, prompts, parsed.max_tokens)
+    require_feasible(router, prompts, parsed)
     checker = make_checker(check, [item for _, items in prompts for item in items])
     pair = _pair(router, parsed.method)
     directory = WorkDirectory(
@@ -139,13 +137,21 @@ def open_bench(
     return Bench(rows.router, prompts, directory, parsed, stages, runners, rows, router, checker.name)
 
 
+def require_feasible(router: Router, prompts: Prompts, options: CalibrationOptions) -> None:
+    """Refuse what the pair cannot do, and prompts that leave no room, before anything runs."""
+    _try_methods(router, options)
+    if options.hidden and router.fast.capabilities.hidden_size is None:
+        raise ConfigurationError(f"{router.fast.name} gives no hidden states", hint="calibrate without --hidden")
+    _require_room(router, prompts, options.max_tokens)
+
+
 def _try_methods(router: Router, options: CalibrationOptions) -> None:
-    """Refuse what the pair cannot do, and warn of what it does badly, before anything runs."""
+    """Refuse methods that the pair cannot do, and warn of what it does badly."""
     for method in (options.method, *(name for name in options.compare if name not in SCORERS)):
         router.with_policy(f"entropy>1,span={options.extent}", method=method)  # a threshold, as those to come
 
 
-def require_room(router: Router, prompts: Prompts, max_tokens: int) -> None:
+def _require_room(router: Router, prompts: Prompts, max_tokens: int) -> None:
     """Raise :class:`PromptTooLong` for prompts whose answers the context would cut off."""
     for model in (router.fast, local_slow(router)):
         sizes = [(_tokens(model, item), item) for _, items in prompts for item in items]
@@ -225,11 +231,12 @@ def open_pair(
     """A Router over the pair, and a third model where a method reads one.
 
     Raises :class:`ConfigurationError` where the slow model gives only text: its choices at every position cannot be
-    read then.
+    read then. And where both are one file.
     """
+    require_different((seat, model) for seat, model in (("fast", fast), ("slow", slow)) if model is not None)
     router = Router(fast, slow, tuned=tuned, policy="never", method="replace", seed=seed)
     try:
-        local_slow(router)
+        require_different_files((("fast", router.fast), ("slow", local_slow(router))))
     except ConfigurationError:
         router.close()
         raise

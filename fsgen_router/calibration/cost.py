@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from ..evaluation import SLOW_ONLY, ask
 from ..generation import Generation
 from ..policies.certify import fewest_prompts
+from ..records import Role
 from ..router import Router
+from ..rows.reading import Row
+from .bench import require_feasible
 from .candidates import CANDIDATE_RATES
 from .curves import TIMED
 from .options import CalibrationOptions, make_options
@@ -45,14 +48,15 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Means over a few answers: tokens, seconds of an answer and of reading one whole, and the share of tokens at which
-    the two models differ."""
+    """Means over a few answers: tokens, seconds of an answer and of reading one whole (with both models, and with the
+    fast one), and the share of tokens at which the two models differ."""
 
     prompt: float
     tokens: float
     fast_seconds: float
     slow_seconds: float
     read_seconds: float
+    fast_read: float
     differ: float
 
     @property
@@ -82,8 +86,12 @@ def _missed(rate: float) -> float:
 def estimate_cost(
     router: Router, prompts: Prompts, target: Target, options: CalibrationOptions | None = None
 ) -> list[StageCost]:
-    """Each stage's cost, from timing both models on the first few fit prompts, one at a time."""
+    """Each stage's cost, from timing both models on the first few fit prompts, one at a time.
+
+    Raises what the calibration itself would refuse before it runs.
+    """
     options = options or make_options()
+    require_feasible(router, prompts, options)
     one = _measure(router, prompts, options)
     step = one.slow_seconds / max(one.tokens, 1)
     shared = options.row_memory > 0
@@ -109,13 +117,16 @@ def estimate_cost(
 
     fit, calibration, report = (len(items) for _, items in prompts)
     alone = len(prompts) * (one.slow_seconds + one.fast_seconds)
-    read = len(prompts) * one.read_seconds if shared else 0.0
+    # Both read the slow one's answers whole; what it wrote itself it knows.
+    most_read, read = (len(prompts) * seconds if shared else 0.0 for seconds in (one.read_seconds, one.fast_read))
     positions = round(len(prompts) * one.length)
     # A prefill reads many tokens in the time of a few steps; the answers' own time bounds it from above.
     traced = (fit * (1 + options.rounds) + report) * one.length
     trace_seconds = traced / one.length * (one.slow_seconds + one.fast_seconds) / 2
     stages = [
-        StageCost("both models alone", round(len(prompts) * one.tokens), positions, alone, positions, alone + read),
+        StageCost(
+            "both models alone", round(len(prompts) * one.tokens), positions, alone + most_read, positions, alone + read
+        ),
         # Read with the answers, so that their rows are known.
         StageCost("traces", 0, round(traced), trace_seconds, *((0, 0.0) if shared else (round(traced), trace_seconds))),
         answered("on-policy rounds", fit * options.rounds, [target.nominal_rate]),
@@ -164,10 +175,18 @@ def _measure(router: Router, prompts: Prompts, options: CalibrationOptions) -> _
 
     answers, slow_seconds = timed(SLOW_ONLY)
     _, fast_seconds = timed("never")
-    began, differ = time.perf_counter(), 0
+    reading: dict[Role, float] = dict.fromkeys(("fast", "slow"), 0.0)
+
+    def run(role: Role, function: Callable[[], list[Row]]) -> list[Row]:
+        began = time.perf_counter()
+        rows = function()
+        reading[role] += time.perf_counter() - began
+        return rows
+
+    differ = 0
     for item, answer in zip(sample, answers, strict=True):
         ids = [token.id for token in answer.tokens]
-        fast, slow = read_both(router.fast, local_slow(router), item, ids, shared=router.shared)
+        fast, slow = read_both(router.fast, local_slow(router), item, ids, shared=router.shared, run=run)
         differ += sum(ours.argmax != theirs.argmax for ours, theirs in zip(fast, slow, strict=True))
     tokens = sum(answer.usage.tokens for answer in answers)
     return _Sample(
@@ -175,6 +194,7 @@ def _measure(router: Router, prompts: Prompts, options: CalibrationOptions) -> _
         tokens=tokens / len(sample),
         fast_seconds=fast_seconds,
         slow_seconds=slow_seconds,
-        read_seconds=(time.perf_counter() - began) / len(sample),
+        read_seconds=sum(reading.values()) / len(sample),
+        fast_read=reading["fast"] / len(sample),
         differ=differ / max(tokens, 1),
     )

@@ -20,6 +20,7 @@ from .progress import Progress, Silent, Stages
 from .prompts import Prompts
 from .report import check_report_path, write_report
 from .result import Calibration, make_card, make_curve
+from .store import check_folder
 from .target import make_target, require_enough_prompts
 
 
@@ -72,12 +73,13 @@ def calibrate(
     path = check_output(out)
     if report is not None:
         check_report_path(report)
+    folder = check_folder(work_directory(path, work))
     stages = Stages(progress or Silent())
     with open_pair(fast, slow, tuned=tuned, seed=parsed.seed) as router:
         bench = open_bench(
             router,
             loaded,
-            work_directory(path, work),
+            folder,
             check=check,
             stages=stages,
             **parsed.model_dump(exclude_unset=True),

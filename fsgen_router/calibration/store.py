@@ -6,6 +6,7 @@ pickle) per chunk. Whoever starts again with the same prompts, pair and options 
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import zipfile
@@ -140,6 +141,16 @@ def join(parts: Sequence[Arrays]) -> dict[str, npt.NDArray[Any]]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def check_folder(path: str | Path) -> Path:
+    """The path itself; :class:`CalibrationError` where no folder is and none can be made. Called before hours of work,
+    not after."""
+    folder = Path(path)
+    if not folder.is_dir():
+        _writing(folder, lambda: folder.mkdir(parents=True))
+        folder.rmdir()  # what comes next may still fail, and is to leave nothing behind
+    return folder
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; a :class:`CalibrationError` where that fails."""
     _writing(path, lambda: write_atomically(path, data))
@@ -149,9 +160,12 @@ def _writing(path: Path, action: Callable[[], object]) -> None:
     try:
         action()
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise CalibrationError(
             f"{path} cannot be written: {error.strerror or error}",
-            hint="make room and run the same command again: what is finished is kept",
+            hint="make room and run the same command again: what is finished is kept"
+            if full
+            else "name another place, or one that may be written to",
         ) from None
 
 

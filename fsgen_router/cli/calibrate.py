@@ -20,7 +20,7 @@ from ..calibration.report import check_report_path
 from ..calibration.target import DEFAULT_REGRET, require_enough_prompts
 from . import options as o
 from .progress import stage_bars
-from .terminal import EXIT_FAILED, out, percent, say, write_json
+from .terminal import EXIT_FAILED, out, percent, say, show_table, write_json
 
 _PROMPTS, _TARGET, _FIT = "Prompts", "Target", "Fit"
 
@@ -223,7 +223,7 @@ def calibrate(
         "bound": bound,
     }
     if dry_run:
-        _estimate(fast, slow, tuned, prompts, count, policy_file, report, target, options, as_json=as_json)
+        _estimate(fast, slow, tuned, prompts, check, count, policy_file, report, target, options, as_json=as_json)
         return
     with stage_bars() as progress:
         found = cal.calibrate(
@@ -253,6 +253,7 @@ def _estimate(
     slow: str | None,
     tuned: str | None,
     prompts: Path | None,
+    check: str | None,
     count: int,
     policy_file: Path,
     report: Path | None,
@@ -269,6 +270,7 @@ def _estimate(
     check_output(policy_file)
     if report is not None:
         check_report_path(report)
+    cal.make_checker(check, [item for _, items in loaded for item in items])
     with cal.open_pair(fast, slow, tuned=tuned, seed=parsed.seed) as router:
         stages = cal.estimate_cost(router, loaded, wanted, parsed)
     totals = {name: sum(getattr(stage, name) for stage in stages) for name in _COSTS}
@@ -292,7 +294,7 @@ def _estimate(
     )
     console = out()
     console.print(Text(f"{len(loaded)} prompts from {loaded.source}; target: {wanted}", style="bold"))
-    console.print(table)
+    show_table(table)
     console.print(
         Text(
             f"Timed on {cal.SAMPLE} prompts, one at a time. Expected: rows are read once, the models differ as often "

@@ -292,7 +292,7 @@ def _pair(
             yield Check("answers", "fail", answer.degraded)
             return
         usage = answer.usage
-        answered = f"{usage.tokens} tokens, {usage.slow_tokens} by the slow model, method {answer.method}"
+        answered = f"{usage.tokens} tokens, {usage.slow_tokens} by the slow model (every:2,span=8, to see both at work)"
         if not own and (said := world.extract_answer(answer.text)) != ANSWER:
             yield Check("answers", "fail", f"{said} to {QUESTION!r}, which is {ANSWER} ({answered})")
             return

@@ -20,7 +20,7 @@ from ..records import Prices
 from ..report.numbers import si
 from . import options as o
 from .progress import stage_bars
-from .terminal import out, say, write_json
+from .terminal import out, say, show_table, write_json
 
 _PROMPTS, _WISHES = "Prompts", "What matters"
 
@@ -195,7 +195,7 @@ def show(found: rec.Recommendation) -> None:
     console.print(Text(found.python), soft_wrap=True)
     if found.options:
         console.print(Text(f"fsgen-router complete {found.options}"), soft_wrap=True)
-    console.print(modes_table(found))
+    show_table(modes_table(found))
     console.print(Text(_legend(found), style="dim"))
     for note in found.notes:
         say(note, "yellow")
@@ -241,7 +241,7 @@ def _legend(found: rec.Recommendation) -> str:
     slow = found.figures[0]
     seconds = "unknown" if slow.seconds.value is None else f"{slow.seconds.value:.3g} s"
     flops = "" if slow.flops.value is None else f", {si(slow.flops.value)}FLOPs"
-    several = f"; {found.at_once} at once by blocks of {rec.BLOCK}" if found.at_once > 1 else ""
+    several = f"; {found.at_once} at once by blocks" if found.at_once > 1 else ""
     return (
         f"{found.n} prompts ({found.source}), checker {found.check}, in turns; below each figure its 95% interval "
         f"(bootstrap by prompt{several}). loss: of accuracy against the slow model alone; seconds, FLOPs, money: as a "

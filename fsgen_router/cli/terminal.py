@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -20,6 +21,9 @@ from ..report.layout import MAX_COLUMNS
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _EXIT_BROKEN_PIPE = 141  # as if SIGPIPE had ended the program, which is what a shell expects
+
+
+_LEAST_COLUMNS = 80  # which tables of figures are made for
 
 
 class _Console(Console):
@@ -47,6 +51,13 @@ def _console(*, stderr: bool) -> Console:
 def say(message: str, style: str = "dim") -> None:
     """One message on standard error."""
     err().print(Text(message, style=style))
+
+
+def show_table(table: Table) -> None:
+    """A table of figures. On a narrow terminal its lines go on beyond the edge, rather than lose figures."""
+    console = out()
+    console.width = max(console.width, _LEAST_COLUMNS)
+    console.print(table)
 
 
 def write(text: str) -> None:

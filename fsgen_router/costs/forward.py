@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..errors import ConfigurationError
 
 STEADY = 0.35
@@ -35,6 +37,9 @@ class Point:
     def of(cls, shape: tuple[int, int, bool], times: Sequence[float]) -> Point:
         middle = statistics.median(times) if len(times) > 2 else min(times)
         return cls(*shape, middle, min(times), max(times), len(times))
+
+
+_POINTS = TypeAdapter(list[Point])
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,14 @@ class ForwardCost:
     def from_dict(cls, found: Mapping[str, Any]) -> ForwardCost:
         """What :meth:`to_dict` gave. Raises :class:`ConfigurationError` where it is something else."""
         try:
-            points = tuple(Point(**point) for point in found["points"])
+            points = _POINTS.validate_python(found["points"])
             further = found.get("further")
-            return cls(str(found["name"]), points, None if further is None else float(further))
-        except (KeyError, TypeError) as error:
+            return cls(str(found["name"]), tuple(points), None if further is None else float(further))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigurationError(f"these are no costs of a model: points.{where}: {first['msg']}") from None
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(f"these are no costs of a model: {error}") from None
 
 

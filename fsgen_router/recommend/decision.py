@@ -32,7 +32,7 @@ class Option:
     """What the rule looks at of a mode, over ``n`` prompts.
 
     ``lost``: prompts that only the slow model alone got right; ``won``: that only this mode did. ``cost`` is against
-    the slow model alone (1 is as dear).
+    the slow model alone (1 is as dear). ``lossless``: every text was the slow model's own, and has to be.
     """
 
     name: str
@@ -53,7 +53,8 @@ class Option:
 class Advice:
     """The rule's outcome. ``mode`` is what to use now: under ``undecided`` the slow model alone.
 
-    ``promising`` are modes that would qualify if what was seen holds, cheapest first; ``prompts_needed`` would tell.
+    ``promising`` are modes that would qualify if what was seen holds, cheapest first. ``prompts_needed``: with so many
+    one of them would, or nothing would be open; where a mode is recommended, whether the first of them is better.
     """
 
     verdict: Verdict
@@ -86,11 +87,11 @@ def decide(options: Sequence[Option], *, slow: str, quality_loss: float) -> Advi
             verdict=best.kind,
             mode=best.name,
             promising=tuple(option.name for option, _ in cheaper),
-            prompts_needed=_rounded(min(needed for _, needed in cheaper)) if cheaper else None,
+            prompts_needed=_rounded(cheaper[0][1]) if cheaper else None,
         )
     if not open_:
         return Advice(verdict="slow", mode=slow)
-    enough = min(needed for _, needed in hopeful) if hopeful else max(needed for _, needed in open_)
+    enough = min([max(needed for _, needed in open_), *(_to_qualify(option, quality_loss) for option, _ in hopeful)])
     return Advice(
         verdict="undecided",
         mode=slow,
@@ -164,17 +165,27 @@ def prompts_needed(option: Option, allowed: float) -> float:
     """How many prompts would settle a mode, one way or the other, if the shares and costs seen are the true ones; at
     most :data:`MOST_PROMPTS`."""
     lost, won = option.lost / option.n, option.won / option.n
-    value, low, high = _value(option), _low(option), _high(option)
-    ways: list[float] = [MOST_PROMPTS]
+    value, low = _value(option), _low(option)
+    ways = [float(MOST_PROMPTS)]
     if _promises(option, allowed):
-        keeps = 1.0 if option.lossless else _fewest(lambda n: loss_bound(n, n * lost, n * won) <= allowed)
-        ways.append(max(keeps, option.n * ((high - value) / (1.0 - value)) ** 2))
+        ways.append(_to_qualify(option, allowed))
     if not option.lossless and option.loss > allowed:
         ways.append(_fewest(lambda n: loss_floor(n, n * lost, n * won) > allowed))
     if value > 1.0 - WORTH:
         ways.append(option.n * ((value - low) / (value - (1.0 - WORTH))) ** 2)
-    # What is not settled yet takes one more at least.
-    return max(min(ways), min(option.n + 1, MOST_PROMPTS))
+    return _more(option, min(ways))
+
+
+def _to_qualify(option: Option, allowed: float) -> float:
+    """How many prompts would let a mode through that :func:`_promises`."""
+    lost, won, value = option.lost / option.n, option.won / option.n, _value(option)
+    keeps = 1.0 if option.lossless else _fewest(lambda n: loss_bound(n, n * lost, n * won) <= allowed)
+    return _more(option, max(keeps, option.n * ((_high(option) - value) / (1.0 - value)) ** 2))
+
+
+def _more(option: Option, count: float) -> float:
+    """What is not settled yet takes one more at least."""
+    return min(max(count, option.n + 1), MOST_PROMPTS)
 
 
 def _fewest(holds: Callable[[float], bool]) -> float:

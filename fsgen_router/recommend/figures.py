@@ -22,8 +22,11 @@ PREFERENCES = ("seconds", "money", "flops")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """A mode's answers as arrays of shape (n,); ``batch`` is (tokens, seconds) of each block answered several at a
-    time, shape (blocks, 2), or None. ``flops`` and ``money`` are NaN where they are unknown."""
+    """A mode's answers as arrays of shape (n,).
+
+    ``batch``: tokens, seconds and answers of each block answered several at a time, shape (blocks, 3), or None.
+    ``flops`` and ``money`` are NaN where they are unknown; ``texts`` is None where they were not kept.
+    """
 
     right: Array
     seconds: Array
@@ -33,6 +36,7 @@ class Columns:
     slow_share: Array
     truncated: Array
     batch: Array | None = None
+    texts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,8 @@ class Figures:
 
     ``quality_loss``: accuracy of the slow model alone less this one's, with what the true one is at most in
     ``quality_loss_bound`` (see :func:`~fsgen_router.recommend.decision.loss_bound`); ``lost`` and ``won`` count the
-    prompts that only the slow model alone, or only this mode, got right. ``seconds``: wall time with one request at a
+    prompts that only the slow model alone, or only this mode, got right, and ``differ`` those on which this mode wrote
+    another text than the slow model alone (None: unknown). ``seconds``: wall time with one request at a
     time; ``tokens_per_second_at_once``: with several, its interval by blocks of prompts. ``<name>_relative``: sums
     over all prompts against the slow model alone's, paired (1 is as dear). ``expected_seconds``: what a cost model
     says, where there is one. ``derived``: made of both models' own answers, not run by itself.
@@ -54,6 +59,7 @@ class Figures:
     quality_loss_bound: float
     lost: int
     won: int
+    differ: int | None = None
     seconds: Estimate
     seconds_relative: Estimate
     tokens_per_second: Estimate
@@ -69,6 +75,11 @@ class Figures:
     recipe: str | None = field(default=None, repr=False)
     """How to do it where one Router's policy cannot."""
 
+    @property
+    def lossless(self) -> bool:
+        """Whether every text was the slow model's own, and has to be (up to ties of quantised models)."""
+        return self.mode.lossless and not self.differ
+
     def cost(self, prefer: str) -> Estimate:
         """Against the slow model alone, in what counts."""
         found: Estimate = getattr(self, f"{prefer}_relative")
@@ -83,7 +94,7 @@ class Figures:
             "policy": self.mode.policy if said else None,
             "method": self.mode.method if said else None,
             "seats": list(self.mode.seats),
-            "lossless": self.mode.lossless,
+            "lossless": self.lossless,
         }
         return record | {name: value for name, value in flat(self).items() if name != "mode"}
 
@@ -111,6 +122,7 @@ def columns_of(
         money=_money(mode, run, sample, prices),
         slow_share=run.column("slow_tokens") if mode.seats[1] == "slow" else _all_or_none(mode, run),
         truncated=run.column("truncated"),
+        texts=tuple(sample.answers.texts),
         batch=None if batch is None else _throughput(batch),
     )
 
@@ -148,11 +160,11 @@ def _money(mode: Mode, run: Run, sample: Sample, prices: Prices | None) -> Array
 
 
 def _throughput(batch: Sample) -> Array:
-    """Tokens and seconds of each block, shape (blocks, 2)."""
+    """Tokens, seconds and answers of each block, shape (blocks, 3)."""
     tokens = batch.answers.run(_UNJUDGED * len(batch.answers.texts), "").column("tokens")
     ends = np.cumsum(batch.sizes).astype(int)
     blocks = [float(part.sum()) for part in np.split(tokens, ends[:-1])]
-    return np.stack([np.array(blocks), batch.walls], 1)
+    return np.stack([np.array(blocks), batch.walls, batch.sizes], 1)
 
 
 _UNJUDGED = [Item(id="", prompt="", check=lambda _text: False)]
@@ -198,6 +210,9 @@ def make_figures(
         batch = interval(found.batch[:, 0], found.batch[:, 1], seed=seed, resamples=resamples)
     lost = int(((slow.right == 1) & (found.right == 0)).sum())
     won = int(((slow.right == 0) & (found.right == 1)).sum())
+    differ = None
+    if found.texts is not None and slow.texts is not None:
+        differ = sum(ours != theirs for ours, theirs in zip(found.texts, slow.texts, strict=True))
     return Figures(
         mode=mode,
         n=len(found.right),
@@ -206,6 +221,7 @@ def make_figures(
         quality_loss_bound=loss_bound(len(found.right), lost, won),
         lost=lost,
         won=won,
+        differ=differ,
         seconds=seconds,
         seconds_relative=seconds_rel,
         tokens_per_second=speed,

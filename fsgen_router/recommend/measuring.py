@@ -7,10 +7,12 @@ What else the machine does then hits all modes alike, and no mode's prompts toge
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +21,7 @@ from ..calibration import Answers, WorkDirectory
 from ..calibration.answers import OnItems
 from ..calibration.store import Arrays, join, pack_texts, unpack_texts
 from ..costs import Judged
+from ..errors import BackendError
 from ..evaluation import Array, Item, Run, run_items
 from ..generation import Generation
 from ..records import Usage
@@ -27,7 +30,8 @@ from .models import Models
 from .modes import REST_WINDOW, Mode
 
 BLOCK = 8
-"""Prompts that are answered several at a time, before the next mode's turn."""
+"""About so many prompts are answered several at a time, before the next mode's turn; at least as many as there are to
+be at once."""
 
 Key: TypeAlias = tuple[str, int]
 """A mode's name, and how many requests at once."""
@@ -77,10 +81,13 @@ class Measurements:
         work: WorkDirectory,
         options: Mapping[str, Any],
         *,
+        at_once: int = 1,
         seed: int = 0,
     ) -> None:
         self._models, self.items, self._work, self._options = models, items, work, options
         self._seed = seed
+        count = max(min(math.ceil(len(items) / BLOCK), len(items) // at_once), 1)
+        self._blocks = list(pairwise(len(items) * number // count for number in range(count + 1)))
         self.on_items: OnItems | None = None
         self._parts: dict[Key, list[Arrays]] = {}
 
@@ -92,29 +99,31 @@ class Measurements:
 
     def blocks(self, modes: Sequence[Mode]) -> Iterator[int]:
         """Measure, a block at a time; yields how many prompts are answered in all modes."""
-        for start in range(0, len(self.items), BLOCK):
-            stop = min(start + BLOCK, len(self.items))
-            for number in range(start, stop):
-                for mode in self._in_turn(modes, number):
-                    self.measure(mode, 1, number)
+        for number, (start, stop) in enumerate(self._blocks):
+            for one in range(start, stop):
+                for mode in self._in_turn(modes, one):
+                    self.measure(mode, 1, one)
             for at_once in sorted({count for mode in modes for count in mode.at_once} - {1}):
                 for mode in self._in_turn(modes, start):
                     if at_once in mode.at_once:
-                        self.measure(mode, at_once, start)
+                        self.measure(mode, at_once, number)
             yield stop
 
     def _in_turn(self, modes: Sequence[Mode], number: int) -> list[Mode]:
         """In another order each time: what comes first finds another machine than what comes last."""
         return random.Random(f"{self._seed}/{number}").sample(modes, len(modes))
 
-    def measure(self, mode: Mode, at_once: int, start: int) -> None:
-        """One prompt, or a block of them ``at_once`` at a time, in one mode, unless it is done."""
-        size = 1 if at_once == 1 else BLOCK
+    def measure(self, mode: Mode, at_once: int, number: int) -> None:
+        """A prompt, or a block of them ``at_once`` at a time, in one mode, unless it is done.
+
+        Raises :class:`BackendError` where the slow model failed: what then stands there is no answer of the mode.
+        """
         parts = self._parts.setdefault((mode.name, at_once), [])
-        if len(parts) > start // size:
+        if len(parts) > number:
             return
-        block = self.items[start : start + size]
-        name = f"{mode.file_name}-{at_once}-{start:06d}"
+        start, stop = (number, number + 1) if at_once == 1 else self._blocks[number]
+        block = self.items[start:stop]
+        name = f"{mode.file_name}-{at_once}-{start:06d}" + ("" if at_once == 1 else f"-{stop:06d}")
         router = self._models.routed(mode, at_once)
         arrays = self._work.load(name)
         if arrays is None:
@@ -152,6 +161,13 @@ def _answered(router: Router, items: Sequence[Item], at_once: int, options: Mapp
     )
     wall = time.perf_counter() - began
     written = [answers[id(item)] for item in items]
+    for answer in written:
+        if answer.degraded is not None:
+            raise BackendError(
+                f"the slow model failed: {answer.degraded}",
+                hint="no figures are made of such answers; where there is a work directory, what is finished is kept, "
+                "and the same command goes on from it",
+            )
     extras = [_extras(answer) for answer in written]
     # A policy that holds a rate goes on from here after an interruption.
     memory = {key: value for key, value in router.ledger.memory.items() if isinstance(value, float)}

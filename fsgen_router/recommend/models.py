@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +11,7 @@ from ..contracts.models import TokenModel, Work
 from ..contracts.text_models import probe_first, reads_tokens
 from ..errors import ConfigurationError, PromptTooLong
 from ..evaluation import Item
+from ..evaluation.different import require_different, require_different_files
 from ..pairing import REFERENCE_PAIR, SwappedModelsWarning
 from ..records import Prices
 from ..resolve import make_model
@@ -30,7 +29,7 @@ class Models:
     pair.
 
     Strings are loaded with room for ``at_once`` requests, where they do not say how many. Raises
-    :class:`ConfigurationError` where two of them are one file.
+    :class:`ConfigurationError` where two of them are one file, or files that hold the same.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Models:
         self.named: dict[Seat, AnyModel | str] = {"fast": fast, "slow": slow}
         third: dict[Seat, AnyModel | str | None] = {"middle": middle, "tuned": tuned}
         self.named |= {seat: model for seat, model in third.items() if model is not None}
-        require_different(self.named)
+        require_different(self.named.items())
         self._seed, self._prices = seed, prices
         self._owned: list[AnyModel] = []
         self._routers: dict[tuple[Seat, Seat], Router] = {}
@@ -66,6 +65,9 @@ class Models:
                 probe_first(self.loaded[seat])
                 if isinstance(model, str):
                     self._owned.append(self.loaded[seat])
+            # Objects are what their maker wants them to be.
+            strings = [seat for seat, model in self.named.items() if isinstance(model, str)]
+            require_different_files((seat, self.loaded[seat]) for seat in strings)
             self.router(("fast", "slow"))  # which checks that they go together
         except BaseException:
             self.close()
@@ -150,32 +152,6 @@ def require_both(fast: object, slow: object) -> None:
     if (fast is None) != (slow is None):
         missing = "slow" if slow is None else "fast"
         raise ConfigurationError(f"{missing} is missing", hint="name both models, or neither for the reference pair")
-
-
-def require_different(models: dict[Seat, AnyModel | str]) -> None:
-    """Refuse one model in two seats: it would be compared with itself."""
-    seen: dict[object, Seat] = {}
-    for seat, model in models.items():
-        where = _where(model)
-        if where in seen:
-            named = model if isinstance(model, str) else model.name
-            raise ConfigurationError(
-                f"{seen[where]} and {seat} are one model: {named}",
-                hint="name two that differ: compared with itself, a model neither gains nor loses",
-            )
-        seen[where] = seat
-
-
-def _where(model: AnyModel | str) -> object:
-    """What two models have in common that are one: the file, wherever links lead, or what a string names."""
-    if not isinstance(model, str):
-        return id(model)
-    backend, _, rest = model.partition(":")
-    where = rest.partition("?")[0]
-    if backend == "reference" or not Path(where).exists():
-        return backend, where
-    found = os.stat(where)
-    return found.st_dev, found.st_ino
 
 
 def check_prompts(models: Models, items: Sequence[Item], *, max_tokens: int) -> list[str]:

@@ -17,6 +17,7 @@ from ..calibration.checks import Checker, Judge
 from ..calibration.progress import Progress, Silent
 from ..calibration.prompts import prompt_key
 from ..calibration.report import check_report_path
+from ..calibration.store import check_folder
 from ..costs import PairCost
 from ..errors import CheckerFailed, ConfigurationError, InvalidRequest
 from ..evaluation import Item, Run, read_items, reference_items
@@ -84,7 +85,7 @@ def recommend(
     :class:`InvalidRequest` for prompts that cannot be used (:class:`PromptTooLong` where one leaves no room for an
     answer), and :class:`CheckerFailed` where the checker raises or finds no answer of either model right.
     """
-    _check_wishes(quality_loss, prefer, prices, at_once)
+    _check_wishes(quality_loss, prefer, prices, at_once, max_tokens)
     require_both(fast, slow)
     if report is not None:
         check_report_path(report)
@@ -92,14 +93,21 @@ def recommend(
         make_policy(policy)
     items, source = load_items(prompts, fast, slow, count=count)
     checker = make_checker(check, items)
+    notes = []
+    if at_once > len(items):
+        notes.append(f"{at_once} at once were asked for, and there are {len(items)} prompts")
+        at_once = len(items)
     stages = Stages(progress or Silent())
-    with Models(fast, slow, middle, tuned=tuned, at_once=at_once, seed=seed, prices=prices) as models:
+    with (
+        _work_directory(work, report) as folder,
+        Models(fast, slow, middle, tuned=tuned, at_once=at_once, seed=seed, prices=prices) as models,
+    ):
         if prefer == "flops" and models.loaded["slow"].n_params is None:
             raise ConfigurationError(
                 f"{models.loaded['slow'].name} does not say its size, so its FLOPs are unknown",
                 hint="prefer seconds or money",
             )
-        notes = check_prompts(models, items, max_tokens=max_tokens)
+        notes += check_prompts(models, items, max_tokens=max_tokens)
         if at_once > models.at_once:
             notes.append(f"{at_once} at once were asked for, and the models hold {models.at_once} (n_seq)")
             at_once = models.at_once
@@ -107,17 +115,22 @@ def recommend(
             seat: model if isinstance(model, str) else model.name for seat, model in models.named.items()
         }
         options = {"max_tokens": max_tokens, "stop": tuple(stop), "seed": seed}
-        with _work_directory(work, report) as folder:
-            directory = WorkDirectory(folder, _belongs_to(models, names, items, options))
-            with stages.stage("what forwards cost", 1):
-                costs, said = measured_costs(models, directory)
-            notes += said
-            measured, modes = _measure(
-                models, items, directory, options, checker, stages, policies=policies, at_once=at_once, seed=seed
-            )
+        directory = WorkDirectory(folder, _belongs_to(models, names, items, options))
+        with stages.stage("what forwards cost", 1):
+            costs, said = measured_costs(models, directory)
+        notes += said
+        measured, modes = _measure(
+            models, items, directory, options, checker, stages, policies=policies, at_once=at_once, seed=seed
+        )
         with stages.stage("intervals", 1):
             figures = _figures(models, measured, modes, checker, prices, at_once, seed, resamples, costs)
         is_reference = models.is_reference
+    notes += [
+        f"{one.mode.name}: {one.differ} of {one.n} texts are not the slow model's own, so its loss counts as any does "
+        "(where several tokens are read at once, ties of quantised models may break otherwise)"
+        for one in figures
+        if one.mode.lossless and one.differ
+    ]
     advice = decide(
         [_option(one, prefer) for one in figures if one.mode.kind != "slow"],
         slow=figures[0].mode.name,
@@ -147,7 +160,7 @@ def recommend(
     return found
 
 
-def _check_wishes(quality_loss: float, prefer: str, prices: Prices | None, at_once: int) -> None:
+def _check_wishes(quality_loss: float, prefer: str, prices: Prices | None, at_once: int, max_tokens: int) -> None:
     if not 0.0 <= quality_loss < 1.0:
         raise ConfigurationError(
             f"a quality loss of {quality_loss}", hint="a share of the prompts from 0 on, like 0.02"
@@ -156,8 +169,9 @@ def _check_wishes(quality_loss: float, prefer: str, prices: Prices | None, at_on
         raise ConfigurationError(f"unknown preference {prefer!r}", hint=f"available: {', '.join(PREFERENCES)}")
     if prefer == "money" and prices is None:
         raise ConfigurationError("money without prices", hint="give the slow model's prices per million tokens")
-    if at_once < 1:
-        raise ConfigurationError(f"at_once={at_once}", hint="at least 1")
+    for name, count in (("at_once", at_once), ("max_tokens", max_tokens)):
+        if count < 1:
+            raise ConfigurationError(f"{name}={count}", hint="at least 1")
 
 
 def load_items(
@@ -183,9 +197,9 @@ def load_items(
 
 def _work_directory(work: str | Path | None, report: str | Path | None) -> AbstractContextManager[str | Path]:
     if work is not None:
-        return nullcontext(Path(work))
+        return nullcontext(check_folder(work))
     if report is not None:
-        return nullcontext(Path(report).with_suffix(".work"))
+        return nullcontext(check_folder(Path(report).with_suffix(".work")))
     return tempfile.TemporaryDirectory(prefix="fsgen-recommend-")
 
 
@@ -219,7 +233,7 @@ def _measure(
     seed: int,
 ) -> tuple[Measurements, list[Mode]]:
     """All modes on all prompts. Where handing over is worth a try is seen from the fast model's first answers."""
-    measured = Measurements(models, items, work, options, seed=seed)
+    measured = Measurements(models, items, work, options, at_once=at_once, seed=seed)
     measured.warm_up()
     local = "slow" in models.local
     several = (1, at_once) if at_once > 1 else (1,)
@@ -333,5 +347,5 @@ def _option(one: Figures, prefer: str) -> Option:
         lost=one.lost,
         won=one.won,
         cost=one.cost(prefer),
-        lossless=one.mode.lossless,
+        lossless=one.lossless,
     )

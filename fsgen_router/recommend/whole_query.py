@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from ..evaluation import Array
 from .figures import Columns
-from .measuring import BLOCK
 from .modes import Mode, Seat
 
 SHARES = {"prompt": (0.25, 0.5, 0.75), "answer": (0.25, 0.5)}
@@ -67,13 +66,14 @@ def whole_queries(
 
 
 def _batch(fast: Columns, slow: Columns, over: npt.NDArray[np.bool_], *, answers: bool) -> Array | None:
-    """Tokens and seconds of each block several at a time: both models' own, by the share that each answers."""
+    """Tokens, seconds and answers of each block several at a time: both models' own, by the share that each answers."""
     if fast.batch is None or slow.batch is None:
         return None
-    share = np.array([float(over[start : start + BLOCK].mean()) for start in range(0, len(over), BLOCK)])
+    ends = np.cumsum(fast.batch[:, 2]).astype(int)
+    share = np.array([float(block.mean()) for block in np.split(over, ends[:-1])])
     tokens = (1 - share) * fast.batch[:, 0] + share * slow.batch[:, 0]
     walls = (1.0 if answers else 1 - share) * fast.batch[:, 1] + share * slow.batch[:, 1]
-    return np.stack([tokens, walls], 1)
+    return np.stack([tokens, walls, fast.batch[:, 2]], 1)
 
 
 def _recipe(when: str, threshold: float) -> str:

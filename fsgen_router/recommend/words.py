@@ -54,7 +54,7 @@ def evidence(advice: Advice, figures: Sequence[Figures], *, prefer: str, quality
 
 def _better(chosen: Figures, *, prefer: str, quality_loss: float) -> str:
     cost = f"takes {_ratio(chosen.cost(prefer))} of the slow model's {prefer}"
-    if chosen.mode.lossless:
+    if chosen.lossless:
         return f"{chosen.mode.name} writes the slow model's own text and {cost}."
     return (
         f"{chosen.mode.name} {cost}; it loses {_share(chosen.quality_loss)} of accuracy, at most "
@@ -63,13 +63,12 @@ def _better(chosen: Figures, *, prefer: str, quality_loss: float) -> str:
 
 
 def _nothing_better(figures: Sequence[Figures], *, prefer: str, quality_loss: float) -> str:
-    kept = [
-        one
-        for one in figures[1:]
-        if (one.mode.lossless or (one.quality_loss.value or 0.0) <= quality_loss) and one.cost(prefer).value is not None
-    ]
+    kept = [one for one in figures[1:] if one.lossless or (one.quality_loss.value or 0.0) <= quality_loss]
     if not kept:
         return f"Every other mode loses more than {quality_loss:.1%} of accuracy."
+    kept = [one for one in kept if one.cost(prefer).value is not None]
+    if not kept:
+        return f"What the modes that lose no more than {quality_loss:.1%} of accuracy cost in {prefer} is not known."
     best = min(kept, key=lambda one: one.cost(prefer).value or 0.0)
     return (
         f"Of the modes that lose no more than {quality_loss:.1%} of accuracy the cheapest is {best.mode.name}, at "
@@ -86,7 +85,7 @@ def _open(advice: Advice, figures: Sequence[Figures], *, prefer: str, quality_lo
     one = find(figures, advice.promising[0])
     loss = (
         "writes the slow model's own text"
-        if one.mode.lossless
+        if one.lossless
         else f"loses {one.quality_loss.value:.1%} of accuracy here, and up to {one.quality_loss_bound:.1%} cannot be "
         f"ruled out, where {quality_loss:.1%} may be lost"
     )

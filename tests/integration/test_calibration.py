@@ -1242,9 +1242,33 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path: Path) -> 
     for name in ("on-policy rounds", "candidates", "report"):
         assert 0 < stages[name]["expected_positions"] < stages[name]["slow_positions"]
     assert record["expected_seconds"] < record["seconds"]
+    assert all(stage["expected_seconds"] <= stage["seconds"] for stage in record["stages"])
     code, text, _ = invoke("calibrate", "--out", out, "--count", 20, "--max-tokens", 40, "--dry-run", "--curves")
     assert code == 0
     assert all(word in text for word in ("expected", "at most", "of both models alone", "oracle", "seconds"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--method", "nope"), "unknown method"),
+        (("--compare", "nope"), "unknown method"),
+        (("--check", "nope"), "unknown checker"),
+        (
+            ("--fast", "reference:fast?n_ctx=64", "--slow", "reference:slow?n_ctx=64", "--prompts", "p"),
+            "leaves no room",
+        ),
+    ],
+)
+def test_a_dry_run_refuses_what_the_calibration_would(
+    options: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ({"prompt": f"{number} lamps and ropes? " * 9, "answer": "7"} for number in range(20))
+    (tmp_path / "p").write_text("\n".join(map(json.dumps, lines)))
+    code, _, text = invoke("calibrate", "--out", "p.safetensors", "--dry-run", *options)
+    assert code == 2
+    assert said in " ".join(text.split())
 
 
 def test_what_is_expected_falls_with_the_rate_and_is_the_most_without_shared_rows(router: Router) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fsgen_router import ConfigurationError, InvalidRequest, Prices, PromptTooLong, Router, reference
+from fsgen_router import (
+    BackendError,
+    ConfigurationError,
+    InvalidRequest,
+    Prices,
+    PromptTooLong,
+    Router,
+    reference,
+)
 from fsgen_router.adapters.scripted import ScriptedTextModel
+from fsgen_router.calibration.bench import open_pair
 from fsgen_router.cli import app
 from fsgen_router.contracts.models import TokenModel
-from fsgen_router.errors import CheckerFailed
+from fsgen_router.errors import CalibrationError, CheckerFailed
 from fsgen_router.evaluation import ask, reference_items, run_baselines
 from fsgen_router.recommend import Recommendation, recommend
 from fsgen_router.recommend import measuring as measuring_module
@@ -254,11 +264,67 @@ def test_prompts_longer_than_half_the_context_are_measured_and_noted(tmp_path: P
 
 def test_models_that_hold_fewer_requests_are_measured_with_those(items: list[Any]) -> None:
     found = recommend(
-        "reference:fast?n_seq=1", "reference:slow?n_seq=1", items[:2], check="slow", max_tokens=4, resamples=100
+        "reference:fast?n_seq=1", "reference:slow?n_seq=1", items[:4], check="slow", max_tokens=4, resamples=100
     )
     assert found.at_once == 1
     assert found.notes[0] == "4 at once were asked for, and the models hold 1 (n_seq)"
     assert found.figures[0].tokens_per_second_at_once.value is None
+
+
+def test_as_many_run_at_once_as_is_said(items: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    several: list[tuple[int, int]] = []
+    answered = measuring_module._answered
+
+    def spy(router: Router, block: list[Any], at_once: int, options: dict[str, Any]) -> Any:
+        several.append((len(block), at_once))
+        return answered(router, block, at_once, options)
+
+    monkeypatch.setattr(measuring_module, "_answered", spy)
+    models = ("reference:fast?n_seq=10", "reference:slow?n_seq=10")
+    many = reference_items("calibration", 21)
+    found = recommend(*models, many, check="slow", at_once=10, max_tokens=2, resamples=100)
+    assert found.at_once == 10
+    assert {pair for pair in several if pair[1] > 1} == {(10, 10), (11, 10)}
+    found = recommend(*models, many[:3], check="slow", at_once=10, max_tokens=2, resamples=100)
+    assert found.at_once == 3
+    assert found.notes[0] == "10 at once were asked for, and there are 3 prompts"
+
+
+def test_an_answer_in_which_the_slow_model_failed_is_no_figure(
+    fast_model: TokenModel, items: list[Any], tmp_path: Path
+) -> None:
+    """The fast model's text stands there, and would be taken for the slow one's."""
+    broken: list[int] = []
+
+    def says(request: Any) -> list[str]:
+        broken.append(1)
+        if len(broken) == 4:
+            raise BackendError("it went away")
+        return [" Answer: 7"]
+
+    slow = ScriptedTextModel(says, name="endpoint")
+    arguments: dict[str, Any] = {"check": "slow", "at_once": 1, "max_tokens": 8, "resamples": 100, "work": tmp_path}
+    with pytest.raises(BackendError, match=r"the slow model failed.*it went away.*goes on from it"):
+        recommend(fast_model, slow, items[:6], **arguments)
+    assert len(list(tmp_path.glob("slow_alone*.npz"))) == 3
+    assert recommend(fast_model, slow, items[:6], **arguments).figures[0].slow_share.value == 1.0
+
+
+def test_a_copy_of_the_other_model_is_refused(items: list[Any], tmp_path: Path) -> None:
+    copy = shutil.copy(reference.path("slow"), tmp_path / "copy.gguf")
+    with pytest.raises(ConfigurationError, match="fast and slow are one model"):
+        recommend(f"llama_cpp:{reference.path('slow')}", f"llama_cpp:{copy}", items)
+    with (
+        pytest.raises(ConfigurationError, match="fast and slow are one model"),
+        open_pair(f"llama_cpp:{reference.path('slow')}", f"llama_cpp:{copy}"),
+    ):
+        pass
+
+
+def test_a_place_that_cannot_be_written_to_is_told_of_before_models_load(items: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CalibrationError, match=r"cannot be written: Not a directory.*name another place"):
+        recommend("llama_cpp:none.gguf", "llama_cpp:nor_that.gguf", items, work=tmp_path / "file" / "work")
 
 
 def test_a_checker_that_finds_nothing_right_is_doubted(
@@ -289,6 +355,7 @@ def test_a_checker_is_doubted_after_a_few_prompts_and_not_after_all(
         ({"prefer": "speed"}, "available: seconds, money, flops"),
         ({"prefer": "money"}, "money without prices"),
         ({"at_once": 0}, "at_once=0"),
+        ({"max_tokens": 0}, "max_tokens=0"),
         ({"count": 1}, "at least 2"),
         ({"policies": ["entropee>1"]}, "entropee"),
         ({"fast": "reference:fast"}, "slow is missing"),
@@ -413,6 +480,11 @@ def test_the_command_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert max(map(len, done.stdout.splitlines())) <= 80
+    narrow = CliRunner(env={"COLUMNS": "40"}).invoke(
+        app,
+        ["recommend", "--count", "9", "--at-once", "2", "--max-tokens", "64", "--work", str(tmp_path / "page.work")],
+    )
+    assert all(name in narrow.stdout for name in ("slow alone", "speculative 8", "at answer 50%"))
     for words in ("slow alone", "at prompt 75%", "speculative 4", "fsgen-router complete", "Router("):
         assert words in done.stdout
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")

@@ -234,6 +234,7 @@ def test_a_file_that_says_something_else_counts_as_not_there(tmp_path: Path, cap
         "lack a step of one token": {**good, "points": good["points"][1:]},
         "are no costs of a model": {**good, "points": [{"tokens": 1}]},
         "machine": {name: value for name, value in good.items() if name != "machine"},
+        "points.1.tokens": {**good, "points": [good["points"][0], {**good["points"][1], "tokens": "many"}]},
         "not above 0": {**good, "points": [{**good["points"][0], "seconds": 0.0}]},
         "list": [],
     }

@@ -85,6 +85,16 @@ def test_few_prompts_decide_nothing_and_the_number_that_would_is_said() -> None:
     assert "about 150 would do" in headline(found)
 
 
+def test_a_mode_that_fewer_prompts_would_dismiss_does_not_lower_the_number() -> None:
+    """Four would show that 0.99 saves nothing, and tell nothing of the other, which is open."""
+    dismissed = option("verify (middle, slow)", (0.94, 0.99, 1.04), n=3)
+    found = advice(option("verify", (0.55, 0.6, 0.65), n=3), dismissed)
+    assert (found.verdict, found.promising) == ("undecided", ("verify", "verify (middle, slow)"))
+    assert found.prompts_needed == 150
+    # Alone, that is all there is to be known.
+    assert advice(dismissed).prompts_needed < 150
+
+
 def test_what_may_be_cheaper_still_is_said_beside_the_recommendation() -> None:
     found = advice(lossless((0.7, 0.75, 0.8), n=60), option("replace", (0.5, 0.55, 0.6), n=60))
     assert (found.verdict, found.mode, found.promising) == ("speculative", "speculative", ("replace",))
@@ -183,7 +193,7 @@ def columns(
         money=np.full(n, money),
         slow_share=np.zeros(n),
         truncated=np.zeros(n),
-        batch=np.array([[40.0, 2.0], [40.0, 2.0]]),
+        batch=np.array([[40.0, 2.0, n - n // 2], [40.0, 2.0, n // 2]]),
     )
 
 
@@ -202,6 +212,17 @@ def test_figures_are_paired_with_the_slow_model_alone() -> None:
     assert record["policy"] == "entropy>1.5,span=rest,window=8"
     assert set(record) >= {"accuracy", "accuracy_interval", "seconds_relative_interval", "expected_seconds"}
     assert record["tokens_per_second_at_once_interval"] == [20.0, 20.0]
+
+
+def test_a_lossless_mode_whose_texts_differ_is_one_whose_loss_counts() -> None:
+    spec = next(mode for mode in ROUTED if mode.lossless)
+    slow = dataclasses.replace(columns([1, 1], [2.0, 2.0]), texts=("a", "b"))
+    same = make_figures(spec, dataclasses.replace(columns([1, 1], [1.0, 1.0]), texts=("a", "b")), slow)
+    other = make_figures(spec, dataclasses.replace(columns([1, 0], [1.0, 1.0]), texts=("a", "c")), slow)
+    assert (same.differ, same.lossless, other.differ, other.lossless) == (0, True, 1, False)
+    assert other.to_dict()["lossless"] is False
+    # Of a mode made of others' answers no texts are kept.
+    assert make_figures(rest_mode(1.0), columns([1, 1], [1.0, 1.0]), slow).differ is None
 
 
 def test_unknown_sizes_and_prices_stay_unknown() -> None:
@@ -303,6 +324,12 @@ def test_a_recommendation_in_words() -> None:
         "--fast llama_cpp:a.gguf --slow llama_cpp:b.gguf --policy every:4 --method verify:exact"
     )
     assert as_options(figures[0], models, reference=True) == "--policy always,span=rest --method replace"
+    # What is not known is not "loses".
+    free = evidence(Advice(verdict="slow", mode=alone.name), figures, prefer="money", quality_loss=0.02)
+    assert "the cheapest is" in free[1]
+    unpriced = [dataclasses.replace(one, money_relative=Estimate(None)) for one in figures]
+    free = evidence(Advice(verdict="slow", mode=alone.name), unpriced, prefer="money", quality_loss=0.02)
+    assert free[1] == "What the modes that lose no more than 2.0% of accuracy cost in money is not known."
     for verdict in ("slow", "undecided"):
         assert evidence(Advice(verdict=verdict, mode=alone.name), figures, prefer="seconds", quality_loss=0.02)[1:]
 
@@ -322,9 +349,11 @@ def test_two_models_that_are_one_file_are_refused(tmp_path) -> None:
     file.write_bytes(b"x")
     other.write_bytes(b"x")
     link.symlink_to(file)
-    require_different({"fast": f"llama_cpp:{file}", "slow": f"llama_cpp:{other}"})
+    require_different([("fast", f"llama_cpp:{file}"), ("slow", f"llama_cpp:{other}")])
     for slow in (f"llama_cpp:{file}?n_ctx=512", f"llama_cpp:{link}", f"transformers:{file}"):
         with pytest.raises(ValueError, match="fast and slow are one model"):
-            require_different({"fast": f"llama_cpp:{file}", "slow": slow})
+            require_different([("fast", f"llama_cpp:{file}"), ("slow", slow)])
     with pytest.raises(ValueError, match="slow and middle are one model"):
-        require_different({"fast": "reference:fast", "slow": "reference:slow", "middle": "reference:slow?n_ctx=512"})
+        require_different(
+            [("fast", "reference:fast"), ("slow", "reference:slow"), ("middle", "reference:slow?n_ctx=512")]
+        )
