@@ -186,7 +186,8 @@ class Pairing:
         else:
             policy = policy or make_policy(self._default_policy(method))
             if self.local_slow.capabilities.remote:
-                self._warn_of_small_calls(policy, method)
+                # A request's own policy is chosen in its thread, or on its event loop: nothing is timed there.
+                self._warn_of_small_calls(policy, method, timed=self._first_time("choice"))
             if method.rule is not None and self.rereads and self._first_time("rewind", method.name):
                 _warn_of_rereading(method, self.rereads)
         quiet = not self._first_time("pair", policy.name, method.name)
@@ -275,12 +276,12 @@ class Pairing:
         if wanted:
             here: Role = "fast" if self.slow_is_remote else "slow"
             measured = self.run_forwards(here, lambda: measure_forwards(wanted, effort, progress=progress, clock=clock))
-        for role, cost in measured.items():
-            if cost.steady:
-                store.save(role, local[role], cost)
         if unsteady := [cost for cost in measured.values() if not cost.steady]:
             self._say_unsteady(unsteady, kept=[local[role].name for role in measured if role in known], loud=again)
             measured = {role: cost for role, cost in measured.items() if role not in known}
+        for role, cost in measured.items():
+            if cost.steady:
+                store.save(role, local[role], cost)
         costs = {**known, **measured}
         money = {} if self.costs is None else {name: getattr(self.costs, name) for name in ("watts", "usd_per_hour")}
         self.costs = PairCost(fast=costs["fast"], slow=costs.get("slow"), **money)
@@ -313,7 +314,7 @@ class Pairing:
             return DEFAULT_POLICY
         return f"every:{method.draft_len}" if method.draft_len >= LEAST_CALL else f"{DEFAULT_POLICY},span={LEAST_CALL}"
 
-    def _warn_of_small_calls(self, policy: Policy, method: Method) -> None:
+    def _warn_of_small_calls(self, policy: Policy, method: Method, *, timed: bool) -> None:
         """Over a network a call costs a round trip, however few tokens it judges or writes."""
         mode, slow = Mode.of(policy, method), self.local_slow
         if slow is None or mode.who not in ("every", "rate") or mode.extent == REST:
@@ -322,17 +323,7 @@ class Pairing:
         tokens = mode.extent + min(gap, mode.draft_len)
         if tokens >= LEAST_CALL or not self._first_time("calls", f"{tokens:.3g}", method.name):
             return
-        arithmetic = ""
-        try:
-            call, further = measure_calls(slow)
-        except BackendError as error:
-            log.warning("costs_unmeasured", fast=self.fast.name, slow=slow.name, why=str(error))
-        else:
-            over = (call + (tokens - 1) * further) / (tokens * further)
-            arithmetic = (
-                f" A call that writes one token takes {1e3 * call:.3g} ms here and each further token of a call "
-                f"{1e3 * further:.3g} ms, so tokens cost {over:.2g} times what they cost in a long call."
-            )
+        arithmetic = self._arithmetic(slow, tokens) if timed else ""
         warn(
             SmallExtentWarning,
             f"{policy.name} with {method.name} has {slow.name} judge or write {tokens:.3g} "
@@ -342,6 +333,18 @@ class Pairing:
             policy=policy.name,
             endpoint=slow.name,
             extent=mode.extent,
+        )
+
+    def _arithmetic(self, slow: TokenModel, tokens: float) -> str:
+        try:
+            call, further = measure_calls(slow)
+        except BackendError as error:
+            log.warning("costs_unmeasured", fast=self.fast.name, slow=slow.name, why=str(error))
+            return ""
+        over = (call + (tokens - 1) * further) / (tokens * further)
+        return (
+            f" A call that writes one token takes {1e3 * call:.3g} ms here and each further token of a call "
+            f"{1e3 * further:.3g} ms, so tokens cost {over:.2g} times what they cost in a long call."
         )
 
     def _require_rows(self, method: Method) -> None:

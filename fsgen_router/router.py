@@ -9,7 +9,7 @@ import statistics
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, aclosing, closing
+from contextlib import ExitStack, aclosing, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ from .resolve import make_model
 from .run import drivers
 from .run.slots import Load, Place, Slots
 from .run.streams import AsyncStream, Stream
+from .run.turns import turn_of
 from .run.workers import AnyModel, Workers
 from .session import Session
 from .support.logs import log
@@ -70,12 +71,17 @@ class _Fixed(Generic[T]):
         raise AttributeError(f"{self._name} of a Router is fixed when it is made ({self._instead})")
 
 
-def _where_forwards_run(workers: Workers, *, batching: bool) -> RunForwards:
-    """What runs a function that uses a local model where its forwards run. Another thread would bring an OpenMP team
-    of its own along, which slows every later forward down. It holds no Router, so that one is freed when dropped."""
+def _where_forwards_run(workers: Workers, models: Mapping[Role, AnyModel], *, batching: bool) -> RunForwards:
+    """What runs a function that uses a local model where and when its forwards run. Another thread would bring an
+    OpenMP team of its own along, which slows every later forward down. It holds no Router, so that one is freed when
+    dropped."""
 
     def run(role: Role, function: Callable[[], T]) -> T:
-        return workers.call(role, function) if batching else function()
+        if batching:
+            return workers.call(role, function)
+        model = models[role]
+        with turn_of(model) if reads_tokens(model) else nullcontext():
+            return function()
 
     return run
 
@@ -217,7 +223,7 @@ class Router:
                 batching = self._pair.n_seq > 1 or self._pair.slow_is_remote
             self._batching = bool(read_ahead) or batching
             self._workers = Workers(self._pair.models)
-            self._pair.run_forwards = _where_forwards_run(self._workers, batching=self._batching)
+            self._pair.run_forwards = _where_forwards_run(self._workers, self._pair.models, batching=self._batching)
             self.prices = prices
             self._policy, self._method = self._choose(wanted_policy, wanted_method)
             warn_of_swapped(self.fast, self.slow)

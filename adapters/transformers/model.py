@@ -17,6 +17,7 @@ from transformers import __version__ as transformers_version
 from fsgen_router.contracts.models import Opened, Rows, Work
 from fsgen_router.errors import BackendError, ConfigurationError
 from fsgen_router.rows.reading import UNREADABLE, Row, Scratch
+from fsgen_router.support.digests import sampled_digest
 from fsgen_router.support.options import checked
 from fsgen_router.support.waiting import Home, holding
 
@@ -46,7 +47,7 @@ class TransformersModel:
         self.options = checked(TransformersOptions, options, error=ConfigurationError)
         template = self.options.chat_template and template_text(self.options.chat_template)
         self.template_digest = template_digest(template, self.options.chat_template_kwargs)
-        source = locate(os.fspath(where), self.options)
+        source = self._source = locate(os.fspath(where), self.options)
         self.name = source.name
         self.device = device_of(self.options.device)
         set_threads(self.options.n_threads, self.device)
@@ -112,6 +113,7 @@ class TransformersModel:
         device = self.device
         return {
             "backend": f"transformers {transformers_version}, torch {torch.__version__}",
+            "files": sampled_digest(self._source.weights) if self._source.weights else "",
             "config": self._config.to_json_string(use_diff=False),
             "parameters": f"{self.n_params} as {self._model.dtype}",
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -25,6 +25,14 @@ class Source:
     arguments: dict[str, Any]
     on_hub: bool
 
+    @property
+    def weights(self) -> list[Path]:
+        """The files that hold them; none where the hub is asked for them."""
+        if self.on_hub:
+            return []
+        folder, gguf_file = Path(self.where), self.arguments.get("gguf_file")
+        return [folder / gguf_file] if gguf_file else sorted({*folder.glob("*.safetensors"), *folder.glob("*.bin")})
+
 
 def locate(where: str, options: TransformersOptions) -> Source:
     """A folder, a GGUF file, or ``owner/repo@revision`` on the hub."""

@@ -13,7 +13,7 @@ from .._version import __version__
 from ..contracts.models import TokenModel
 from ..errors import ConfigurationError, InvalidRequest, NothingToGain, PromptTooLong
 from ..evaluation import SLOW_ONLY, Estimate, Item, Run, interval
-from ..evaluation.different import require_different, require_different_files
+from ..evaluation.different import files_of, require_different, require_different_files
 from ..methods import make_method
 from ..policies import Learned
 from ..policies.cards import Pair, fingerprint
@@ -113,6 +113,7 @@ def open_bench(
         {
             "version": __version__,
             "pair": pair.model_dump(),
+            "files": [files_of(model) for model in (router.fast, router.slow, router.tuned) if model is not None],
             "prompts": prompts.sha256,
             "options": {**parsed.request, "stop": list(parsed.stop)},
         },

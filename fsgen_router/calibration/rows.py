@@ -48,13 +48,14 @@ class SharedRows:
             )
 
     def _load(self, role: Role) -> int:
-        """Take what an earlier calibration kept: how many chunks follow on each other."""
+        """Take what an earlier calibration kept, as far as there is room: how many chunks follow on each other."""
         number = 0
-        while True:
+        while not self.models[role].trie.full:
             arrays = self._work.load(_chunk(role, number))
             if arrays is None or not self.models[role].trie.put_back(arrays):
-                return number
+                break
             number += 1
+        return number
 
     def save(self) -> None:
         """Keep what was read since this was last called."""

@@ -149,8 +149,9 @@ def choose_remote(prices: Prices) -> Choice:
 
 
 def _choice(found: list[Candidate], alone: float, unit: str) -> Choice:
-    as_good = [one for one in found if one.over_slow <= found[0].over_slow + AS_GOOD]
+    least, enough = found[0].over_slow, 1.0 - LEAST_GAIN
+    gains = least <= enough
+    most = min(least + AS_GOOD, enough) if gains else least + AS_GOOD
+    as_good = [one for one in found if one.over_slow <= most]
     best = max(as_good, key=lambda one: decided(one.mode))  # the cheapest of equals
-    if best.over_slow > 1.0 - LEAST_GAIN:
-        return Choice(Candidate(Mode(who="slow"), alone, 1.0), best, unit)
-    return Choice(best, best, unit)
+    return Choice(best if gains else Candidate(Mode(who="slow"), alone, 1.0), best, unit)

@@ -30,6 +30,7 @@ _SEQUENCES = (2, 4, 8)
 _LAST_REMOTE, _EVERY_REMOTE = (1, 16, 64), (17, 33, 25, 49)
 """Of a model behind a network, which is never asked for a few tokens."""
 _WRITTEN = 16
+_TRIES = 6
 _ESSENTIAL: frozenset[Shape] = frozenset({(1, 1, False), (4, 1, False), (16, 1, False), (4, 1, True), (17, 1, True)})
 """What is measured whatever it takes: without them nothing could be said of a chunk, nor of judging drafts."""
 
@@ -211,15 +212,20 @@ class _Bench:
         self.times.setdefault(shape, []).append(clock() - began)
 
     def written(self, clock: Callable[[], float]) -> float:
-        """Seconds of each further token that one call writes."""
+        """Seconds of each further token that one call writes; where calls end at once, those of a call."""
         sequence, keep = self.sequences[0], max(self.prefix, 1)
-        self.shift += 1
-        work = Work(sequence, keep, self._some(keep, 1), [(0, self.read(None))], more=_WRITTEN)
-        began = clock()
-        (rows,) = self.model.forward([work])
-        seconds = clock() - began - min(self.times[1, 1, False])
-        count = max(getattr(rows, "written", 0) - 1, 1)  # an end may come before
-        return max(seconds, 1e-6) / count
+        call, found = min(self.times[1, 1, False]), list[float]()
+        for _ in range(_TRIES):
+            self.shift += 1
+            work = Work(sequence, keep, self._some(keep, 1), [(0, self.read(None))], more=_WRITTEN)
+            began = clock()
+            (rows,) = self.model.forward([work])
+            seconds, count = clock() - began - call, getattr(rows, "written", 0) - 1
+            if count >= _WRITTEN // 4:  # of fewer, an end having come before, it would be noise
+                found.append(max(seconds, 1e-6) / count)
+            if len(found) == 2:
+                break
+        return min(found, default=call)
 
     def cost(self) -> ForwardCost:
         points = [Point.of(shape, times) for shape, times in sorted(self.times.items())]

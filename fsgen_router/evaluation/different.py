@@ -1,4 +1,4 @@
-"""One model in two seats would be compared with itself."""
+"""Which models are one: in two seats one would be compared with itself, and behind one name another may lie later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ def require_different(seats: Iterable[tuple[str, AnyModel | str]]) -> None:
 
 def require_different_files(seats: Iterable[tuple[str, AnyModel]]) -> None:
     """The same for loaded models, by what their files hold: a copy is no other model."""
-    _refuse_twice(seats, lambda model: (getattr(model, "identity", None) or {}).get("files"))
+    _refuse_twice(seats, files_of)
+
+
+def files_of(model: AnyModel) -> str | None:
+    """A digest of what a model's files hold; None where it has none, or does not say."""
+    found: str | None = (getattr(model, "identity", None) or {}).get("files")
+    return found
 
 
 def _refuse_twice(seats: Iterable[tuple[str, M]], key: Callable[[M], Hashable]) -> None:

@@ -68,13 +68,12 @@ def decide(options: Sequence[Option], *, slow: str, quality_loss: float) -> Advi
 
     ``quality_loss``: how much accuracy may be lost against the slow model alone, as a share of the prompts.
     """
-    qualified = [option for option in options if _keeps(option, quality_loss) and _high(option) < 1.0]
+    possible = [option for option in options if not _ruled_out(option, quality_loss)]
+    qualified = [option for option in possible if _keeps(option, quality_loss) and _high(option) < 1.0]
     open_ = [
         (option, needed)
-        for option in options
-        if option not in qualified
-        and not _ruled_out(option, quality_loss)
-        and option.n < (needed := prompts_needed(option, quality_loss))
+        for option in possible
+        if option not in qualified and option.n < (needed := prompts_needed(option, quality_loss))
     ]
     hopeful = sorted(
         ((option, needed) for option, needed in open_ if _promises(option, quality_loss)),

@@ -13,6 +13,7 @@ from ..costs import Mode as CostMode
 from ..errors import BackendError
 from ..evaluation import Run
 from ..pairing import UnsteadyMachineWarning
+from ..policies import BestOf, Capped
 from .measuring import JUDGED, Sample
 from .models import Models
 from .modes import Mode
@@ -68,6 +69,9 @@ def _form(mode: Mode, models: Models) -> CostMode | None:
     if mode.seats != ("fast", "slow"):
         return None
     router = models.routed(mode, 1)
-    if "tuned" in router.method.roles:
+    policy = router.policy
+    while isinstance(policy, Capped):
+        policy = policy.inner
+    if "tuned" in router.method.roles or isinstance(policy, BestOf):
         return None
     return CostMode.of(router.policy, router.method)

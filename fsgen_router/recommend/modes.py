@@ -9,10 +9,12 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ..evaluation import SLOW_ONLY
 from ..pairing import DEFAULT_POLICY
+from ..policies.files import SUFFIX
 
 Seat: TypeAlias = Literal["fast", "middle", "slow", "tuned"]
 Kind: TypeAlias = Literal["fast", "middle", "slow", "tuned", "speculative", "routed", "whole_query"]
@@ -38,8 +40,10 @@ class Mode:
     @property
     def file_name(self) -> str:
         """What its measurements are called on disk: everything that they depend on."""
-        form = f"{'-'.join(self.seats)}-{self.policy}-{self.method}"
-        digest = hashlib.sha256(form.encode()).hexdigest()[:8]
+        form = f"{'-'.join(self.seats)}-{self.policy}-{self.method}".encode()
+        if self.policy.endswith(SUFFIX):  # another policy may lie there later
+            form += Path(self.policy).read_bytes()
+        digest = hashlib.sha256(form).hexdigest()[:8]
         return f"{re.sub(r'[^a-z0-9]+', '_', self.name.lower())[:40]}-{digest}"
 
 

@@ -21,6 +21,7 @@ from ..calibration.store import check_folder
 from ..costs import PairCost
 from ..errors import CheckerFailed, ConfigurationError, InvalidRequest
 from ..evaluation import Item, Run, read_items, reference_items
+from ..evaluation.different import files_of
 from ..evaluation.intervals import RESAMPLES
 from ..policies import make_policy
 from ..policies.cards import fingerprint
@@ -214,6 +215,7 @@ def _belongs_to(
         "machine": machine(),
         "pair": fingerprint(router.fast, router.slow).model_dump(),
         "models": dict(names),
+        "files": {seat: files_of(model) for seat, model in models.loaded.items()},
         "prompts": [prompt_key(item) for item in items],
         "options": {**options, "stop": list(options["stop"])},
         "extras": list(EXTRAS),

@@ -592,6 +592,17 @@ def test_answers_that_thresholds_share_are_the_answers_that_are_written(
         assert before is router.fast
 
 
+def test_rows_that_were_kept_are_put_back_as_far_as_there_is_room(router: Router, work: cal.WorkDirectory) -> None:
+    rows = cal.SharedRows(router, work)
+    rows.router.complete("How many coins do 3 lamps cost in Saltby?", max_tokens=8)
+    rows.save()
+    rows.router.close()
+    for limit, some in ((1 << 20, True), (0, False)):
+        again = cal.SharedRows(router, work, limit_bytes=limit)
+        assert (len(again.models["fast"].trie) > 1) is some
+        again.router.close()
+
+
 def test_answers_are_read_whole_where_live_forwards_run(work: cal.WorkDirectory) -> None:
     """Beside them, on the same cores, both would take far longer."""
     fast, slow = (

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from fsgen_router import (
     Router,
     reference,
 )
+from fsgen_router.adapters.llama_cpp import LlamaCppModel
 from fsgen_router.adapters.scripted import ScriptedTextModel
 from fsgen_router.calibration.bench import open_pair
 from fsgen_router.cli import app
@@ -137,6 +139,33 @@ def test_modes_find_nothing_that_others_have_read(found: Recommendation, work: P
     assert counted > 100
 
 
+def test_caches_are_emptied_where_forwards_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[str] = set()
+    forward = LlamaCppModel.forward
+
+    def spy(self: LlamaCppModel, works: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return forward(self, works)
+
+    monkeypatch.setattr(LlamaCppModel, "forward", spy)
+    with Models("reference:fast?n_seq=2", "reference:slow?n_seq=2") as models:
+        models.forget()
+    assert threads
+    assert all(name.startswith("fsgen-") for name in threads)
+
+
+def test_of_drafts_of_whole_answers_no_seconds_are_expected(
+    fast_model: TokenModel, slow_model: TokenModel, items: list[Any]
+) -> None:
+    found = recommend(
+        fast_model, slow_model, items[:2], policies=["best_of:2,vote>0.5"], check="slow", at_once=1, max_tokens=4,
+        resamples=100,
+    )  # fmt: skip
+    figures = by_name(found)
+    assert figures["replace"].expected_seconds
+    assert figures["own: best_of:2,vote>0.5"].expected_seconds is None
+
+
 def test_a_rate_is_held_over_all_blocks(found: Recommendation) -> None:
     """A mode's Router stays the same from block to block, so that its controller learns."""
     assert 0.05 < by_name(found)["replace"].slow_share.value < 0.6
@@ -197,6 +226,19 @@ def test_a_work_directory_of_other_prompts_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match="prompts"):
         recommend(fast_model, slow_model, items[:4], at_once=2, max_tokens=96, work=work)
+
+
+def test_a_work_directory_of_another_model_in_the_same_file_is_refused(items: list[Any], tmp_path: Path) -> None:
+    slow = tmp_path / "slow.gguf"
+    shutil.copy(reference.path("slow"), slow)
+    arguments: dict[str, Any] = {"check": "slow", "at_once": 1, "max_tokens": 2, "resamples": 100}
+    pair = ("reference:fast", f"llama_cpp:{slow}", items[:2])
+    recommend(*pair, work=tmp_path / "work", **arguments)
+    recommend(*pair, work=tmp_path / "work", **arguments)
+    with slow.open("ab") as file:
+        file.write(b"trained")
+    with pytest.raises(ConfigurationError, match="its files differ"):
+        recommend(*pair, work=tmp_path / "work", **arguments)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

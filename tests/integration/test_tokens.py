@@ -324,6 +324,9 @@ def test_calls_of_a_token_are_warned_of_with_what_they_cost(
         Router(fast, slow, policy="budget:0.2", method="replace").close()
     with pytest.warns(SmallExtentWarning, match=r"5 tokens in a call"):
         Router(fast, slow, policy="every:4", method="verify:exact,draft_len=4").close()
+    with Router(fast, slow, **JUDGED) as router, pytest.warns(SmallExtentWarning) as said:
+        router.complete(PROMPTS[0], max_tokens=1, policy="budget:0.2")
+    assert "ms here" not in str(said[0].message)  # a request is not kept waiting by calls that are timed
     slow.shutdown()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from fsgen_router import (
     UnsteadyMachineWarning,
 )
 from fsgen_router.adapters.scripted import ScriptedTextModel
+from fsgen_router.contracts.models import Rows, Work
 from fsgen_router.costs import (
     CostStore,
     Effort,
@@ -31,12 +34,16 @@ from fsgen_router.costs import (
     Rates,
     assess,
     choose_mode,
+    choosing,
     disagreement,
     measure_forwards,
 )
+from fsgen_router.costs.choosing import Candidate
+from fsgen_router.costs.measuring import measure_calls
 from fsgen_router.methods import make_method
 from fsgen_router.pairing import Pairing
 from fsgen_router.policies import make_policy
+from fsgen_router.rows.reading import Row
 
 FAST, SLOW = linear(1.0, 0.2), linear(3.0, 0.5, row=0.25, jumps={8: 2.0})
 ALL = Effort(rounds=3, seconds=1e9)
@@ -279,6 +286,35 @@ def test_a_machine_that_changes_its_speed_keeps_the_older_figures(tmp_path: Path
     assert found.spread > 0.35
     assert fresh.costs == found
     assert empty.load("slow", slow) is None
+    # Of a pair both stay, also where only one of them was slowed down.
+    times = itertools.cycle((1.0, 2.0, 3.0))
+    slow.cost, fast.cost = linear(30.0, 1.0), (lambda *shape: FAST(*shape) * next(times))
+    clock.speed = lambda now: 1.0
+    with pytest.warns(UnsteadyMachineWarning, match="older figures of fast and slow are kept"):
+        assert counted(pair, clock, store=store) == first
+    assert store.load("slow", slow) == first.slow
+
+
+def test_what_further_tokens_of_a_call_take_is_not_told_by_calls_that_end_at_once() -> None:
+    """A call of 5 takes 5 ms and 2 ms more for each further token."""
+    clock = Clock()
+
+    class Served(CountedModel):
+        ends: Iterator[int]
+
+        def forward(self, works: Sequence[Work]) -> list[list[Row]]:
+            rows = [Rows(found) for found in super().forward(works)]
+            if works[0].more:
+                rows[0].written = next(self.ends)
+                self.clock.spend(0.002 * (rows[0].written - 1))
+            return rows  # type: ignore[return-value]
+
+    model = Served(0.0, lambda *_: 0.005, clock, name="served")
+    for ends, further in (((1, 2, 16, 9), 0.002), ((1,) * 6, 0.005)):
+        model.ends = iter(ends)
+        found = measure_calls(model, clock)
+        assert found == pytest.approx((0.005, further))
+        assert next(model.ends, None) is None
 
 
 def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
@@ -425,6 +461,15 @@ def test_published_rates_are_what_is_assumed() -> None:
     assert disagreement(1, 1) == pytest.approx(0.093)
     assert disagreement(500, 72_000) == pytest.approx(0.192, abs=0.001)
     assert disagreement(500, 100) == disagreement(None, 7) == pytest.approx(0.093)  # nothing is known below 1
+
+
+def test_a_mode_that_gains_is_not_given_up_for_a_better_one_that_does_not() -> None:
+    modes = [Mode(who="rate", rate=0.2), Mode(who="prompt", rate=0.9), Mode(who="rate", rate=0.2, draft_len=16)]
+    found = [Candidate(mode, over, over) for mode, over in zip(modes, (0.943, 0.948, 0.951), strict=True)]
+    assert choosing._choice(found, 1.0, "seconds").chosen == found[0]
+    nothing = [Candidate(mode, over, over) for mode, over in zip(modes, (0.953, 0.958, 0.961), strict=True)]
+    choice = choosing._choice(nothing, 1.0, "seconds")
+    assert (choice.chosen.mode.who, choice.best) == ("slow", nothing[2])
 
 
 def router_by_default(cost: Any, *, parts: float = 0.05, **options: Any) -> Router:

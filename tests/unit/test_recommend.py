@@ -74,6 +74,7 @@ def test_where_every_mode_loses_quality_or_seconds_nothing_is_routed() -> None:
 def test_a_saving_too_small_to_matter_keeps_nothing_open() -> None:
     assert advice(lossless((0.96, 0.99, 1.02))).verdict == "slow"
     assert advice(lossless((0.9, 0.97, 1.04))).verdict == "undecided"
+    assert advice(lossless((0.975, 0.98, 0.985))).verdict == "slow"  # beyond doubt, and too small all the same
 
 
 def test_few_prompts_decide_nothing_and_the_number_that_would_is_said() -> None:
@@ -289,6 +290,16 @@ def test_a_mode_is_one_record() -> None:
     between = pair_modes(local=True, rest=1.5, policies=[], seats=("fast", "middle"))
     assert not any(mode.lossless for mode in between)
     assert between[0].name == "replace (fast, middle)"
+
+
+def test_another_policy_in_the_same_file_is_another_mode(tmp_path) -> None:
+    file = tmp_path / "p.safetensors"
+    mode = Mode(name="own", kind="routed", policy=str(file))
+    file.write_bytes(b"one")
+    before = mode.file_name
+    assert mode.file_name == before
+    file.write_bytes(b"two")
+    assert mode.file_name != before
 
 
 def test_the_slow_model_alone_is_read_by_no_other() -> None:

@@ -228,6 +228,20 @@ def test_forwards_overlap_on_two_devices_and_where_both_fit_on_one(
     assert timeline.most == 2
 
 
+@pytest.mark.parametrize("batching", [False, True])
+def test_what_calls_forwards_itself_waits_for_its_turn(batching: bool) -> None:
+    """Also where a request's own thread calls them."""
+    models, _ = timed(3)
+    done = threading.Event()
+    with Router(models.fast, models.slow, policy="never", batching=batching) as router:
+        other = threading.Thread(target=lambda: router.run_forwards("slow", done.set))
+        with turn_of(models.fast):
+            other.start()
+            assert not done.wait(0.3)
+        assert done.wait(30)
+        other.join()
+
+
 @pytest.mark.parametrize(("policy", "least"), [("every:6", 3.2), ("random:0.2", 2.2)])
 async def test_requests_share_their_forwards(policy: str, least: float) -> None:
     """Also where they begin one after the other, out of step."""
