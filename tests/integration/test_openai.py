@@ -604,7 +604,7 @@ BOM_AND_CR = STREAM_HEAD + piece(b"".join(map(event, WORDS)).replace(b"\n", b"\r
 )  # fmt: skip
 def test_dialects_of_real_servers(answer: bytes, text: str, end: TextEnd) -> None:
     with scripted_server(serving(answer)) as server:
-        assert chat(OpenAIModel(f"m@{server.url}", max_retries=0)) == (text, end)
+        assert chat(OpenAIModel(f"m@{server.url}", max_retries=0, read_timeout_seconds=2)) == (text, end)
 
 
 def thought_and_said(events: Iterator[TextEvent]) -> tuple[str, str, TextEnd]:
