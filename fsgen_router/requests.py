@@ -273,14 +273,17 @@ def _ids(text: TextPrompt, tokenizer: Tokenizer) -> list[int]:
 
 def claim_of(engine: Engine, ledger: Ledger) -> Claim | None:
     """What is certified about a finished request's answer (see :attr:`Generation.claim`)."""
-    from .policies import guarantee_of
+    from .policies.learned import guarantee_of, longest_answer
 
     state, request = engine.state, engine.request
     claim = guarantee_of(engine.policy, ledger, state.policy)
     if claim is None or engine.generation is None:
         return None
     # A certificate speaks of answers as calibration ran them.
+    longest = longest_answer(engine.policy)
     against = {
+        "the answer is longer than calibration's could be": longest is not None
+        and engine.generation.usage.tokens > longest,
         "the answer was sampled": not request.warp.greedy,
         "its tokens were masked": request.constraint is not None,
         "it may end at stop tokens": bool(request.stop_ids),

@@ -131,6 +131,8 @@ class Certification:
     p_values: Floats
     risks: Floats
     enough_prompts: int | None
+    counts: tuple[int, ...]
+    """Prompts that each candidate was tested on."""
 
 
 def certify(losses: npt.ArrayLike, alpha: float, delta: float, *, bound: Bound = "binomial") -> Certification:
@@ -172,6 +174,7 @@ def certify_columns(
         chosen=passed - 1 if passed else None,
         p_values=p_values,
         risks=risks,
+        counts=tuple(map(len, losses)),
         enough_prompts=None if behind is None else prompts_needed(alpha, delta, risk=behind, bound=bound),
     )
 

@@ -8,11 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from fsgen_router.contracts.policy import Context, Decision, Ledger, Policy, PolicyState
+from fsgen_router.contracts.policy import REST, Context, Decision, Ledger, Policy, PolicyState
 from fsgen_router.contracts.tokenizer import Tokenizer, Turn
 from fsgen_router.errors import ConfigurationError
 from fsgen_router.records import Claim
@@ -26,6 +27,9 @@ from .features import feature_row, hidden_size
 from .guard import OutlierGuard
 from .prompt_check import PromptCheck, asked
 from .scorers import Scorer, logit, sigmoid
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -138,23 +142,52 @@ class Learned:
                 hint="a policy around it has to hand its reads_hidden on",
             )
         row = feature_row(signals, context)
-        score, compared, reason = self.scorer.score_one(row), self._held(threshold, shift + moved), self.scorer.name
-        if self.guard is not None and self.guard.is_outlier(row):
-            compared, reason, outliers = min(compared, self.guard.widened), "outlier", outliers + 1
+        score = self.scorer.score_one(row)
         if self.drift is not None:
             counts = self.drift.count(counts, score)
+        outlier = self._is_outlier(row)
+        decision, recent = self._decision(score, recent, outlier, threshold, shift + moved)
+        if self.hold is not None:
+            moved += self.hold.change(decision.escalate)
+        return _State(threshold, shift, moved, recent, counts, outliers + outlier), decision
+
+    def _is_outlier(self, row: Sequence[float]) -> bool:
+        return self.guard is not None and self.guard.is_outlier(row)
+
+    def _decision(
+        self, score: float, recent: tuple[float, ...], outlier: bool, threshold: float, shift: float
+    ) -> tuple[Decision, tuple[float, ...]]:
+        """What is decided by a score and the ``recent`` ones since the last escalation; and these from here on."""
+        compared, reason = self._held(threshold, shift), self.scorer.name
+        if outlier:
+            assert self.guard is not None
+            compared, reason = min(compared, self.guard.widened), "outlier"
         # A score that is no number is no reason to be sure.
         escalate = not score <= compared
         if self.span is not None:
             recent = (*recent, score)[-self.span.window :]
             if not escalate and len(recent) == self.span.window:
-                over_span, limit = self.span.score(recent), self._held(self.span.threshold, shift + moved)
+                over_span, limit = self.span.score(recent), self._held(self.span.threshold, shift)
                 if over_span > limit:
                     escalate, score, compared, reason = True, over_span, limit, "span"
-        if self.hold is not None:
-            moved += self.hold.change(escalate)
-        after = _State(threshold, shift, moved, () if escalate else recent, counts, outliers)
-        return after, Decision(escalate, self.extent, score, compared, reason)
+        return Decision(escalate, self.extent, score, compared, reason), () if escalate else recent
+
+    def decided(self, features: Floats, answer: Ints) -> npt.NDArray[np.bool_]:
+        """Where it decides in whole answers, one behind the other: not within the spans that it hands over.
+
+        ``features`` has shape (n, n_features), ``answer``, shape (n,), says which answer a position is of.
+        """
+        found, scores, at = np.zeros(len(features), np.bool_), self.scorer.score(features), 0
+        recent: tuple[float, ...] = ()
+        ends = np.searchsorted(answer, answer, side="right")
+        while at < len(found):
+            found[at], end = True, int(ends[at])
+            outlier = self._is_outlier(features[at].tolist())
+            decision, recent = self._decision(float(scores[at]), recent, outlier, self.threshold, 0.0)
+            step = self.extent if decision.escalate else 1
+            at = end if step == REST else min(at + step, end)
+            recent = recent if at < end else ()
+        return found
 
     def _held(self, threshold: float, shift: float) -> float:
         """A threshold as it is while a rate is held."""
@@ -233,6 +266,13 @@ def guarantee_of(policy: Policy, ledger: Ledger | None = None, state: PolicyStat
         inner = guarantee_of(policy.inner, ledger, state)
         return None if inner is None else inner.but("a cap")
     return policy.guarantee(ledger, state) if isinstance(policy, Learned) else None
+
+
+def longest_answer(policy: Policy) -> int | None:
+    """Tokens after which a calibrated policy's answers were cut off in calibration; None where nothing is known."""
+    if isinstance(policy, Capped):
+        return longest_answer(policy.inner)
+    return policy.inputs.longest_answer if isinstance(policy, Learned) and policy.inputs is not None else None
 
 
 def check_prompt(

@@ -78,6 +78,8 @@ class PromptCheck(Stored):
     seen: Ints
     pairs: Ints
     pairs_seen: Ints
+    longest_answer: int | None = None
+    """Tokens after which calibration's answers were cut off; None where that is not known."""
 
     def __post_init__(self) -> None:
         if self.seen.shape != (len(self.tokens),) or self.pairs.shape != (len(self.pairs_seen), 2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -67,7 +67,11 @@ def restore(spec: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) ->
     made = _KINDS.get(str(kind))
     if made is None:
         raise ConfigurationError(f"unknown kind {kind!r}", hint=f"this version knows {', '.join(sorted(_KINDS))}")
-    parts = {field.name: _part(str(kind), field.name, spec, tensors) for field in fields(made)}  # type: ignore[arg-type]
+    parts = {
+        field.name: _part(str(kind), field.name, spec, tensors)
+        for field in fields(made)  # type: ignore[arg-type]
+        if field.name in spec or field.default is MISSING  # one that came later has a default
+    }
     try:
         return made(**parts)
     except (TypeError, AttributeError, IndexError) as error:  # a part of the wrong type

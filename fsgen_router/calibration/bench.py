@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ import numpy as np
 
 from .._version import __version__
 from ..contracts.models import TokenModel
+from ..costs.machine import machine
 from ..errors import ConfigurationError, InvalidRequest, NothingToGain, PromptTooLong
 from ..evaluation import SLOW_ONLY, Estimate, Item, Run, interval
-from ..evaluation.different import files_of, require_different, require_different_files
+from ..evaluation.different import require_different, require_different_files
 from ..methods import make_method
 from ..policies import Learned
 from ..policies.cards import Pair, fingerprint
 from ..router import Router
+from ..run.workers import AnyModel
 from .answers import Answers
 from .checks import Judge, bind, make_checker
 from .fit import SCORERS
@@ -59,7 +62,11 @@ class Bench:
         from a trie. A few are asked one at a time."""
         runner = self.runners[split]
         concurrency = runner.concurrency if count is None else 1
-        return Runner(self.plain, runner.items[:count], self.work, f"{split}-timed", runner.options, concurrency)
+        # Seconds are of a machine, and of how many were asked at once.
+        taken = [getattr(model, "identity", None) for model in (self.plain.fast, self.plain.slow, self.plain.tuned)]
+        where = hashlib.sha256(repr((machine(), taken, concurrency)).encode()).hexdigest()[:8]
+        name = f"{split}-timed-{where}"
+        return Runner(self.plain, runner.items[:count], self.work, name, runner.options, concurrency)
 
     def route(self, split: SplitName, policy: Learned, stage: str) -> tuple[Answers, Run]:
         """The answers of a split's prompts under a policy, to be traced, with their run, as a stage of its own."""
@@ -113,7 +120,7 @@ def open_bench(
         {
             "version": __version__,
             "pair": pair.model_dump(),
-            "files": [files_of(model) for model in (router.fast, router.slow, router.tuned) if model is not None],
+            "models": [_written_by(model) for model in (router.fast, router.slow, router.tuned) if model is not None],
             "prompts": prompts.sha256,
             "options": {**parsed.request, "stop": list(parsed.stop)},
         },
@@ -136,6 +143,12 @@ def open_bench(
             runner.on_items = None
             runners[split] = runner
     return Bench(rows.router, prompts, directory, parsed, stages, runners, rows, router, checker.name)
+
+
+def _written_by(model: AnyModel) -> dict[str, str]:
+    """What a model's answers depend on, beside its name: its files, and the options that it was loaded with."""
+    identity: dict[str, str] = getattr(model, "identity", None) or {}
+    return {part: identity[part] for part in ("files", "config", "parameters", "options") if part in identity}
 
 
 def require_feasible(router: Router, prompts: Prompts, options: CalibrationOptions) -> None:

@@ -14,7 +14,7 @@ from .bench import Bench
 from .candidates import candidate_policies, policy_at
 from .fitting import Fitted
 from .prompts import Prompts, prompt_key
-from .runner import Runner
+from .runner import Runner, traced_name
 from .target import Target
 from .thresholds import BATCH, Choice, choose_certified, choose_cost, choose_rate
 
@@ -75,17 +75,25 @@ def nominal_policy(bench: Bench, fitted: Fitted, target: Target) -> Learned:
 def watch(bench: Bench, policy: Learned) -> Learned:
     """The policy with a drift monitor made of the calibration prompts, routed as in serving: of the fast model's
     signals, so the slow one need not read what it was not asked for."""
-    answers = bench.runners["calibration"].answers(policy, bench.options.method)
-    traces = bench.trace("calibration", answers, f"signals-calibration-{policy.digest[:16]}", asks_slow=False)
-    scores = policy.scorer.score(traces.features())
-    monitor = make_monitor(scores, traces.prompt, policy.threshold, seed=bench.options.seed)
+    method = bench.options.method
+    answers = bench.runners["calibration"].answers(policy, method)
+    name = f"signals-calibration-{traced_name(policy, method)}"
+    traces = bench.trace("calibration", answers, name, asks_slow=False)
+    features = traces.features()
+    decided = policy.decided(features, traces.prompt)
+    monitor = make_monitor(
+        policy.scorer.score(features[decided]), traces.prompt[decided], policy.threshold, seed=bench.options.seed
+    )
     return replace(policy, drift=monitor)
 
 
-def make_inputs(tokenizer: Tokenizer, prompts: Prompts, *, stop: Sequence[str] = ()) -> PromptCheck:
-    """What tells prompts of another kind: counted on the fit prompts, its limits set on the calibration prompts."""
+def make_inputs(
+    tokenizer: Tokenizer, prompts: Prompts, *, stop: Sequence[str] = (), max_tokens: int | None = None
+) -> PromptCheck:
+    """What tells prompts of another kind: counted on the fit prompts, its limits set on the calibration prompts;
+    and how long an answer could be there."""
     known, held = (
         [asked(tokenizer, prompt=item.prompt, messages=item.messages) for item in items]
         for items in (prompts.fit, prompts.calibration)
     )
-    return fit_inputs(known, held, tokenizer.n_vocab, stop=stop)
+    return replace(fit_inputs(known, held, tokenizer.n_vocab, stop=stop), longest_answer=max_tokens)

@@ -25,7 +25,7 @@ from ..evaluation import (
     whole_query,
 )
 from ..evaluation.runs import rate_columns, require_paired
-from ..evaluation.summaries import crossings
+from ..evaluation.summaries import crossings, is_gap
 from ..generation import Generation
 from ..policies.scorers import Scorer
 from ..rows.acceptance import Rule
@@ -102,7 +102,7 @@ def recovered_area(
     """
     require_paired(fast, slow, *sweep)
     gap = interval(slow.column("right") - fast.column("right"), seed=seed)
-    if gap.interval is None or gap.interval[0] <= 0.0 <= gap.interval[1]:
+    if not is_gap(gap):
         return Estimate(None)
     over, under = rate_columns(rate)
     columns = np.stack([run.column(name) for name in ("right", over, under) for run in (fast, *sweep, slow)], 1)
@@ -135,7 +135,7 @@ def ratio_at_recovery(
     """
     require_paired(fast, slow, *sweep, *other)
     gap = interval(slow.column("right") - fast.column("right"), seed=seed)
-    if gap.interval is None or gap.interval[0] <= 0.0 <= gap.interval[1]:
+    if not is_gap(gap):
         return Estimate(None)
     over, under = rate_columns(rate)
     runs = [fast, *sweep, slow, fast, *other, slow]

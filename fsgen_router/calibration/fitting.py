@@ -14,6 +14,7 @@ from .candidates import policy_at
 from .fit import fit_scorer
 from .labels import Labels, disagreement, divergence, join_labels, soft
 from .prompts import SplitName
+from .runner import traced_name
 from .target import Target
 from .traces import Traces, join_traces
 
@@ -97,7 +98,7 @@ def collect_and_fit(bench: Bench, target: Target) -> Fitted:
                 span=options.span,
             )
             answers, routed = bench.route("fit", policy, "on-policy rounds")
-            name = f"traces-fit-{number}-{policy.digest[:16]}"
+            name = f"traces-fit-{number}-{traced_name(policy, options.method)}"
         traces.append(bench.trace("fit", answers, name, round=number))
         labels.append(make_labels(bench, traces[-1], rollouts=budget))
         features.append(traces[-1].features())  # dear: each position's once

@@ -16,7 +16,7 @@ from .fit import SCORERS, fit_scorer
 from .fitting import Fitted, make_labels
 from .metrics import Reliability, reliability, score_metrics
 from .options import CalibrationOptions
-from .runner import Runner
+from .runner import Runner, traced_name
 from .tokens import TokenUse, token_uses
 
 
@@ -86,7 +86,7 @@ def hold_out(bench: Bench, fitted: Fitted, policy: Learned) -> Held:
     options, runner = bench.options, bench.runners["report"]
     fast, slow = runner.run("never"), runner.run(SLOW_ONLY)
     answers, routed = bench.route("report", replace(policy, drift=None, hold=None), "report")
-    traces = bench.trace("report", answers, f"traces-report-{policy.digest[:16]}")
+    traces = bench.trace("report", answers, f"traces-report-{traced_name(policy, options.method)}")
     labels = make_labels(bench, traces, "report", rollouts=options.rollouts // 2)
     features, kept = traces.features(), labels.weights > 0
     scorers = {"learned": fitted.scorer, **baseline_scorers(bench, fitted, calibrated=True)}

@@ -93,7 +93,7 @@ def calibrate(
         if policy is not None and not choice.always:
             policy = watch(bench, policy)
         if policy is not None:
-            inputs = make_inputs(router.fast.tokenizer, loaded, stop=parsed.stop)
+            inputs = make_inputs(router.fast.tokenizer, loaded, stop=parsed.stop, max_tokens=parsed.max_tokens)
             policy = replace(
                 policy,
                 pair=bench.pair,

@@ -80,6 +80,7 @@ def _certified_rows(calibration: Calibration) -> Sequence[dict[str, Any]]:
         rows.append(
             {
                 "policy": "always escalate" if policy.threshold < 0 else f"score > {policy.threshold:.4g}",
+                "n": len(run),
                 "rate": 1.0 if policy.threshold < 0 else run.rate("escalation_rate"),
                 "accuracy": run.accuracy,
                 "risk": None if tested is None else float(tested.risks[number]),

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..contracts.policy import Policy
 from ..evaluation import Item, Run
+from ..methods import make_method
 from ..policies import Learned
 from ..router import Router
 from .answers import CHUNK, Answers, OnItems, Record, answer_all
@@ -89,6 +90,11 @@ class Runner:
             alike += made
             self._answers |= dict(zip(new, made, strict=True))
         return [self._answers[name] for name in names]
+
+
+def traced_name(policy: Learned, method: str) -> str:
+    """What traces of its answers are called: they depend on the method too."""
+    return hashlib.sha256(f"{policy.digest}-{make_method(method).name}".encode()).hexdigest()[:16]
 
 
 def _known(alike: Sequence[Answers], policy: Policy | str, number: int, before: Mapping[str, Record]) -> Record | None:

@@ -265,4 +265,5 @@ def _shortfall(tested: Certification, loss: str) -> str:
     else:
         help_ = f"about {tested.enough_prompts} calibration prompts would probably certify it"
     first = "" if len(tested.risks) < 2 else f" (here {tested.risks[1]:.1%})"
-    return f"{tested.n_prompts} calibration prompts do not show {wanted} of the next candidate{first}; {help_}"
+    count = tested.n_prompts if len(tested.counts) < 2 else tested.counts[1]
+    return f"{count} calibration prompts do not show {wanted} of the next candidate{first}; {help_}"

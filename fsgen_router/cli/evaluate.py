@@ -102,7 +102,7 @@ def evaluate(
 
     Both models alone are run once and every policy is compared to them, paired by prompt. Intervals
     are 95%, by a bootstrap over prompts. The recovered gap, (accuracy - fast) / (slow - fast), is
-    given only where the interval of slow - fast excludes 0.
+    given only where the interval of slow - fast lies above 0.
 
     Examples:
 

@@ -50,7 +50,7 @@ def _gap_note(summary: ev.Summary) -> str | None:
     if summary.recovered_gap.value is not None:
         return None
     return (
-        f"accuracy_slow - accuracy_fast is {percent(summary.gap)}: its interval does not exclude 0, so no recovered "
+        f"accuracy_slow - accuracy_fast is {percent(summary.gap)}: its interval does not lie above 0, so no recovered "
         "gap is given. Take more prompts, or a pair that differs."
     )
 

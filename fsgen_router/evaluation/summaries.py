@@ -48,8 +48,9 @@ class Summary:
         return flat(self)
 
 
-def _excludes_zero(gap: Estimate) -> bool:
-    return gap.interval is not None and not gap.interval[0] <= 0.0 <= gap.interval[1]
+def is_gap(gap: Estimate) -> bool:
+    """Whether the slow model is measurably better: only then is there something to recover."""
+    return gap.interval is not None and gap.interval[0] > 0.0
 
 
 def summarise(run: Run, fast: Run, slow: Run, *, seed: int = 0, resamples: int = RESAMPLES) -> Summary:
@@ -76,7 +77,7 @@ def summarise(run: Run, fast: Run, slow: Run, *, seed: int = 0, resamples: int =
         accuracy_fast=accuracy_fast,
         accuracy_slow=accuracy_slow,
         gap=gap,
-        recovered_gap=recovered if _excludes_zero(gap) else Estimate(None),
+        recovered_gap=recovered if is_gap(gap) else Estimate(None),
         slow_forwards=steps,
         slow_forwards_relative=relative,
         truncated=int(run.column("truncated").sum()),
@@ -118,7 +119,7 @@ def rate_at_recovery(
         return np.array([crossings(x, y, levels) for x, y in zip(rates, accuracies, strict=True)])
 
     gap = interval(slow.column("right") - fast.column("right"), seed=seed, resamples=resamples)
-    if not _excludes_zero(gap):
+    if not is_gap(gap):
         return {level: Estimate(None) for level in levels}
     found = bootstrap(statistic, columns, seed=seed, resamples=resamples)
     return dict(zip(levels, found, strict=True))

@@ -40,11 +40,13 @@ from fsgen_router.calibration.figures import COSTS, quality_figure, reliability_
 from fsgen_router.calibration.fit import fit_svm
 from fsgen_router.calibration.prompts import split_of
 from fsgen_router.calibration.report import html_environment, render_report, report_figures
+from fsgen_router.calibration.runner import traced_name
 from fsgen_router.calibration.target import require_enough_prompts
 from fsgen_router.cli import app
 from fsgen_router.contracts.models import TokenModel, Work
+from fsgen_router.contracts.policy import REST
 from fsgen_router.evaluation import SLOW_ONLY, Item, Outcome, Run, reference_items
-from fsgen_router.policies import Learned, load_policy
+from fsgen_router.policies import Learned, SpanRule, load_policy
 from fsgen_router.policies.features import FEATURES, answer_features
 from fsgen_router.policies.scorers import Logistic, Platt, Signal, logits, top_probabilities
 from fsgen_router.rows.reading import Row
@@ -310,6 +312,38 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(work: cal.
 
 
 # --- traces --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extent", [1, 4, 8, REST])
+@pytest.mark.parametrize("span", [None, SpanRule(window=4, quantile=0.5, threshold=0.4)])
+def test_where_a_policy_decides_is_where_it_did(
+    router: Router, work: cal.WorkDirectory, extent: int, span: SpanRule | None
+) -> None:
+    """Not within the spans that the slow model wrote: a drift monitor counts decisions."""
+    policy, asked = Learned(Signal("entropy"), 0.35, extent=extent, span=span), reference_items("fit", 6)
+    answers = cal.answer_items(router, asked, policy, work=work, name="a", max_tokens=60)
+    found = cal.trace_answers(router, asked, answers, work=work, name="t")
+    decided = policy.decided(found.features(), found.prompt)
+    run = answers.run(asked, "x")
+    for number in range(len(asked)):
+        assert decided[found.prompt == number].sum() == run.column("decisions")[number]
+    assert decided.all() == (extent == 1)
+
+
+def test_traces_are_of_one_method() -> None:
+    policy = Learned(Signal("entropy"), 0.5)
+    assert traced_name(policy, "replace") != traced_name(policy, "verify:near_best=0.9")
+
+
+def test_a_work_directory_is_of_models_as_they_were_loaded(tmp_path: Path) -> None:
+    prompts = cal.reference_prompts(20)
+    for n_ctx, same in ((512, True), (512, True), (640, False)):
+        with Router("reference:fast", f"reference:slow?n_ctx={n_ctx}", policy="never") as router:
+            if same:
+                cal.open_bench(router, prompts, tmp_path, max_tokens=2)
+                continue
+            with pytest.raises(ConfigurationError, match="its models differ"):
+                cal.open_bench(router, prompts, tmp_path, max_tokens=2)
 
 
 @pytest.mark.parametrize("chunk", [3, 256])

@@ -81,6 +81,18 @@ def test_the_shipped_check_was_made_of_the_prompts_that_the_policy_was_calibrate
     assert policy.threshold == policy.certificate.threshold
 
 
+def test_an_answer_longer_than_calibrations_could_be_suspends_the_certificate(router: Router) -> None:
+    """Of answers that calibration cut off, it knows nothing."""
+    asked_ = reference_items("test", 1, 9000)[0].messages
+    whole = router.chat(asked_)
+    assert whole.claim.holds
+    for longest, suspended in ((whole.usage.tokens, False), (whole.usage.tokens - 1, True)):
+        policy = replace(router.policy, inputs=replace(router.policy.inputs, longest_answer=longest))
+        answer = router.chat(asked_, policy=policy)
+        assert answer.claim.holds is not suspended
+        assert ("the answer is longer than calibration's could be" in answer.claim.reasons) is suspended
+
+
 def test_another_form_of_asking_is_another_kind(router: Router) -> None:
     problem = world.problem("test", 9000)
     turns = [*chat(problem.prompt), {"role": "assistant", "content": problem.solution}, *chat(problem.prompt)]

@@ -14,6 +14,7 @@ from figure_checks import looks
 
 from fsgen_router import ConfigurationError, InvalidRequest
 from fsgen_router import evaluation as ev
+from fsgen_router.calibration.curves import make_curve
 from fsgen_router.evaluation.plots import check_plot_path, curve_style, quality_figure, quality_plot, write_atomically
 
 
@@ -212,6 +213,13 @@ def test_no_recovered_gap_without_a_gap() -> None:
     fast, slow = made("never", right, 0.0), made("slow", other, 1.0)
     assert ev.recovered_gap(made("x", right, 0.1), fast, slow) == ev.Estimate(None)
     assert ev.rate_at_recovery(fast, slow, [made("x", right, 0.1)])[0.5] == ev.Estimate(None)
+    # A slow model that is worse: what is lost is nothing recovered.
+    better, worse = np.arange(50) % 10 > 0, np.arange(50) % 10 > 5
+    fast, slow = made("never", better, 0.0), made("slow", worse, 1.0)
+    assert ev.recovered_gap(made("x", worse, 0.1), fast, slow) == ev.Estimate(None)
+    assert ev.rate_at_recovery(fast, slow, [made("x", worse, 0.1)])[0.5] == ev.Estimate(None)
+    assert make_curve([made("x", worse, 0.1)], fast, slow).area == ev.Estimate(None)
+    fast, slow = made("never", right, 0.0), made("slow", right, 1.0)
     with pytest.raises(ConfigurationError, match="the same items"):
         ev.summarise(made("x", right[:10], 0.1), fast, slow)
 
