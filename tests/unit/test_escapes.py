@@ -54,7 +54,7 @@ def test_messages(router: Router, messages: Any) -> None:
 
 
 @given(st.dictionaries(st.sampled_from([*RequestOptions.model_fields, "tools", "n", "Max_tokens"]), NESTED, max_size=3))
-@settings(max_examples=1500)
+@settings(max_examples=700)
 def test_options(router: Router, options: dict[str, Any]) -> None:
     with suppress(FsgenError):
         router.complete("a", **options)
@@ -69,7 +69,7 @@ POLICY_PARTS = [
 
 
 @given(st.text(max_size=20) | st.lists(st.sampled_from(POLICY_PARTS), max_size=9).map("".join) | ANYTHING)
-@settings(max_examples=1500)
+@settings(max_examples=700)
 def test_policies(form: Any) -> None:
     policy = None
     with suppress(FsgenError):
