@@ -118,7 +118,7 @@ def routed_by_hand(models: Pair, ids: Sequence[int], interval: int, extent: int,
 
 
 @given(case=CASE, interval=st.integers(1, 9), extent=st.sampled_from([1, 2, 5, REST]), limit=st.integers(1, 30))
-@settings(max_examples=600)
+@settings(max_examples=400)
 def test_every_k_and_spans_equal_a_plain_loop(case: int, interval: int, extent: int, limit: int) -> None:
     models, ids = pair(case), prompt(case)
     found = answer(models, Every(interval, extent), ids, max_tokens=limit)
@@ -166,7 +166,7 @@ class Prefix:
 
 
 @given(case=CASE, policy=st.sampled_from(POLICIES), limit=st.integers(1, 60))
-@settings(max_examples=500)
+@settings(max_examples=350)
 def test_pieces_are_whole_characters_and_make_up_the_text(case: int, policy: str, limit: int) -> None:
     models, ids = pair(case), prompt(case)
     found, shown = finish(make_engine(models, policy, ids, max_tokens=limit), models)
@@ -206,7 +206,7 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
         max_size=3,
     ),
 )
-@settings(max_examples=600)
+@settings(max_examples=400)
 def test_nothing_is_shown_from_a_stop_string_on(case: int, policy: str, stops: list[str]) -> None:
     # A stop string that ends inside another one ends the answer before the other could.
     assume(not any(one in other[1:-1] for one in stops for other in stops))
@@ -227,7 +227,7 @@ def test_nothing_is_shown_from_a_stop_string_on(case: int, policy: str, stops: l
 
 
 @given(case=CASE, policy=st.sampled_from(POLICIES), limit=st.integers(1, 40), n_ctx=st.integers(14, 40))
-@settings(max_examples=600)
+@settings(max_examples=400)
 def test_an_answer_ends_for_the_reason_it_gives(case: int, policy: str, limit: int, n_ctx: int) -> None:
     models, ids = pair(case, n_ctx=n_ctx), prompt(case)
     stop_ids = frozenset({case % CONTROL})
@@ -370,7 +370,7 @@ def read_in_order(works: Sequence[Work], stream: Sequence[int]) -> int:
 
 
 @given(case=CASE, policy=st.sampled_from(POLICIES), limit=st.integers(1, 40))
-@settings(max_examples=600)
+@settings(max_examples=400)
 def test_counters_add_up_to_the_works_that_were_done(case: int, policy: str, limit: int) -> None:
     models, ids = pair(case), prompt(case)
     found = answer(models, policy, ids, max_tokens=limit)
@@ -463,7 +463,7 @@ def test_forwards_that_others_chunks_were_in_are_no_steps(chunked: bool) -> None
 
 
 @given(case=CASE, policy=st.sampled_from(POLICIES), warp=st.sampled_from([Warp(), WARPS[1]]))
-@settings(max_examples=500)
+@settings(max_examples=350)
 def test_an_audit_labels_every_position_and_changes_nothing(case: int, policy: str, warp: Warp) -> None:
     models, ids = pair(case), prompt(case)
     plain = answer(models, policy, ids, warp=warp)
@@ -629,7 +629,7 @@ def pump_until(engine, models: Pair, commands: int):
 
 
 @given(case=CASE, policy=st.sampled_from(POLICIES), commands=st.integers(0, 40), sampled=st.booleans())
-@settings(max_examples=500)
+@settings(max_examples=350)
 def test_a_fork_goes_on_alike_and_leaves_the_original_alone(
     case: int, policy: str, commands: int, sampled: bool
 ) -> None:

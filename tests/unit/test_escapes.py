@@ -46,7 +46,7 @@ def test_prompts(router: Router, prompt: Any) -> None:
         max_size=4,
     )
 )
-@settings(max_examples=500)
+@settings(max_examples=350)
 def test_messages(router: Router, messages: Any) -> None:
     with suppress(FsgenError):
         router.chat(messages, max_tokens=2)
