@@ -244,8 +244,8 @@ def open_pair(
 ) -> Router:
     """A Router over the pair, and a third model where a method reads one.
 
-    Raises :class:`ConfigurationError` where the slow model gives only text: its choices at every position cannot be
-    read then. And where both are one file.
+    Raises :class:`ConfigurationError` where both are one file, and where the slow model gives only text: its choices at
+    every position cannot be read then.
     """
     require_different((seat, model) for seat, model in (("fast", fast), ("slow", slow)) if model is not None)
     router = Router(fast, slow, tuned=tuned, policy="never", method="replace", seed=seed)

@@ -24,9 +24,9 @@ def require_different_files(seats: Iterable[tuple[str, AnyModel]]) -> None:
 
 
 def files_of(model: AnyModel) -> str | None:
-    """A digest of what a model's files hold; None where it has none, or does not say."""
+    """A digest of what a model's files hold; None where it has none of its own (the hub's), or does not say."""
     found: str | None = (getattr(model, "identity", None) or {}).get("files")
-    return found
+    return found or None
 
 
 def _refuse_twice(seats: Iterable[tuple[str, M]], key: Callable[[M], Hashable]) -> None:

@@ -7,15 +7,17 @@ import math
 
 import numpy as np
 import pytest
+from counted import Clock, CountedModel, linear
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fsgen_router.evaluation import Estimate
+from fsgen_router.evaluation.different import require_different, require_different_files
 from fsgen_router.recommend import MOST_PROMPTS, Advice, Option, decide, headline, loss_bound
 from fsgen_router.recommend.decision import loss_floor, prompts_needed
 from fsgen_router.recommend.figures import Columns, make_figures
 from fsgen_router.recommend.measuring import peak_mean
-from fsgen_router.recommend.models import require_different, with_sequences
+from fsgen_router.recommend.models import with_sequences
 from fsgen_router.recommend.modes import ROUTED, Mode, alone_modes, pair_modes, rest_mode
 from fsgen_router.recommend.whole_query import SHARES, whole_queries
 from fsgen_router.recommend.words import as_options, as_python, evidence
@@ -355,12 +357,21 @@ def test_models_are_loaded_with_room_for_requests_at_once() -> None:
         assert with_sequences(kept, 4) == kept
 
 
+def _loaded(files: str | None) -> CountedModel:
+    return CountedModel(0.0, linear(1.0, 1.0), Clock(), name="m", identity=None if files is None else {"files": files})
+
+
 def test_two_models_that_are_one_file_are_refused(tmp_path) -> None:
     file, link, other = tmp_path / "a.gguf", tmp_path / "b.gguf", tmp_path / "c.gguf"
     file.write_bytes(b"x")
     other.write_bytes(b"x")
     link.symlink_to(file)
     require_different([("fast", f"llama_cpp:{file}"), ("slow", f"llama_cpp:{other}")])
+    with pytest.raises(ValueError, match="fast and slow are one model"):
+        require_different_files([("fast", _loaded("xyz")), ("slow", _loaded("xyz"))])
+    # What names no files, as models of the hub, or says nothing of itself, is no copy of another.
+    for unknown in ("", None):
+        require_different_files([("fast", _loaded(unknown)), ("slow", _loaded(unknown))])
     for slow in (f"llama_cpp:{file}?n_ctx=512", f"llama_cpp:{link}", f"transformers:{file}"):
         with pytest.raises(ValueError, match="fast and slow are one model"):
             require_different([("fast", f"llama_cpp:{file}"), ("slow", slow)])
